@@ -1,0 +1,180 @@
+//! The JSON objects of `contract`, field by field.
+//!
+//! Refuses: meaning. `daemon` fills them, `cli` and the dashboard show them.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `GET /v1/units`, `upright status --json`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct UnitList {
+    pub schema_version: u32,
+    pub daemon: DaemonInfo,
+    pub units: Vec<Unit>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct DaemonInfo {
+    pub version: String,
+    /// `normal` or `safe`.
+    pub mode: String,
+    pub keeper_pid: i32,
+    pub engine_pid: i32,
+    /// RFC 3339.
+    pub started_at: String,
+    /// "cgroup" or "weak": how far a stop reaches. Weak is the session and process-tree walk.
+    pub containment: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct Unit {
+    pub name: String,
+    pub description: String,
+    /// inactive | waiting | activating | active | degraded | backoff | deactivating | failed
+    pub state: String,
+    pub reason: String,
+    /// RFC 3339.
+    pub since: String,
+    pub pid: Option<i32>,
+    pub run: Option<u64>,
+    pub restarts: u64,
+    pub failures: u32,
+    /// none | healthy | unhealthy
+    pub health: String,
+    pub next_retry_at: Option<String>,
+    pub waiting_for: Vec<String>,
+    pub requires: Vec<String>,
+    pub wants: Vec<String>,
+    pub after: Vec<String>,
+    /// Wanted up by the operator or the file: `status` exits 3 when such a unit is not active.
+    pub wanted: bool,
+}
+
+/// `GET /v1/units/{name}`: the unit, its last lines and its last events.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct UnitCard {
+    #[serde(flatten)]
+    pub unit: Unit,
+    pub log_tail: Vec<String>,
+    pub history: Vec<EventLine>,
+}
+
+/// One line of history: `GET /v1/events`, `upright events`, `system_resilience.log`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct EventLine {
+    /// Dense: a gap is visible.
+    pub id: u64,
+    /// RFC 3339 with microseconds.
+    pub ts: String,
+    /// INFO | WARN | ERROR
+    pub level: String,
+    /// Stable dotted name: `unit.failed`, …
+    pub event: String,
+    pub unit: Option<String>,
+    pub run: Option<u64>,
+    pub cause: Option<String>,
+    pub message: String,
+    /// CLOCK_BOOTTIME of the engine step that made the record, in nanoseconds: what the
+    /// schedule is measured with.
+    pub at_ns: u64,
+    /// What belongs to the event: failures, delay_ms, late_us, …
+    #[serde(default)]
+    pub data: serde_json::Map<String, serde_json::Value>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct EventList {
+    pub events: Vec<EventLine>,
+}
+
+/// One line a service wrote; also the item of a followed log.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct LogLine {
+    pub unit: String,
+    /// stdout | stderr (stdout when merged)
+    pub stream: String,
+    /// Without its newline; broken UTF-8 is replaced (`--raw` reads bytes, part 3).
+    pub line: String,
+}
+
+/// `GET /v1/units/{name}/logs`, `GET /v1/logs?unit=a&unit=b`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct LogLines {
+    pub lines: Vec<LogLine>,
+}
+
+/// Body of `POST /v1/units/{name}/signal`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct SignalRequest {
+    /// `SIGUSR1`, `USR1` or `10`.
+    pub signal: String,
+}
+
+/// Body of `POST /v1/actions/{verb}`: one order for several units, so that a stop of many
+/// goes in reverse order. Empty `units` with `all` = every unit.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct ActionRequest {
+    #[serde(default)]
+    pub units: Vec<String>,
+    #[serde(default)]
+    pub all: bool,
+}
+
+/// Answer to an order, sent when it is done for every unit.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct ActionReply {
+    pub outcomes: Vec<UnitOutcome>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct UnitOutcome {
+    pub unit: String,
+    /// done | already | failed | superseded
+    pub outcome: String,
+    /// Why, when it failed.
+    pub message: Option<String>,
+    /// The unit's state afterwards.
+    pub state: String,
+}
+
+/// `GET /api/system/health`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct SystemHealth {
+    /// green | yellow | red
+    pub status: String,
+    /// How many units are in each state.
+    pub units: std::collections::BTreeMap<String, u64>,
+    pub config: ConfigHealth,
+    pub fatal_stops: u64,
+    pub uptime_s: f64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct ConfigHealth {
+    pub errors: Vec<ConfigError>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct ConfigError {
+    pub file: String,
+    pub line: Option<u64>,
+    pub column: Option<u64>,
+    /// Stable: `unit.unknown-key`, …
+    pub code: String,
+    pub message: String,
+    pub help: Option<String>,
+}
+
+/// Every error answer.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct ErrorReply {
+    pub error: ErrorBody,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct ErrorBody {
+    /// Stable: `unit.unknown`, `request.malformed`, `access.denied`, …
+    pub code: String,
+    pub message: String,
+    pub help: Option<String>,
+}

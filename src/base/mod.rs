@@ -1,0 +1,14 @@
+//! The words everybody shares: names, runs, exits, signals, durations, sizes, limits.
+//!
+//! Refuses: a clock, a file, a socket. Everything here is a value.
+
+pub mod check;
+pub mod duration;
+pub mod exit;
+pub mod limits;
+pub mod luck;
+pub mod name;
+pub mod never;
+pub mod signal;
+pub mod size;
+pub mod time;

@@ -1,0 +1,169 @@
+//! What the shell must do, in order. Each effect is answered by an event, or needs no answer.
+//!
+//! Refuses: doing it.
+
+use crate::base::exit::{Exit, RunId};
+use crate::base::name::UnitName;
+use crate::base::signal::Signal;
+use crate::base::time::Monotonic;
+use crate::engine::durable::UnitDurable;
+use crate::engine::event::RequestId;
+
+/// Which of the unit's commands a run executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    Main,
+    /// Index into `service.start_pre`, and so on.
+    StartPre(u8),
+    StartPost(u8),
+    StopPost(u8),
+    StopCommand,
+    ReloadCommand,
+    /// `readiness.exec`
+    ReadyCheck,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Fork and execute. Answers: `Spawned` then `Executed`, or `Exited(NotExecuted)`, or `SpawnShort`.
+    Spawn { unit: UnitName, run: RunId, role: Role },
+    /// Signal the process of this run (not its children). A run that is gone is no error.
+    Signal { run: RunId, signal: Signal },
+    /// Signal every process of the unit.
+    SignalAll { unit: UnitName, signal: Signal },
+    /// SIGKILL to everything the unit ever forked. Answer: `Emptied`, unless something is stuck.
+    KillAll { unit: UnitName },
+    /// The keeper may forget this run, once all that was saved and recorded until here is
+    /// committed.
+    Release { run: RunId },
+    /// Run the unit's readiness check (`readiness.when` is `Net`) once. Answer: `Probed`.
+    Probe { unit: UnitName, run: RunId },
+    /// Look for `readiness.log` in what this run writes. Answer: `LogMatched`, once.
+    WatchLog { unit: UnitName, run: RunId },
+    /// Keep the unit's durable part: it replaces the row that stood there.
+    Save { unit: UnitName, durable: UnitDurable },
+    /// The unit is gone from the files and at rest: drop its row.
+    Forget { unit: UnitName },
+    /// One line of history, numbered and stamped by the shell.
+    Record(Record),
+    /// The answer to an order, to be told once what was saved until here is committed.
+    Reply { request: RequestId, outcomes: Vec<(UnitName, Outcome)> },
+    /// After `Order::Shutdown`: everything that could be stopped is.
+    Finished,
+}
+
+/// How an order ended for one unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// It was so already.
+    Already,
+    /// One sentence.
+    Failed(String),
+    /// Another order took its place before it was done.
+    Superseded,
+}
+
+/// A fact of history. `kind` gives the stable dotted name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub unit: Option<UnitName>,
+    pub run: Option<RunId>,
+    pub kind: RecordKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordKind {
+    /// An operator's order was taken.
+    Ordered {
+        verb: &'static str,
+    },
+    Waiting {
+        for_units: Vec<UnitName>,
+    },
+    Started {
+        pid: i32,
+    },
+    /// Ready.
+    Active {
+        start_ms: u64,
+    },
+    /// The k-th failure of this episode (I12: exactly one for each failed run).
+    Failed {
+        cause: Cause,
+        failures: u32,
+        episode: u64,
+    },
+    /// A restart is due at `at`, `delay_ms` after the failure.
+    RestartScheduled {
+        at: Monotonic,
+        delay_ms: u64,
+        failures: u32,
+    },
+    /// The run that follows a failure was spawned.
+    Restarted {
+        failures: u32,
+        late_us: u64,
+    },
+    /// Active again after at least one failure; `down_ms` since the first failure of the outage.
+    Recovered {
+        failures: u32,
+        down_ms: u64,
+    },
+    /// `reset_after` of unbroken readiness, or an operator's word.
+    EpisodeEnded {
+        failures: u32,
+    },
+    Stopping,
+    Killed,
+    Stopped {
+        exit: Option<Exit>,
+    },
+    /// Ended as it should (oneshot done, success exit under `on-failure`).
+    Finished {
+        exit: Exit,
+    },
+    /// After `give_up_after` failures, or policy `never`: held until an operator comes.
+    GaveUp {
+        failures: u32,
+    },
+    Stuck,
+    /// What was stuck is gone.
+    Unstuck,
+    Reloaded,
+    HookFailed {
+        hook: &'static str,
+        cause: Cause,
+    },
+    /// Resources were short when spawning.
+    Shortage {
+        errno: i32,
+    },
+    Adopted {
+        pid: i32,
+    },
+    Removed,
+    Degraded {
+        for_units: Vec<UnitName>,
+    },
+    Restored,
+}
+
+/// Why a unit failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    Exited(Exit),
+    /// Not ready in time; the text is what the last probe saw.
+    NotReady {
+        timeout_ms: u64,
+        last: Option<String>,
+    },
+    /// A hook did not end in time.
+    HookTimeout {
+        timeout_ms: u64,
+    },
+    Hook {
+        hook: &'static str,
+        exit: Exit,
+    },
+}

@@ -1,0 +1,66 @@
+//! What the engine is told. Reports name their run; orders name their request.
+//!
+//! Refuses: anything that has not happened yet.
+
+use std::sync::Arc;
+
+use crate::base::check::ProbeOutcome;
+use crate::base::exit::{Exit, RunId};
+use crate::base::name::UnitName;
+use crate::base::signal::Signal;
+use crate::base::time::Monotonic;
+use crate::unit::spec::UnitSpec;
+
+/// Number of an operator's request, given by the shell; the answer names it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A deadline may have passed. Ticking early is harmless.
+    Tick,
+    /// The files as they stand now: one complete, checked set.
+    Configured { units: Vec<Arc<UnitSpec>> },
+    /// The keeper forked this run.
+    Spawned { run: RunId, pid: i32 },
+    /// Its execve succeeded.
+    Executed { run: RunId },
+    /// The run has ended. `at` is when the keeper reaped it, which is when it failed:
+    /// delays count from there, however late the news is.
+    Exited { run: RunId, at: Monotonic, exit: Exit, rest: Rest },
+    /// No fds, memory or pids to spawn this run with. Not the unit's fault.
+    SpawnShort { run: RunId, errno: i32 },
+    /// The last process of the unit is gone.
+    Emptied { unit: UnitName },
+    /// What a readiness probe asked for by `Effect::Probe` saw.
+    Probed { run: RunId, outcome: ProbeOutcome },
+    /// `READY=1`, or a newline on the notification fd, from a process of this run's unit.
+    NotifiedReady { run: RunId },
+    /// A line of this run's output matches the unit's `readiness.log`.
+    LogMatched { run: RunId },
+    /// An operator's order.
+    Ordered { request: RequestId, order: Order },
+}
+
+/// Whether processes of the unit outlived its main process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// None: the unit's cgroup is empty.
+    Empty,
+    /// Some; `Event::Emptied` follows when the last one is gone.
+    Alive,
+}
+
+/// What an operator may ask for. Unit names are known to exist (the API looks them up).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    Start(Vec<UnitName>),
+    Stop(Vec<UnitName>),
+    Restart(Vec<UnitName>),
+    Reload(Vec<UnitName>),
+    /// Forget the failures: the episode ends; a held (failed) unit that is wanted starts again.
+    Clear(Vec<UnitName>),
+    Signal(UnitName, Signal),
+    /// Stop everything in reverse order and end; what was asked for stays as it is.
+    Shutdown,
+}

@@ -1,0 +1,6 @@
+//! The keeper: parent and subreaper of every service, holder of their fds, restarter of the
+//! engine. One thread, no async, no allocation in its loop.
+//!
+//! Refuses: units, policy, TOML, HTTP, SQL. It knows runs and fds.
+
+pub mod wire;

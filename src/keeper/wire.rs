@@ -1,0 +1,148 @@
+//! The talk between keeper and engine: one datagram a message on a seqpacket socket, fds
+//! beside it as SCM_RIGHTS.
+//!
+//! Refuses: versions it does not know. Keeper and engine may be of different builds, so
+//! every message begins with a fixed header, and unknown kinds are answered, not guessed.
+
+use std::os::fd::OwnedFd;
+
+use crate::base::exit::{Exit, RunId};
+use crate::base::signal::Signal;
+use crate::base::time::Monotonic;
+
+/// Longest tag of a run, in bytes. The engine writes it, the keeper only keeps it.
+pub const TAG_LEN_MAX: usize = 96;
+
+/// Most fds beside one message (the kernel's SCM_MAX_FD is 253).
+pub const FDS_MAX: usize = 16;
+
+/// The fd that the engine finds its end of the socket on.
+pub const ENGINE_SOCKET_FD: i32 = 3;
+
+/// What becomes of an fd that goes with a spawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FdUse {
+    /// dup2 to this number in the child.
+    Child(i32),
+    /// Kept beside the run until it is released; handed to the next engine with this label.
+    Hold(u8),
+    /// `cgroup.procs`, open for writing: the child enters it.
+    Cgroup,
+}
+
+/// The labels of held fds.
+pub const HOLD_STDOUT: u8 = 1;
+pub const HOLD_STDERR: u8 = 2;
+pub const HOLD_NOTIFY_FD: u8 = 3;
+
+/// Everything the child needs besides fds. It travels in a sealed memfd, so its size has
+/// no bound but the kernel's for execve.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpawnPlan {
+    /// Absolute path of the file to execute.
+    pub path: Vec<u8>,
+    pub argv: Vec<Vec<u8>>,
+    /// `NAME=value`; the whole environment, built from empty.
+    pub env: Vec<Vec<u8>>,
+    pub cwd: Option<Vec<u8>>,
+    /// None: stay who we are.
+    pub ids: Option<Ids>,
+    pub umask: u32,
+    /// (RLIMIT_ number, soft, hard)
+    pub rlimits: Vec<(u32, u64, u64)>,
+    pub nice: Option<i32>,
+    pub oom_score_adj: Option<i32>,
+    pub no_new_privs: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ids {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+}
+
+/// One row of the keeper's table, as a new engine gets it.
+#[derive(Debug)]
+pub struct TableRow {
+    pub run: RunId,
+    pub tag: Vec<u8>,
+    pub pid: i32,
+    pub spawned_at: Monotonic,
+    /// execve has succeeded (or the run ended before anyone could tell).
+    pub executed: bool,
+    /// Set when the run has ended: when, and how.
+    pub ended: Option<(Monotonic, Exit)>,
+    /// (label, fd)
+    pub held: Vec<(u8, OwnedFd)>,
+}
+
+/// From the keeper.
+#[derive(Debug)]
+pub enum News {
+    /// Answer to the engine's hello: what the keeper is, then `Row`s and `Held`s, then `TableEnd`.
+    Welcome {
+        keeper_pid: i32,
+        engine_starts: u32,
+        started_at: Monotonic,
+    },
+    Row(TableRow),
+    /// A named fd that an earlier engine gave to hold (listening and notify sockets).
+    Held {
+        name: Vec<u8>,
+        fd: OwnedFd,
+    },
+    TableEnd,
+    Spawned {
+        run: RunId,
+        pid: i32,
+    },
+    /// fork refused: EAGAIN, ENOMEM, or the table is full (ENFILE).
+    SpawnShort {
+        run: RunId,
+        errno: i32,
+    },
+    Executed {
+        run: RunId,
+    },
+    Exited {
+        run: RunId,
+        at: Monotonic,
+        exit: Exit,
+    },
+    /// A process that was no run of ours was reaped (an orphan of a service).
+    OrphanReaped,
+    /// The keeper got this signal (TERM, INT, HUP, …) and passes it on.
+    Signalled {
+        signal: Signal,
+    },
+}
+
+/// To the keeper.
+#[derive(Debug)]
+pub enum Request {
+    Hello,
+    Spawn {
+        run: RunId,
+        tag: Vec<u8>,
+        plan: SpawnPlan,
+        fds: Vec<(FdUse, OwnedFd)>,
+    },
+    Signal {
+        run: RunId,
+        signal: Signal,
+    },
+    /// Forget an ended run and close what was held for it. A living run is not forgotten.
+    Release {
+        run: RunId,
+    },
+    /// Hold this fd under this name for the next engine; the same name replaces.
+    Hold {
+        name: Vec<u8>,
+        fd: OwnedFd,
+    },
+    /// Everything is stopped: end, with this exit code. The keeper reaps what is left.
+    End {
+        code: u8,
+    },
+}

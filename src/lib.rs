@@ -1,0 +1,19 @@
+//! Upright, a process supervisor for Linux. The rooms are listed in `docs/ARCHITECTURE.md`,
+//! in reading order; a room imports only rooms above it.
+
+pub mod base;
+pub mod unit;
+pub mod graph;
+pub mod engine;
+pub mod sim;
+pub mod sys;
+pub mod config;
+pub mod keeper;
+pub mod logs;
+pub mod probe;
+pub mod store;
+pub mod telemetry;
+pub mod api;
+pub mod daemon;
+pub mod demo;
+pub mod cli;
