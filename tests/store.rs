@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use upright::base::{exit::RunId, luck::Luck, name::UnitName, time::Monotonic};
 use upright::engine::durable::{Desired, UnitDurable};
 use upright::store::StoreError;
-use upright::store::open::{self, Loaded, Opened, RUNS_PER_RESERVE};
+use upright::store::open::{self, Life, Loaded, Opened, Phase, RUNS_PER_RESERVE};
 use upright::store::row::{EventQuery, EventRow, Level, NewEvent};
 use upright::store::writer::{Batch, Committed, Write};
 
@@ -85,6 +85,8 @@ fn rows_come_back_as_they_were_saved_and_a_reboot_keeps_what_still_means_somethi
     let path = dir.path().join("upright.db");
     let (opened, loaded) = reopen(&path);
     assert_eq!((loaded.next_run, loaded.last_event_id, loaded.boot_id), (RunId(1), 0, None));
+    assert_eq!(loaded.life, Life::default());
+    let life = Life { phase: Phase::Running, fatal_stops: 3 };
     let mut store = opened.start(|_| {}).expect("thread");
     store.submit(Batch {
         writes: vec![
@@ -92,12 +94,14 @@ fn rows_come_back_as_they_were_saved_and_a_reboot_keeps_what_still_means_somethi
             Write::Save { unit: unit("gone"), durable: UnitDurable::default() },
             Write::Forget { unit: unit("gone") },
             Write::ReserveRuns { until: RunId(9_000) },
+            Write::Life(life),
         ],
     });
     drop(store);
     let (opened, loaded) = reopen(&path);
+    assert_eq!(loaded.life, life);
     assert_eq!(loaded.durable.into_iter().collect::<Vec<_>>(), [(unit("web"), full_row())]);
-    assert_eq!(loaded.next_run, RunId(9_000));
+    assert_eq!((loaded.next_run, loaded.life), (RunId(9_000), life));
     drop(opened);
     for _ in 0..2 {
         let (opened, loaded) = open::open(&path, "boot-2").expect("opens");

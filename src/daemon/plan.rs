@@ -4,19 +4,20 @@
 //! same words that the child would have used.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit};
-use nix::unistd::{AccessFlags, Gid, Group, Uid, User, access, getgrouplist, geteuid};
+use nix::sys::resource::Resource;
+use nix::unistd::{AccessFlags, access};
 
 use crate::base::exit::{RunId, SpawnStep};
 use crate::daemon::environment;
 use crate::engine::effect::Role;
 use crate::keeper::wire::{Ids, SpawnPlan};
+use crate::sys::accounts::{self, Account};
+use crate::sys::process;
 use crate::unit::spec::{Command, HealthCheck, Limits, ReadyWhen, Reload, Service, UnitSpec};
 
 /// Soft limit of open files of a unit that sets none. Programs that use select(2) break
@@ -52,8 +53,8 @@ pub fn plan(spec: &UnitSpec, role: Role, run: RunId, around: &Surroundings) -> R
     };
     let service = &spec.service;
     let user = user_of(service)?;
-    let ids = ids_of(service, user.as_ref())?;
-    let environment = environment_of(spec, run, user.as_ref(), around)?;
+    let ids = ids_of(service, &user)?;
+    let environment = environment_of(spec, run, &user, around)?;
     let cwd = service.working_directory.clone().unwrap_or_else(|| PathBuf::from("/"));
     let search = environment.get("PATH").map_or(environment::PATH_DEFAULT, String::as_str);
     let path = look_up(&command.argv, search, &cwd)?;
@@ -98,81 +99,50 @@ fn command_of(spec: &UnitSpec, role: Role) -> Option<&Command> {
     }
 }
 
-/// The unit's user; without one the daemon's own. None when that has no name.
-fn user_of(service: &Service) -> Result<Option<User>, Refused> {
-    let own = || User::from_uid(geteuid());
-    let found = match &service.user {
-        None => own(),
-        Some(text) => match text.parse::<u32>() {
-            Ok(uid) => User::from_uid(Uid::from_raw(uid)),
-            Err(_) => User::from_name(text),
-        },
-    };
-    match (found, &service.user) {
-        (Ok(None), Some(text)) => Err(refused(SpawnStep::Uid, Errno::ENOENT, format!("no user is named `{text}`"))),
-        (Ok(user), _) => Ok(user),
-        // Without a user database a unit that names no user needs none.
-        (Err(_), None) => Ok(None),
-        (Err(errno), Some(text)) => {
-            Err(refused(SpawnStep::Uid, errno, format!("cannot look up the user `{text}`: {errno}")))
-        }
-    }
+/// The unit's user; without one the daemon's own.
+fn user_of(service: &Service) -> Result<Account, Refused> {
+    let own = || process::ids().0.to_string();
+    let text = service.user.clone().unwrap_or_else(own);
+    accounts::user(&text).map_err(|error| refused(SpawnStep::Uid, Errno::ENOENT, error.to_string()))
 }
 
 /// None: the child stays who the keeper is.
-fn ids_of(service: &Service, user: Option<&User>) -> Result<Option<Ids>, Refused> {
+fn ids_of(service: &Service, user: &Account) -> Result<Option<Ids>, Refused> {
     if service.user.is_none() && service.group.is_none() && service.supplementary_groups.is_empty() {
         return Ok(None);
     }
+    let (own_uid, own_gid) = process::ids();
     let gid = match &service.group {
         Some(text) => gid_of(text)?,
-        None => user.map_or_else(nix::unistd::getegid, |user| user.gid),
+        // A number without an entry has no primary group: its own number, as useradd gives it.
+        None => user.gid.unwrap_or(user.uid),
     };
-    let uid = user.map_or_else(geteuid, |user| user.uid);
-    let mut groups = match user {
-        Some(user) => groups_of(user, gid)?,
-        None => vec![gid.as_raw()],
-    };
-    for text in &service.supplementary_groups {
-        groups.push(gid_of(text)?.as_raw());
-    }
-    groups.sort_unstable();
-    groups.dedup();
     // Not root and asked to be who we are: nothing to change, and nothing we might.
-    let same = !geteuid().is_root() && uid == geteuid() && gid == nix::unistd::getegid();
+    let same = own_uid != 0 && user.uid == own_uid && gid == own_gid;
     if same && service.supplementary_groups.is_empty() {
         return Ok(None);
     }
-    Ok(Some(Ids { uid: uid.as_raw(), gid: gid.as_raw(), groups }))
-}
-
-fn groups_of(user: &User, gid: Gid) -> Result<Vec<u32>, Refused> {
-    let cannot = |errno| {
-        let why = format!("cannot look up the groups of `{}`: {errno}", user.name);
-        refused(SpawnStep::Groups, errno, why)
+    let mut groups = match &user.name {
+        Some(name) => accounts::initial_groups(name, gid)
+            .map_err(|error| refused(SpawnStep::Groups, Errno::EIO, error.to_string()))?,
+        None => vec![gid],
     };
-    let name = CString::new(user.name.as_str()).map_err(|_| cannot(Errno::EINVAL))?;
-    let groups = getgrouplist(&name, gid).map_err(cannot)?;
-    Ok(groups.into_iter().map(Gid::as_raw).collect())
+    for text in &service.supplementary_groups {
+        groups.push(gid_of(text)?);
+    }
+    groups.sort_unstable();
+    groups.dedup();
+    Ok(Some(Ids { uid: user.uid, gid, groups }))
 }
 
-fn gid_of(text: &str) -> Result<Gid, Refused> {
-    if let Ok(gid) = text.parse::<u32>() {
-        return Ok(Gid::from_raw(gid));
-    }
-    match Group::from_name(text) {
-        Ok(Some(group)) => Ok(group.gid),
-        Ok(None) => Err(refused(SpawnStep::Gid, Errno::ENOENT, format!("no group is named `{text}`"))),
-        Err(errno) => {
-            Err(refused(SpawnStep::Gid, errno, format!("cannot look up the group `{text}`: {errno}")))
-        }
-    }
+fn gid_of(text: &str) -> Result<u32, Refused> {
+    accounts::group(text).map_err(|error| refused(SpawnStep::Gid, Errno::ENOENT, error.to_string()))
 }
 
 fn environment_of(
     spec: &UnitSpec,
     run: RunId,
-    user: Option<&User>,
+    user: &Account,
     around: &Surroundings,
 ) -> Result<BTreeMap<String, String>, Refused> {
     let mut environment = BTreeMap::new();
@@ -181,11 +151,14 @@ fn environment_of(
     if let Some(lang) = &around.lang {
         set("LANG", lang.clone());
     }
-    if let Some(user) = user {
-        set("USER", user.name.clone());
-        set("LOGNAME", user.name.clone());
-        set("HOME", user.dir.to_string_lossy().into_owned());
-        set("SHELL", user.shell.to_string_lossy().into_owned());
+    if let Some(name) = &user.name {
+        set("USER", name.clone());
+        set("LOGNAME", name.clone());
+    }
+    for (key, path) in [("HOME", &user.home), ("SHELL", &user.shell)] {
+        if let Some(path) = path {
+            set(key, path.to_string_lossy().into_owned());
+        }
     }
     set("INVOCATION_ID", format!("{:016x}{:016x}", around.home_id, run.0));
     set("UPRIGHT_UNIT", spec.name.to_string());
@@ -246,7 +219,7 @@ fn rlimits_of(limits: &Limits) -> Vec<(u32, u64, u64)> {
         Some(value) => (value, value),
         None => {
             // The hard limit stays: a program that needs more raises its own soft limit.
-            let hard = getrlimit(Resource::RLIMIT_NOFILE).map_or(NOFILE_SOFT, |(_, hard)| hard);
+            let hard = process::nofile().map_or(NOFILE_SOFT, |(_, hard)| hard);
             (NOFILE_SOFT.min(hard), hard)
         }
     };

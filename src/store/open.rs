@@ -61,6 +61,23 @@ const MIGRATIONS: [&str; 1] = ["
     CREATE INDEX event_of_unit ON event (unit, id);
 "];
 
+/// Whether the daemon (keeper and engine) runs or has ended as it should, and how often it
+/// ended otherwise. Only a life that was never ended shows that the whole was cut down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Life {
+    pub phase: Phase,
+    /// Times the whole ended without having stopped its units, since the home was made.
+    pub fatal_stops: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    Running,
+    /// Also: never begun.
+    #[default]
+    Ended,
+}
+
 /// What an earlier life left behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
@@ -71,6 +88,7 @@ pub struct Loaded {
     /// on are reserved.
     pub next_run: RunId,
     pub last_event_id: u64,
+    pub life: Life,
     /// The file was corrupt and stands aside under this name; history begins anew.
     pub moved_aside: Option<PathBuf>,
 }
@@ -178,7 +196,27 @@ fn take_over(tx: &Transaction<'_>, boot_id: &str) -> Result<Loaded, StoreError> 
     write_meta(tx, "next_run", &next_run.saturating_add(RUNS_PER_RESERVE).to_string())?;
     write_meta(tx, "boot_id", boot_id)?;
     let last_event_id = last_event_id(tx)?;
-    Ok(Loaded { durable, boot_id: old_boot, next_run: RunId(next_run), last_event_id, moved_aside: None })
+    let life = read_life(tx)?;
+    let next_run = RunId(next_run);
+    Ok(Loaded { durable, boot_id: old_boot, next_run, last_event_id, life, moved_aside: None })
+}
+
+fn read_life(db: &Connection) -> Result<Life, StoreError> {
+    let phase = match read_meta(db, "life")?.as_deref() {
+        Some("running") => Phase::Running,
+        Some(_) | None => Phase::Ended,
+    };
+    let fatal_stops = read_meta(db, "fatal_stops")?.and_then(|text| text.parse().ok()).unwrap_or(0);
+    Ok(Life { phase, fatal_stops })
+}
+
+pub(crate) fn write_life(db: &Connection, life: Life) -> Result<(), rusqlite::Error> {
+    let phase = match life.phase {
+        Phase::Running => "running",
+        Phase::Ended => "ended",
+    };
+    write_meta(db, "life", phase)?;
+    write_meta(db, "fatal_stops", &life.fatal_stops.to_string())
 }
 
 /// The greatest id ever given, also when its row was pruned since.

@@ -15,7 +15,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use crate::base::{exit::RunId, name::UnitName};
 use crate::engine::durable::UnitDurable;
-use crate::store::open::Opened;
+use crate::store::open::{Life, Opened};
 use crate::store::row::{EventQuery, EventRow, Level, NewEvent};
 use crate::store::{StoreError, open, row};
 
@@ -45,6 +45,7 @@ pub enum Write {
     ReserveRuns {
         until: RunId,
     },
+    Life(Life),
 }
 
 /// Writes that are kept together or not at all: the effects of one step of the engine.
@@ -214,19 +215,19 @@ impl Writer {
                 Write::Save { unit, .. } | Write::Forget { unit } => {
                     units.insert(unit.clone(), write);
                 }
-                Write::Event(_) | Write::ReserveRuns { .. } => rest.push_back(write),
+                Write::Event(_) | Write::ReserveRuns { .. } | Write::Life(_) => rest.push_back(write),
             }
         }
-        let mut reserve = None;
+        let mut kept = Vec::new();
         while rest.len() > WRITES_PENDING_MAX / 2 {
             match rest.pop_front() {
                 Some(Write::Event(_)) => self.lost_events += 1,
-                // Reserves only grow: the newest one that was dropped is as good as all of them.
-                Some(other) => reserve = Some(other),
+                // Few, and each replaces the one before it.
+                Some(other) => kept.push(other),
                 None => break,
             }
         }
-        let writes: Vec<Write> = reserve.into_iter().chain(units.into_values()).chain(rest).collect();
+        let writes: Vec<Write> = kept.into_iter().chain(units.into_values()).chain(rest).collect();
         self.pending_writes = writes.len();
         self.pending.push_back((number, Batch { writes }));
     }
@@ -271,6 +272,7 @@ impl Writer {
                 Write::Save { unit, durable } => row::save_unit(&tx, unit, durable)?,
                 Write::Forget { unit } => row::forget_unit(&tx, unit)?,
                 Write::ReserveRuns { until } => open::write_meta(&tx, "next_run", &until.0.to_string())?,
+                Write::Life(life) => open::write_life(&tx, *life)?,
                 Write::Event(event) => {
                     if row::insert_event(&tx, next_id, event)? {
                         events.push(EventRow { id: next_id, event: event.clone() });
@@ -341,7 +343,7 @@ fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option<Write> {
     }
     let oldest = pending.iter().flat_map(|(_, batch)| &batch.writes).find_map(|write| match write {
         Write::Event(event) => Some(event),
-        Write::Save { .. } | Write::Forget { .. } | Write::ReserveRuns { .. } => None,
+        Write::Save { .. } | Write::Forget { .. } | Write::ReserveRuns { .. } | Write::Life(_) => None,
     })?;
     let mut data = serde_json::Map::new();
     data.insert("events".into(), lost.into());
