@@ -2,6 +2,9 @@
 //!
 //! Refuses: doing it.
 
+use std::fmt;
+
+use crate::base::duration::Pretty;
 use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
 use crate::base::signal::Signal;
@@ -166,4 +169,126 @@ pub enum Cause {
         hook: &'static str,
         exit: Exit,
     },
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pretty = |ms: &u64| Pretty(std::time::Duration::from_millis(*ms));
+        match self {
+            Cause::Exited(exit) => exit.fmt(f),
+            Cause::NotReady { timeout_ms, last: None } => {
+                write!(f, "not ready within {}", pretty(timeout_ms))
+            }
+            Cause::NotReady { timeout_ms, last: Some(seen) } => {
+                write!(f, "not ready within {} ({seen})", pretty(timeout_ms))
+            }
+            Cause::HookTimeout { timeout_ms } => {
+                write!(f, "a hook did not end within {}", pretty(timeout_ms))
+            }
+            Cause::Hook { hook, exit } => write!(f, "{hook} {exit}"),
+        }
+    }
+}
+
+/// What one step asks for, and which situations it passed through.
+#[derive(Debug, Default)]
+pub struct Effects {
+    list: Vec<Effect>,
+    /// Told only after everything of this step is saved: releases, replies, the end.
+    late: Vec<Effect>,
+    marks: Vec<Mark>,
+}
+
+impl Effects {
+    pub(crate) fn push(&mut self, effect: Effect) {
+        self.list.push(effect);
+    }
+
+    pub(crate) fn push_late(&mut self, effect: Effect) {
+        self.late.push(effect);
+    }
+
+    pub(crate) fn mark(&mut self, mark: Mark) {
+        self.marks.push(mark);
+    }
+
+    pub(crate) fn record(&mut self, unit: &UnitName, run: Option<RunId>, kind: RecordKind) {
+        self.list.push(Effect::Record(Record { unit: Some(unit.clone()), run, kind }));
+    }
+
+    pub(crate) fn seal(&mut self) {
+        self.list.append(&mut self.late);
+    }
+
+    /// Hands the effects over, in the order in which they must be performed.
+    pub fn drain(&mut self) -> impl Iterator<Item = Effect> + '_ {
+        self.list.drain(..)
+    }
+
+    /// The situations met since the last call: how tests know what a run has reached.
+    pub fn drain_marks(&mut self) -> impl Iterator<Item = Mark> + '_ {
+        self.marks.drain(..)
+    }
+}
+
+macro_rules! marks {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A situation worth knowing that a test or a drill has met. The simulator fails
+        /// when one of `Mark::ALL` is never reached.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Mark { $($(#[$doc])* $name,)* }
+
+        impl Mark {
+            pub const ALL: &'static [Mark] = &[$(Mark::$name,)*];
+        }
+    };
+}
+
+marks! {
+    /// News of a run that is not known (any more) was ignored.
+    LateNewsIgnored,
+    /// An older run's end was counted although a newer one lives (after an engine crash).
+    OlderRunCounted,
+    /// An end that was counted before the engine crashed came again.
+    CountedTwiceRefused,
+    SpawnWasShort,
+    NotExecuted,
+    ReadyTimedOut,
+    SettleBroken,
+    PreHookFailed,
+    PostHookFailed,
+    HookTimedOut,
+    /// Processes outlived the main process.
+    StraysLeft,
+    GraceRanOut,
+    Stuck,
+    Unstuck,
+    GaveUp,
+    EpisodeEnded,
+    StoppedWhileActivating,
+    StoppedInBackoff,
+    StartedWhileDeactivating,
+    StartedInBackoff,
+    /// A stop waits for those that are ordered after the unit.
+    StopHeldBack,
+    /// A start waits for one that is being restarted.
+    StartHeldBack,
+    WaitedForSlot,
+    WaitedForOrder,
+    WaitedForConflict,
+    ConflictStopped,
+    ExitDuringPendingStop,
+    JobSuperseded,
+    JobFailedByRequirement,
+    AdoptedActive,
+    AdoptedActivating,
+    AdoptedStopping,
+    AdoptedUnknownUnit,
+    /// Neither the store nor the keeper knows how the run ended.
+    VanishedWithKeeper,
+    Degraded,
+    Restored,
+    RemovedWhileRunning,
+    ReadyCheckFailed,
+    ReloadFailed,
 }

@@ -5,6 +5,10 @@
 use crate::base::exit::RunId;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
+use crate::engine::Engine;
+use crate::engine::state::{
+    Activating, Active, Blockers, Hold, Probing, StartStep, State, StopStep, Unit, WhyInactive,
+};
 
 /// The words of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,4 +59,132 @@ pub struct UnitView {
     pub after: Vec<UnitName>,
     /// The operator or the file wants it up.
     pub wanted: bool,
+}
+
+impl Engine {
+    /// Every unit, by name.
+    pub fn view(&self) -> Vec<UnitView> {
+        self.units.values().map(view).collect()
+    }
+
+    pub fn view_of(&self, name: &UnitName) -> Option<UnitView> {
+        self.units.get(name).map(view)
+    }
+}
+
+fn view(unit: &Unit) -> UnitView {
+    let section = &unit.spec.unit;
+    let pid = unit.living_main().and_then(|run| unit.living.get(&run)).and_then(|living| living.pid);
+    UnitView {
+        name: unit.spec.name.clone(),
+        description: section.description.clone(),
+        state: word(&unit.state),
+        reason: reason(unit),
+        since: unit.since,
+        pid,
+        run: unit.main,
+        restarts: unit.durable.restarts,
+        failures: unit.durable.failures,
+        next_retry_at: match unit.state {
+            State::Backoff { retry_at } => Some(retry_at),
+            State::Inactive { .. }
+            | State::Waiting { .. }
+            | State::Activating(_)
+            | State::Active(_)
+            | State::Deactivating { .. }
+            | State::Failed { .. } => None,
+        },
+        waiting_for: waiting_for(&unit.state),
+        requires: section.requires.clone(),
+        wants: section.wants.clone(),
+        after: section.after.clone(),
+        wanted: unit.wanted(),
+    }
+}
+
+fn word(state: &State) -> StateWord {
+    match state {
+        State::Inactive { .. } => StateWord::Inactive,
+        State::Waiting { .. } => StateWord::Waiting,
+        State::Activating(_) => StateWord::Activating,
+        State::Active(Active { missing, .. }) if missing.is_empty() => StateWord::Active,
+        State::Active(_) => StateWord::Degraded,
+        State::Backoff { .. } => StateWord::Backoff,
+        State::Deactivating { .. } => StateWord::Deactivating,
+        State::Failed { .. } => StateWord::Failed,
+    }
+}
+
+fn waiting_for(state: &State) -> Vec<UnitName> {
+    match state {
+        State::Waiting { blockers, .. } => blockers.units(),
+        State::Active(active) => active.missing.clone(),
+        State::Inactive { .. }
+        | State::Activating(_)
+        | State::Backoff { .. }
+        | State::Deactivating { .. }
+        | State::Failed { .. } => Vec::new(),
+    }
+}
+
+fn reason(unit: &Unit) -> String {
+    let last = || unit.last.clone().unwrap_or_else(|| "it failed".to_string());
+    match &unit.state {
+        State::Inactive { why: WhyInactive::NotWanted } => "not wanted: enabled = false".to_string(),
+        State::Inactive { why: WhyInactive::Stopped } => "stopped".to_string(),
+        State::Inactive { why: WhyInactive::Finished(Some(exit)) } => format!("finished: {exit}"),
+        State::Inactive { why: WhyInactive::Finished(None) } => "finished".to_string(),
+        State::Waiting { not_before: Some(_), .. } => "short of resources; trying again soon".to_string(),
+        State::Waiting { not_before: None, blockers } => waiting_reason(blockers),
+        State::Activating(activating) => activating_reason(activating),
+        State::Active(active) => active_reason(active),
+        State::Backoff { .. } => format!("{}; failure {} in a row", last(), unit.durable.failures),
+        State::Deactivating { step, .. } => match step {
+            StopStep::Command { .. } => "the stop command runs".to_string(),
+            StopStep::Terminating { .. } => format!("asked to end ({})", unit.spec.stop.signal),
+            StopStep::Killing { .. } => "the grace is over: SIGKILL was sent".to_string(),
+            StopStep::Post { index, .. } => format!("stop_post {} runs", index.saturating_add(1)),
+        },
+        State::Failed { hold: Hold::GaveUp(why) } => why.clone(),
+        State::Failed { hold: Hold::Stuck { .. } } => {
+            "stuck: a process survived SIGKILL; nothing is started beside it".to_string()
+        }
+    }
+}
+
+fn waiting_reason(blockers: &Blockers) -> String {
+    let join = |names: &[UnitName]| names.iter().map(UnitName::as_str).collect::<Vec<_>>().join(", ");
+    if !blockers.requires.is_empty() {
+        return format!("waiting: {}", join(&blockers.requires));
+    }
+    if !blockers.conflicts.is_empty() {
+        return format!("waiting for the end of {}", join(&blockers.conflicts));
+    }
+    if !blockers.order.is_empty() {
+        return format!("waiting its turn, after {}", join(&blockers.order));
+    }
+    "waiting for a start slot".to_string()
+}
+
+fn activating_reason(activating: &Activating) -> String {
+    let seen = || activating.last_seen.as_ref().map(|seen| format!(" ({seen})")).unwrap_or_default();
+    match &activating.step {
+        StartStep::Pre { index, .. } => format!("start_pre {} runs", index.saturating_add(1)),
+        StartStep::Spawning { .. } => "starting".to_string(),
+        StartStep::Checking { probe: Probing::Passive, .. } => "not ready yet".to_string(),
+        StartStep::Checking { .. } => format!("not ready yet{}", seen()),
+        StartStep::Settling { .. } => "settling".to_string(),
+        StartStep::Post { index, .. } => format!("start_post {} runs", index.saturating_add(1)),
+    }
+}
+
+fn active_reason(active: &Active) -> String {
+    if !active.missing.is_empty() {
+        let names: Vec<&str> = active.missing.iter().map(UnitName::as_str).collect();
+        return format!("waiting: {}", names.join(", "));
+    }
+    match active.main {
+        Some(_) => "ready".to_string(),
+        None => "done".to_string(),
+    }
 }

@@ -1,7 +1,7 @@
 //! `UnitSpec`: what a valid unit file means. Parse once; from here on nothing is a string
 //! that could still be wrong.
 //!
-//! Refuses: raw TOML, and defaults (they stand beside each key in `unit::parse`).
+//! Refuses: raw TOML.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,6 +32,62 @@ pub struct UnitSpec {
     pub sandbox: Sandbox,
 }
 
+impl UnitSpec {
+    /// The least a unit can be: every default, and this command.
+    pub fn minimal(name: UnitName, argv: Vec<String>) -> UnitSpec {
+        UnitSpec {
+            name,
+            unit: UnitSection::default(),
+            service: Service {
+                kind: ServiceType::Simple,
+                command: Command { argv },
+                start_pre: Vec::new(),
+                start_post: Vec::new(),
+                stop_post: Vec::new(),
+                user: None,
+                group: None,
+                supplementary_groups: Vec::new(),
+                umask: 0o022,
+                nice: None,
+                oom_score_adjust: None,
+                working_directory: None,
+                environment: BTreeMap::new(),
+                environment_files: Vec::new(),
+                instance: None,
+            },
+            readiness: Readiness {
+                when: ReadyWhen::Executed,
+                timeout: Some(Duration::from_secs(60)),
+                settle: Duration::ZERO,
+            },
+            health: None,
+            restart: Restart {
+                policy: RestartPolicy::Always,
+                delays: vec![Duration::from_secs(5), Duration::from_secs(10), Duration::from_secs(15)],
+                jitter_percent: 0,
+                reset_after: Duration::from_secs(60),
+                give_up_after: 0,
+                success_exit_status: vec![0],
+            },
+            stop: Stop { signal: Signal::TERM, timeout: Duration::from_secs(10), command: None },
+            reload: Reload::Signal(Signal::HUP),
+            dependency: BTreeMap::new(),
+            resync: None,
+            alert: Alert { after_failures: 4, channels: None, repeat_every: 4 },
+            log: Log {
+                max_size_bytes: 50 * 1024 * 1024,
+                max_files: 5,
+                compress: false,
+                stderr: StderrTo::Merge,
+                when_full: WhenFull::Block,
+            },
+            resources: Resources::default(),
+            limits: Limits::default(),
+            sandbox: Sandbox::default(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitSection {
     pub description: String,
@@ -43,6 +99,22 @@ pub struct UnitSection {
     pub enabled: bool,
     pub critical: bool,
     pub drillable: bool,
+}
+
+impl Default for UnitSection {
+    fn default() -> UnitSection {
+        UnitSection {
+            description: String::new(),
+            requires: Vec::new(),
+            wants: Vec::new(),
+            after: Vec::new(),
+            before: Vec::new(),
+            conflicts: Vec::new(),
+            enabled: true,
+            critical: false,
+            drillable: false,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

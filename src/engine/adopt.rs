@@ -1,0 +1,241 @@
+//! Taking over: an engine starts with what the store and the keeper know, and derives the rest.
+//!
+//! Refuses: trusting only one of them. The row says what was asked for and counted, the
+//! table says what lives and how the rest ended; ends are fed in as news, so that a crash of
+//! the engine has no code path of its own for failures.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::exit::{Exit, RunId};
+use crate::base::name::UnitName;
+use crate::base::time::Monotonic;
+use crate::engine::durable::{Desired, UnitDurable};
+use crate::engine::effect::{Effect, Effects, Mark, RecordKind, Role};
+use crate::engine::event::Rest;
+use crate::engine::state::{
+    Activating, Active, Hold, Hooks, Living, Probing, Reloading, StartStep, State, StopStep, Then, Unit,
+    WhyInactive,
+};
+use crate::engine::{Adopted, Engine, Settings};
+use crate::unit::spec::{ReadyWhen, ServiceType, UnitSpec};
+
+/// Whether services may be alive from before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Boot {
+    /// The first engine of this daemon: units start as the files and the orders say.
+    Fresh,
+    /// An engine went before this one: nothing starts over.
+    Resumed,
+}
+
+impl Engine {
+    /// An engine that goes on where another stopped. `next_run` is greater than every run
+    /// that the store or the keeper has seen. The effects that follow go to `fx`.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a different source of truth; a struct would only rename them"
+    )]
+    pub fn new(
+        now: Monotonic,
+        settings: Settings,
+        boot: Boot,
+        units: Vec<Arc<UnitSpec>>,
+        mut durable: BTreeMap<UnitName, UnitDurable>,
+        adopted: Vec<Adopted>,
+        next_run: RunId,
+        fx: &mut Effects,
+    ) -> Engine {
+        let mut engine = Engine::empty(settings, next_run);
+        for spec in units {
+            let mut row = durable.remove(&spec.name).unwrap_or_default();
+            if boot == Boot::Fresh {
+                row.finished = false;
+            }
+            engine.insert_unit(spec, row, now);
+        }
+        for row in &adopted {
+            engine.next_run = engine.next_run.max(row.run.0 + 1);
+            if !engine.units.contains_key(&row.unit) {
+                fx.mark(Mark::AdoptedUnknownUnit);
+                let spec = UnitSpec::minimal(row.unit.clone(), vec!["/gone-from-the-files".to_string()]);
+                engine.insert_unit(Arc::new(spec), durable.remove(&row.unit).unwrap_or_default(), now);
+                if let Some(unit) = engine.units.get_mut(&row.unit) {
+                    unit.removed = true;
+                }
+            }
+        }
+        // Rows of units that are in no file any more and have nothing running.
+        for unit in durable.into_keys() {
+            fx.push(Effect::Forget { unit });
+        }
+        engine.rebuild_edges();
+        let names: BTreeSet<UnitName> = engine.units.keys().cloned().collect();
+        let mut rows: BTreeMap<UnitName, Vec<Adopted>> = BTreeMap::new();
+        for row in adopted {
+            rows.entry(row.unit.clone()).or_default().push(row);
+        }
+        let mut ended: Vec<(RunId, Monotonic, Exit, Rest)> = Vec::new();
+        for name in &names {
+            let own = rows.remove(name).unwrap_or_default();
+            engine.adopt_unit(now, name, &own, &mut ended, fx);
+        }
+        engine.pull();
+        ended.sort_by_key(|(run, ..)| *run);
+        for (run, at, exit, rest) in ended {
+            engine.on_exited(now, run, at, exit, rest, fx);
+        }
+        engine.queue.extend(names);
+        engine.finish_step(now, fx);
+        engine
+    }
+
+    fn adopt_unit(
+        &mut self,
+        now: Monotonic,
+        name: &UnitName,
+        rows: &[Adopted],
+        ended: &mut Vec<(RunId, Monotonic, Exit, Rest)>,
+        fx: &mut Effects,
+    ) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        for row in rows {
+            unit.living.insert(row.run, Living { role: row.role, pid: Some(row.pid).filter(|pid| *pid > 0) });
+            self.runs.insert(row.run, name.clone());
+            match row.ended {
+                Some((at, exit)) => ended.push((row.run, at, exit, row.rest)),
+                None => {
+                    fx.record(name, Some(row.run), RecordKind::Adopted { pid: row.pid });
+                    if unit.durable.ordered != Some(Desired::Down) {
+                        // It ran, so something wanted it: an engine's crash does not stop it.
+                        unit.pulled = true;
+                    }
+                }
+            }
+        }
+        unit.main = rows.iter().filter(|row| row.role == Role::Main).map(|row| row.run).max();
+        let vanished = unit.durable.ready.map(|(run, _)| run).filter(|run| {
+            rows.is_empty()
+                && unit.durable.counted_run < Some(*run)
+                && unit.durable.stopping_run != Some(*run)
+        });
+        if let Some(run) = vanished {
+            fx.mark(Mark::VanishedWithKeeper);
+            unit.main = Some(run);
+            unit.living.insert(run, Living { role: Role::Main, pid: None });
+            self.runs.insert(run, name.clone());
+            ended.push((run, now, Exit::Unknown, Rest::Empty));
+        }
+        let state = if rows.is_empty() && vanished.is_none() {
+            resting_state(unit, now)
+        } else {
+            living_state(unit, rows, now, fx)
+        };
+        if let (State::Deactivating { step: StopStep::Terminating { .. }, .. }, Some(unit)) =
+            (&state, self.units.get(name))
+        {
+            fx.mark(Mark::AdoptedStopping);
+            for run in unit.living.keys() {
+                fx.push(Effect::Signal { run: *run, signal: unit.spec.stop.signal });
+            }
+        }
+        self.set_state(now, name, state);
+    }
+}
+
+/// Nothing of the unit is known to live: what its row says.
+fn resting_state(unit: &Unit, now: Monotonic) -> State {
+    let row = &unit.durable;
+    if let Some(held) = &row.held {
+        return State::Failed { hold: Hold::GaveUp(held.clone()) };
+    }
+    if row.finished && unit.spec.service.kind == ServiceType::Oneshot {
+        let active = Active { main: None, ready_at: now, reset_at: None, missing: Vec::new(), reload: None };
+        return State::Active(active);
+    }
+    if row.finished {
+        return State::Inactive { why: WhyInactive::Finished(None) };
+    }
+    match row.retry_at {
+        Some(retry_at) => State::Backoff { retry_at },
+        None if row.ordered == Some(Desired::Down) => State::Inactive { why: WhyInactive::Stopped },
+        None => State::Inactive { why: WhyInactive::NotWanted },
+    }
+}
+
+/// Something lives, or ended unseen: the state it must have been in.
+fn living_state(unit: &Unit, rows: &[Adopted], now: Monotonic, fx: &mut Effects) -> State {
+    let spec = &unit.spec;
+    let row = &unit.durable;
+    let hook = |wanted: fn(Role) -> Option<u8>| {
+        rows.iter().rev().find_map(|row| wanted(row.role).map(|index| (row.run, index, row.spawned_at)))
+    };
+    let then = || match (&row.held, row.retry_at) {
+        (None, None) => Then::Again { not_before: None },
+        (Some(_), _) | (None, Some(_)) => unit.then_by_row(now),
+    };
+    if let Some((run, index, _)) = hook(|role| if let Role::StopPost(i) = role { Some(i) } else { None }) {
+        let step = StopStep::Post { index, run, deadline: now + spec.stop.timeout };
+        return State::Deactivating { step, then: then() };
+    }
+    if let Some((run, ..)) = hook(|role| (role == Role::StopCommand).then_some(0)) {
+        let step = StopStep::Command { run, deadline: now + spec.stop.timeout };
+        return State::Deactivating { step, then: then() };
+    }
+    let newest = unit.living.keys().next_back().copied();
+    let asked = row.stopping_run.is_some() && row.stopping_run == unit.main;
+    let counted = row.counted_run >= newest && row.counted_run.is_some();
+    let begun = rows.iter().map(|row| row.spawned_at).min().unwrap_or(now);
+    let deadline_of = |at: Monotonic| spec.readiness.timeout.map(|timeout| at + timeout);
+    let activating = |step, since| {
+        State::Activating(Activating { step, begun, deadline: deadline_of(since), last_seen: None })
+    };
+    let pre = hook(|role| if let Role::StartPre(i) = role { Some(i) } else { None });
+    match (unit.main, pre) {
+        _ if asked || counted => {
+            let step = StopStep::Terminating { kill_at: now + spec.stop.timeout, hooks: Hooks::Follow };
+            State::Deactivating { step, then: then() }
+        }
+        (Some(main), _) => {
+            if let Some((_, ready_at)) = row.ready.filter(|(run, _)| *run == main) {
+                fx.mark(Mark::AdoptedActive);
+                let reset_at = (row.failures > 0).then(|| ready_at + spec.restart.reset_after);
+                let reload = hook(|role| (role == Role::ReloadCommand).then_some(0))
+                    .map(|(run, _, at)| Reloading { run, deadline: at + Duration::from_secs(60) });
+                let active = Active { main: Some(main), ready_at, reset_at, missing: Vec::new(), reload };
+                return State::Active(active);
+            }
+            fx.mark(Mark::AdoptedActivating);
+            if let Some((run, index, at)) =
+                hook(|role| if let Role::StartPost(i) = role { Some(i) } else { None })
+            {
+                return activating(StartStep::Post { main, index, run }, at);
+            }
+            let main_row = rows.iter().find(|row| row.run == main);
+            let spawned_at = main_row.map_or(now, |row| row.spawned_at);
+            if matches!(spec.readiness.when, ReadyWhen::Log(_)) && spec.service.kind != ServiceType::Oneshot {
+                fx.push(Effect::WatchLog { unit: spec.name.clone(), run: main });
+            }
+            if main_row.is_some_and(|row| !row.executed && row.ended.is_none()) {
+                return activating(StartStep::Spawning { main }, spawned_at);
+            }
+            let check = hook(|role| (role == Role::ReadyCheck).then_some(0));
+            let probe = match (&spec.readiness.when, check) {
+                _ if spec.service.kind == ServiceType::Oneshot => Probing::Passive,
+                (ReadyWhen::Notify | ReadyWhen::NotifyFd(_) | ReadyWhen::Log(_), _) => Probing::Passive,
+                (ReadyWhen::Exec(_), Some((run, ..))) => Probing::InFlight { check: Some(run) },
+                (ReadyWhen::Executed | ReadyWhen::Net(_) | ReadyWhen::Exec(_), _) => Probing::Next(now),
+            };
+            activating(StartStep::Checking { main, probe }, spawned_at)
+        }
+        (None, Some((run, index, at))) => {
+            fx.mark(Mark::AdoptedActivating);
+            activating(StartStep::Pre { index, run }, at)
+        }
+        (None, None) => {
+            let step = StopStep::Terminating { kill_at: now + spec.stop.timeout, hooks: Hooks::Follow };
+            State::Deactivating { step, then: then() }
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! Starting a unit: what it waits for, its hooks, what makes it ready.
+//!
+//! Refuses: stopping (`stop`) and the count of failures (`mod`).
+
+use std::collections::BTreeSet;
+
+use crate::base::check::ProbeOutcome;
+use crate::base::exit::{Exit, RunId};
+use crate::base::limits;
+use crate::base::name::UnitName;
+use crate::base::time::Monotonic;
+use crate::engine::Engine;
+use crate::engine::effect::{Cause, Effect, Effects, Mark, RecordKind, Role};
+use crate::engine::state::{
+    Activating, Active, Blockers, Probing, StartStep, State, Then, Unit, WhyInactive,
+};
+use crate::unit::spec::{ReadyWhen, ServiceType};
+
+impl Engine {
+    /// A waiting unit: begin if nothing is missing, else remember what is.
+    pub(crate) fn evaluate_start(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
+        let blockers = self.blockers(name);
+        let Some(unit) = self.units.get_mut(name) else { return };
+        self.slot_waiters.remove(&(unit.since, name.clone()));
+        let State::Waiting { not_before, blockers: known } = &mut unit.state else { return };
+        let early = not_before.is_some_and(|at| now < at);
+        if blockers == Blockers::default() && !early && unit.living.is_empty() && !unit.strays {
+            return self.begin(now, name, fx);
+        }
+        if blockers.slot && blockers.only_slot() {
+            fx.mark(Mark::WaitedForSlot);
+            self.slot_waiters.insert((unit.since, name.clone()));
+        }
+        if !blockers.order.is_empty() {
+            fx.mark(Mark::WaitedForOrder);
+            self.order_waiters.insert(name.clone());
+        } else {
+            self.order_waiters.remove(name);
+        }
+        if !blockers.conflicts.is_empty() {
+            fx.mark(Mark::WaitedForConflict);
+        }
+        let was_blocked = !known.only_slot();
+        let is_blocked = !blockers.only_slot();
+        let for_units = blockers.units();
+        *known = blockers;
+        self.touched.insert(name.clone());
+        if is_blocked && !was_blocked {
+            fx.record(name, None, RecordKind::Waiting { for_units });
+        }
+    }
+
+    fn blockers(&self, name: &UnitName) -> Blockers {
+        let Some(unit) = self.units.get(name) else { return Blockers::default() };
+        let section = &unit.spec_to_start().unit;
+        let restarting = |other: &UnitName| self.units.get(other).is_some_and(|unit| unit.restarting);
+        let ready = |other: &UnitName| self.units.get(other).is_some_and(Unit::is_ready);
+        let requires: Vec<UnitName> =
+            section.requires.iter().filter(|other| !ready(other) || restarting(other)).cloned().collect();
+        let order = self.predecessors(name).filter(|other| self.is_coming(other)).collect();
+        let conflicts = self
+            .rivals(name)
+            .into_iter()
+            .filter(|other| self.units.get(other).is_some_and(|unit| !unit.at_rest()))
+            .collect();
+        Blockers { requires, order, conflicts, slot: !self.slot_is_free() }
+    }
+
+    /// Units that this one is only ordered after (not those that it requires).
+    fn predecessors(&self, name: &UnitName) -> impl Iterator<Item = UnitName> {
+        let own = self.units.get(name).map(|unit| unit.spec.clone());
+        let required = own.as_ref().map(|spec| spec.unit.requires.clone()).unwrap_or_default();
+        let mut found: BTreeSet<UnitName> =
+            own.map(|spec| spec.unit.after.iter().cloned().collect()).unwrap_or_default();
+        let around = self.neighbours.get(name).into_iter().flatten();
+        found.extend(around.filter(|other| self.is_before(other, name)).cloned());
+        found.into_iter().filter(move |other| !required.contains(other))
+    }
+
+    fn is_before(&self, other: &UnitName, name: &UnitName) -> bool {
+        self.units.get(other).is_some_and(|unit| unit.spec.unit.before.contains(name))
+    }
+
+    /// Units that must not live beside this one: conflicts, in both directions.
+    pub(crate) fn rivals(&self, name: &UnitName) -> Vec<UnitName> {
+        let around = self.neighbours.get(name).into_iter().flatten();
+        let names = |a: &UnitName, b: &UnitName| {
+            self.units.get(a).is_some_and(|unit| unit.spec.unit.conflicts.contains(b))
+        };
+        around.filter(|other| names(name, other) || names(other, name)).cloned().collect()
+    }
+
+    /// Whether an ordering has to wait for this unit: it is on its way, or about to be.
+    /// One that failed, or that needs something which failed or is not wanted, is not
+    /// waited for: order is no need.
+    fn is_coming(&self, name: &UnitName) -> bool {
+        let mut seen = BTreeSet::new();
+        let mut open = vec![name.clone()];
+        while let Some(next) = open.pop() {
+            if !seen.insert(next.clone()) {
+                continue;
+            }
+            let Some(unit) = self.units.get(&next) else { return false };
+            if unit.is_ready() && !unit.restarting {
+                if next == *name {
+                    return false;
+                }
+                continue;
+            }
+            let on_its_way = match unit.state {
+                State::Activating(_) | State::Waiting { .. } => unit.durable.failures == 0,
+                // A restart is under way: it will start again.
+                State::Active(_) | State::Deactivating { .. } => unit.restarting,
+                // Wanted, and only not looked at yet.
+                State::Inactive { why: WhyInactive::NotWanted | WhyInactive::Stopped } => true,
+                State::Inactive { why: WhyInactive::Finished(_) }
+                | State::Backoff { .. }
+                | State::Failed { .. } => false,
+            };
+            if !on_its_way || self.to_stop(&next) {
+                return false;
+            }
+            open.extend(unit.spec.unit.requires.iter().cloned());
+        }
+        true
+    }
+
+    /// Everything is there: run the first hook, or the command.
+    fn begin(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        if let Some(spec) = unit.next_spec.take() {
+            unit.spec = spec;
+            self.rebuild_edges();
+        }
+        let Some(unit) = self.units.get_mut(name) else { return };
+        let due = unit.durable.retry_at.take();
+        unit.durable.held = None;
+        unit.durable.finished = false;
+        unit.durable.stopping_run = None;
+        unit.restarting = false;
+        if let Some(due) = due {
+            // A try after a shortage comes here without a due time: one restart counts once.
+            unit.durable.restarts += 1;
+            let late_us = u64::try_from(now.since(due).as_micros()).unwrap_or(u64::MAX);
+            let failures = unit.durable.failures;
+            let run = RunId(self.next_run);
+            fx.record(name, Some(run), RecordKind::Restarted { failures, late_us });
+        }
+        self.run_pre_hook(now, now, name, 0, fx);
+    }
+
+    /// The `index`-th `start_pre`, or the command when there is none left.
+    fn run_pre_hook(
+        &mut self,
+        now: Monotonic,
+        begun: Monotonic,
+        name: &UnitName,
+        index: u8,
+        fx: &mut Effects,
+    ) {
+        let Some(unit) = self.units.get(name) else { return };
+        let deadline = unit.spec.readiness.timeout.map(|timeout| now + timeout);
+        let step = if usize::from(index) < unit.spec.service.start_pre.len() {
+            let run = self.spawn(name, Role::StartPre(index), fx);
+            StartStep::Pre { index, run }
+        } else {
+            let main = self.spawn(name, Role::Main, fx);
+            StartStep::Spawning { main }
+        };
+        self.set_state(now, name, State::Activating(Activating { step, begun, deadline, last_seen: None }));
+        if let (Some(StartStep::Spawning { main }), Some(unit)) = (self.starting(name), self.units.get(name))
+            && matches!(unit.spec.readiness.when, ReadyWhen::Log(_))
+            && unit.spec.service.kind != ServiceType::Oneshot
+        {
+            fx.push(Effect::WatchLog { unit: name.clone(), run: *main });
+        }
+    }
+
+    pub(crate) fn on_executed(&mut self, now: Monotonic, run: RunId, fx: &mut Effects) {
+        let Some(name) = self.runs.get(&run).cloned() else { return fx.mark(Mark::LateNewsIgnored) };
+        if self.starting(&name) == Some(&StartStep::Spawning { main: run }) {
+            self.touched.insert(name.clone());
+            self.check_readiness(now, &name, run, fx);
+        }
+    }
+
+    /// The command was executed: what has to come true before it is ready?
+    fn check_readiness(&mut self, now: Monotonic, name: &UnitName, main: RunId, fx: &mut Effects) {
+        let Some(unit) = self.units.get(name) else { return };
+        let spec = unit.spec.clone();
+        if spec.service.kind == ServiceType::Oneshot {
+            return self.set_start_step(now, name, StartStep::Checking { main, probe: Probing::Passive });
+        }
+        let probe = match &spec.readiness.when {
+            ReadyWhen::Executed => return self.on_ready(now, name, fx),
+            ReadyWhen::Notify | ReadyWhen::NotifyFd(_) | ReadyWhen::Log(_) => Probing::Passive,
+            ReadyWhen::Net(_) => {
+                fx.push(Effect::Probe { unit: name.clone(), run: main });
+                Probing::InFlight { check: None }
+            }
+            ReadyWhen::Exec(_) => Probing::InFlight { check: Some(self.spawn(name, Role::ReadyCheck, fx)) },
+        };
+        self.set_start_step(now, name, StartStep::Checking { main, probe });
+    }
+
+    fn set_start_step(&mut self, now: Monotonic, name: &UnitName, step: StartStep) {
+        let Some(unit) = self.units.get(name) else { return };
+        if let State::Activating(activating) = &unit.state {
+            let next = Activating { step, ..activating.clone() };
+            self.set_state(now, name, State::Activating(next));
+        }
+    }
+
+    pub(crate) fn on_probed(&mut self, now: Monotonic, run: RunId, outcome: ProbeOutcome, fx: &mut Effects) {
+        let Some(name) = self.runs.get(&run).cloned() else { return fx.mark(Mark::LateNewsIgnored) };
+        let asked = StartStep::Checking { main: run, probe: Probing::InFlight { check: None } };
+        if self.starting(&name) != Some(&asked) {
+            return fx.mark(Mark::LateNewsIgnored);
+        }
+        self.touched.insert(name.clone());
+        match outcome {
+            ProbeOutcome::Ok => self.on_ready(now, &name, fx),
+            ProbeOutcome::Failed(seen) => self.probe_again(now, &name, run, seen, limits::READINESS_INTERVAL),
+        }
+    }
+
+    fn probe_again(
+        &mut self,
+        now: Monotonic,
+        name: &UnitName,
+        main: RunId,
+        seen: String,
+        pause: std::time::Duration,
+    ) {
+        self.set_start_step(now, name, StartStep::Checking { main, probe: Probing::Next(now + pause) });
+        if let Some(unit) = self.units.get_mut(name)
+            && let State::Activating(activating) = &mut unit.state
+        {
+            activating.last_seen = Some(seen);
+        }
+    }
+
+    /// The process itself says that it is ready, in whatever way.
+    pub(crate) fn on_said_ready(&mut self, now: Monotonic, run: RunId, fx: &mut Effects) {
+        let Some(name) = self.runs.get(&run).cloned() else { return fx.mark(Mark::LateNewsIgnored) };
+        let Some(unit) = self.units.get(&name) else { return };
+        let by_itself = matches!(
+            unit.spec.readiness.when,
+            ReadyWhen::Notify | ReadyWhen::NotifyFd(_) | ReadyWhen::Log(_)
+        );
+        // The word may overtake the keeper's "executed": they come by different ways.
+        let expected =
+            [StartStep::Spawning { main: run }, StartStep::Checking { main: run, probe: Probing::Passive }];
+        let waiting = self.starting(&name).is_some_and(|step| expected.contains(step));
+        if by_itself && waiting && unit.spec.service.kind != ServiceType::Oneshot {
+            self.touched.insert(name.clone());
+            self.on_ready(now, &name, fx);
+        } else {
+            fx.mark(Mark::LateNewsIgnored);
+        }
+    }
+
+    /// What makes the unit ready has come true: settle, then the hooks, then active.
+    pub(crate) fn on_ready(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        let settle = unit.spec.readiness.settle;
+        let (State::Activating(activating), Some(main)) = (&mut unit.state, unit.main) else { return };
+        if !settle.is_zero() && unit.living.contains_key(&main) {
+            activating.deadline = None;
+            return self.set_start_step(now, name, StartStep::Settling { main, until: now + settle });
+        }
+        self.run_post_hook(now, name, main, 0, fx);
+    }
+
+    fn run_post_hook(&mut self, now: Monotonic, name: &UnitName, main: RunId, index: u8, fx: &mut Effects) {
+        let Some(unit) = self.units.get(name) else { return };
+        if usize::from(index) >= unit.spec.service.start_post.len() {
+            return self.activate(now, name, fx);
+        }
+        let timeout = unit.spec.readiness.timeout;
+        let run = self.spawn(name, Role::StartPost(index), fx);
+        self.set_start_step(now, name, StartStep::Post { main, index, run });
+        if let Some(unit) = self.units.get_mut(name)
+            && let State::Activating(activating) = &mut unit.state
+        {
+            activating.deadline = timeout.map(|timeout| now + timeout);
+        }
+    }
+
+    fn activate(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        let State::Activating(activating) = &unit.state else { return };
+        let begun = activating.begun;
+        let main = unit.living_main();
+        let failures = unit.durable.failures;
+        let reset_at = (failures > 0).then(|| now + unit.spec.restart.reset_after);
+        unit.durable.ready = main.map(|main| (main, now));
+        unit.durable.finished = main.is_none();
+        let down_since = unit.durable.down_since.take();
+        let run = unit.main;
+        let active = Active { main, ready_at: now, reset_at, missing: Vec::new(), reload: None };
+        self.set_state(now, name, State::Active(active));
+        fx.record(name, run, RecordKind::Active { start_ms: ms(now, begun) });
+        if let Some(since) = down_since {
+            fx.record(name, run, RecordKind::Recovered { failures, down_ms: ms(now, since) });
+        }
+    }
+
+    pub(crate) fn on_activating_deadline(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
+        let Some(unit) = self.units.get(name) else { return };
+        let State::Activating(activating) = unit.state.clone() else { return };
+        let timeout_ms =
+            unit.spec.readiness.timeout.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
+        let out_of_time = activating.deadline.is_some_and(|at| at <= now);
+        match activating.step {
+            StartStep::Pre { run, .. } | StartStep::Post { run, .. } => {
+                if out_of_time {
+                    fx.mark(Mark::HookTimedOut);
+                    self.fail(now, name, run, now, Cause::HookTimeout { timeout_ms }, fx);
+                }
+            }
+            StartStep::Settling { main, until } => {
+                if until <= now {
+                    self.run_post_hook(now, name, main, 0, fx);
+                }
+            }
+            StartStep::Spawning { main } | StartStep::Checking { main, .. } if out_of_time => {
+                fx.mark(Mark::ReadyTimedOut);
+                let cause = Cause::NotReady { timeout_ms, last: activating.last_seen };
+                self.fail(now, name, main, now, cause, fx);
+            }
+            StartStep::Checking { main, probe: Probing::Next(at) } if at <= now => {
+                self.check_readiness(now, name, main, fx)
+            }
+            StartStep::Spawning { .. } | StartStep::Checking { .. } => {}
+        }
+    }
+
+    pub(crate) fn on_start_hook_exited(
+        &mut self,
+        now: Monotonic,
+        name: &UnitName,
+        run: RunId,
+        at: Monotonic,
+        exit: Exit,
+        fx: &mut Effects,
+    ) {
+        let Some(unit) = self.units.get(name) else { return };
+        let State::Activating(activating) = unit.state.clone() else { return };
+        let good = exit == Exit::Code(0);
+        match activating.step {
+            StartStep::Pre { index, run: hook } if hook == run => {
+                if good {
+                    self.run_pre_hook(now, activating.begun, name, index.saturating_add(1), fx);
+                } else {
+                    fx.mark(Mark::PreHookFailed);
+                    self.fail(now, name, run, at, Cause::Hook { hook: "start_pre", exit }, fx);
+                }
+            }
+            StartStep::Post { main, index, run: hook } if hook == run => {
+                if good {
+                    self.run_post_hook(now, name, main, index.saturating_add(1), fx);
+                } else {
+                    fx.mark(Mark::PostHookFailed);
+                    self.fail(now, name, run, at, Cause::Hook { hook: "start_post", exit }, fx);
+                }
+            }
+            StartStep::Checking { main, probe: Probing::InFlight { check: Some(check) } } if check == run => {
+                if good {
+                    self.on_ready(now, name, fx);
+                } else {
+                    fx.mark(Mark::ReadyCheckFailed);
+                    self.probe_again(now, name, main, format!("check {exit}"), limits::READINESS_INTERVAL);
+                }
+            }
+            StartStep::Pre { .. }
+            | StartStep::Spawning { .. }
+            | StartStep::Checking { .. }
+            | StartStep::Settling { .. }
+            | StartStep::Post { .. } => {}
+        }
+    }
+
+    /// Fds, memory or pids were short: try again soon; the unit is not to blame.
+    pub(crate) fn on_spawn_short(&mut self, now: Monotonic, run: RunId, errno: i32, fx: &mut Effects) {
+        let Some(name) = self.runs.remove(&run) else { return fx.mark(Mark::LateNewsIgnored) };
+        fx.mark(Mark::SpawnWasShort);
+        self.touched.insert(name.clone());
+        fx.record(&name, Some(run), RecordKind::Shortage { errno });
+        let Some(unit) = self.units.get_mut(&name) else { return };
+        let Some(living) = unit.living.remove(&run) else { return };
+        let activating = matches!(unit.state, State::Activating(_));
+        let again = Then::Again { not_before: Some(now + limits::SHORTAGE_RETRY) };
+        match living.role {
+            Role::Main | Role::StartPre(_) | Role::StartPost(_) if activating => {
+                self.end(now, &name, again, fx)
+            }
+            Role::ReadyCheck => {
+                if let Some(StartStep::Checking { main, .. }) = self.starting(&name) {
+                    let (main, seen) = (*main, "short of resources".to_string());
+                    self.probe_again(now, &name, main, seen, limits::SHORTAGE_RETRY);
+                }
+            }
+            Role::StopCommand | Role::StopPost(_) => {
+                self.on_stop_hook_exited(now, &name, run, Exit::Unknown, fx)
+            }
+            Role::ReloadCommand => self.on_reload_exited(&name, run, Exit::Unknown, fx),
+            Role::Main | Role::StartPre(_) | Role::StartPost(_) => {}
+        }
+        self.conclude_if_empty(now, &name, fx);
+    }
+
+    /// An active unit: which of its requirements are down now?
+    pub(crate) fn evaluate_requirements(&mut self, name: &UnitName, fx: &mut Effects) {
+        let Some(unit) = self.units.get(name) else { return };
+        let ready = |other: &&UnitName| !self.units.get(*other).is_some_and(Unit::is_ready);
+        let missing: Vec<UnitName> = unit.spec.unit.requires.iter().filter(ready).cloned().collect();
+        let Some(unit) = self.units.get_mut(name) else { return };
+        let run = unit.main;
+        let State::Active(active) = &mut unit.state else { return };
+        if active.missing == missing {
+            return;
+        }
+        let was_whole = active.missing.is_empty();
+        active.missing = missing.clone();
+        self.touched.insert(name.clone());
+        if missing.is_empty() {
+            fx.mark(Mark::Restored);
+            fx.record(name, run, RecordKind::Restored);
+        } else if was_whole {
+            fx.mark(Mark::Degraded);
+            fx.record(name, run, RecordKind::Degraded { for_units: missing });
+        }
+    }
+
+    pub(crate) fn on_active_deadline(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        let State::Active(active) = &mut unit.state else { return };
+        let reload_over = active.reload.filter(|reload| reload.deadline <= now);
+        let episode_over = active.reset_at.is_some_and(|at| at <= now);
+        if episode_over {
+            active.reset_at = None;
+        }
+        if let Some(reload) = reload_over {
+            active.reload = None;
+            fx.push(Effect::Signal { run: reload.run, signal: crate::base::signal::Signal::KILL });
+            self.reload_failed(name, reload.run, "it did not end in time".to_string(), fx);
+        }
+        if episode_over {
+            self.end_episode(name, fx);
+        }
+    }
+}
+
+fn ms(now: Monotonic, since: Monotonic) -> u64 {
+    u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX)
+}

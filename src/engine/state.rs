@@ -1,0 +1,320 @@
+//! What a unit is doing. Data exists only in the state that has it; every deadline is a
+//! field of its state, so that leaving the state drops it.
+//!
+//! Refuses: flags that exclude each other.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::base::exit::{Exit, RunId};
+use crate::base::name::UnitName;
+use crate::base::time::Monotonic;
+use crate::engine::durable::{Desired, UnitDurable};
+use crate::engine::effect::Role;
+use crate::unit::spec::UnitSpec;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// At rest: nothing lives.
+    Inactive {
+        why: WhyInactive,
+    },
+    /// Wants to start; something is missing. `not_before` only after a shortage.
+    Waiting {
+        not_before: Option<Monotonic>,
+        blockers: Blockers,
+    },
+    Activating(Activating),
+    Active(Active),
+    /// Failed; the next try is due at `retry_at`.
+    Backoff {
+        retry_at: Monotonic,
+    },
+    Deactivating {
+        step: StopStep,
+        then: Then,
+    },
+    /// Held: nothing starts it but an operator (or the end of what is stuck).
+    Failed {
+        hold: Hold,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum WhyInactive {
+    NotWanted,
+    Stopped,
+    Finished(Option<Exit>),
+}
+
+/// What keeps a unit from starting. Empty = about to start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Blockers {
+    pub requires: Vec<UnitName>,
+    pub order: Vec<UnitName>,
+    pub conflicts: Vec<UnitName>,
+    pub slot: bool,
+}
+
+impl Blockers {
+    pub fn only_slot(&self) -> bool {
+        self.requires.is_empty() && self.order.is_empty() && self.conflicts.is_empty()
+    }
+
+    pub fn units(&self) -> Vec<UnitName> {
+        self.requires.iter().chain(&self.order).chain(&self.conflicts).cloned().collect()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Activating {
+    pub step: StartStep,
+    /// When the first process of this attempt was spawned.
+    pub begun: Monotonic,
+    /// Of the hook that runs, or of the main process's readiness. None = no limit.
+    pub deadline: Option<Monotonic>,
+    /// What the last readiness probe saw.
+    pub last_seen: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StartStep {
+    Pre {
+        index: u8,
+        run: RunId,
+    },
+    /// The main process was asked for; not executed yet.
+    Spawning {
+        main: RunId,
+    },
+    /// Executed; waiting for what makes it ready. For a oneshot: for its end.
+    Checking {
+        main: RunId,
+        probe: Probing,
+    },
+    Settling {
+        main: RunId,
+        until: Monotonic,
+    },
+    Post {
+        main: RunId,
+        index: u8,
+        run: RunId,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Probing {
+    /// Readiness comes by itself: notify, log, the end of a oneshot.
+    Passive,
+    /// One is under way (the run, where it is a process of its own).
+    InFlight { check: Option<RunId> },
+    /// The next begins then.
+    Next(Monotonic),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Active {
+    /// None: a oneshot that is done.
+    pub main: Option<RunId>,
+    pub ready_at: Monotonic,
+    /// The episode ends then, if nothing breaks.
+    pub reset_at: Option<Monotonic>,
+    /// Requirements that are down now.
+    pub missing: Vec<UnitName>,
+    pub reload: Option<Reloading>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reloading {
+    pub run: RunId,
+    pub deadline: Monotonic,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StopStep {
+    Command {
+        run: RunId,
+        deadline: Monotonic,
+    },
+    /// Asked to end; the wait.
+    Terminating {
+        kill_at: Monotonic,
+        hooks: Hooks,
+    },
+    /// SIGKILL was sent to everything.
+    Killing {
+        stuck_at: Monotonic,
+        hooks: Hooks,
+    },
+    /// Everything is gone; a stop_post hook runs.
+    Post {
+        index: u8,
+        run: RunId,
+        deadline: Monotonic,
+    },
+}
+
+/// Whether `stop_post` hooks follow when everything is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hooks {
+    Follow,
+    /// They had their turn; this takes down what they left.
+    Over,
+}
+
+/// Where a deactivation leads, unless the unit is not wanted (any more).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    Again { not_before: Option<Monotonic> },
+    Backoff { retry_at: Monotonic },
+    Hold(String),
+    Finished(Exit),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// The sentence to show.
+    GaveUp(String),
+    /// Something survived SIGKILL; when it is gone, go on there.
+    Stuck { then: Then },
+}
+
+/// A process that lives, as far as we know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Living {
+    pub role: Role,
+    /// None until the keeper has forked it.
+    pub pid: Option<i32>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Unit {
+    pub spec: Arc<UnitSpec>,
+    /// The file has changed: in force at the next start.
+    pub next_spec: Option<Arc<UnitSpec>>,
+    pub durable: UnitDurable,
+    /// What the store was last told.
+    pub saved: UnitDurable,
+    pub state: State,
+    pub since: Monotonic,
+    pub living: BTreeMap<RunId, Living>,
+    /// Processes that are no runs of ours live in the unit.
+    pub strays: bool,
+    /// The newest main run.
+    pub main: Option<RunId>,
+    /// A wanted unit needs or wants this one.
+    pub pulled: bool,
+    /// An operator's restart is under way: stop, then start.
+    pub restarting: bool,
+    /// Gone from the files.
+    pub removed: bool,
+    /// How the last failure or end reads.
+    pub last: Option<String>,
+    /// Entry of this unit in the engine's deadline index.
+    pub armed: Option<Monotonic>,
+}
+
+impl Unit {
+    pub fn new(spec: Arc<UnitSpec>, durable: UnitDurable, now: Monotonic) -> Unit {
+        Unit {
+            spec,
+            next_spec: None,
+            saved: durable.clone(),
+            durable,
+            state: State::Inactive { why: WhyInactive::NotWanted },
+            since: now,
+            living: BTreeMap::new(),
+            strays: false,
+            main: None,
+            pulled: false,
+            restarting: false,
+            removed: false,
+            last: None,
+            armed: None,
+        }
+    }
+
+    pub fn wanted(&self) -> bool {
+        match self.durable.ordered {
+            Some(Desired::Up) => !self.removed,
+            Some(Desired::Down) => false,
+            None => !self.removed && (self.spec.unit.enabled || self.pulled),
+        }
+    }
+
+    /// What follows a failure that was counted before: it stands in the durable row.
+    pub fn then_by_row(&self, failed_at: Monotonic) -> Then {
+        match (&self.durable.held, self.durable.retry_at) {
+            (Some(held), _) => Then::Hold(held.clone()),
+            (None, Some(retry_at)) => Then::Backoff { retry_at },
+            (None, None) => Then::Backoff { retry_at: failed_at },
+        }
+    }
+
+    /// What the next start goes by.
+    pub fn spec_to_start(&self) -> &UnitSpec {
+        self.next_spec.as_deref().unwrap_or(&self.spec)
+    }
+
+    /// Nothing of this unit lives.
+    pub fn is_empty(&self) -> bool {
+        self.living.is_empty() && !self.strays
+    }
+
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, State::Active(_))
+    }
+
+    /// Nothing lives and nothing is under way.
+    pub fn at_rest(&self) -> bool {
+        match self.state {
+            State::Inactive { .. } | State::Waiting { .. } | State::Backoff { .. } => true,
+            State::Failed { hold: Hold::GaveUp(_) } => true,
+            State::Failed { hold: Hold::Stuck { .. } } => false,
+            State::Activating(_) | State::Active(_) | State::Deactivating { .. } => false,
+        }
+    }
+
+    pub fn is_stuck(&self) -> bool {
+        matches!(self.state, State::Failed { hold: Hold::Stuck { .. } })
+    }
+
+    /// The main process, if it lives.
+    pub fn living_main(&self) -> Option<RunId> {
+        self.main.filter(|run| self.living.contains_key(run))
+    }
+
+    /// When this unit next needs a `Tick`.
+    pub fn deadline(&self) -> Option<Monotonic> {
+        match &self.state {
+            State::Inactive { .. } | State::Failed { .. } => None,
+            State::Waiting { not_before, .. } => *not_before,
+            State::Backoff { retry_at } => Some(*retry_at),
+            State::Activating(activating) => {
+                let step = match activating.step {
+                    StartStep::Settling { until, .. } => Some(until),
+                    StartStep::Checking { probe: Probing::Next(at), .. } => Some(at),
+                    StartStep::Checking { .. }
+                    | StartStep::Pre { .. }
+                    | StartStep::Spawning { .. }
+                    | StartStep::Post { .. } => None,
+                };
+                earlier(step, activating.deadline)
+            }
+            State::Active(active) => earlier(active.reset_at, active.reload.map(|reload| reload.deadline)),
+            State::Deactivating { step, .. } => match step {
+                StopStep::Command { deadline, .. } | StopStep::Post { deadline, .. } => Some(*deadline),
+                StopStep::Terminating { kill_at, .. } => Some(*kill_at),
+                StopStep::Killing { stuck_at, .. } => Some(*stuck_at),
+            },
+        }
+    }
+}
+
+fn earlier(a: Option<Monotonic>, b: Option<Monotonic>) -> Option<Monotonic> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (one, other) => one.or(other),
+    }
+}
