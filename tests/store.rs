@@ -132,7 +132,7 @@ fn a_failure_said_twice_is_one_row_and_takes_no_number() {
     assert_eq!(names, [(1, "unit.failed"), (2, "unit.started"), (3, "unit.failed")]);
     let (tell, told) = mpsc::channel();
     let query = EventQuery { unit: Some(unit("web")), limit: 2, ..EventQuery::default() };
-    store.events(query, move |answer| drop(tell.send(answer)));
+    store.reader().events(query, move |answer| drop(tell.send(answer)));
     let newest = told.recv_timeout(PATIENCE).expect("answers").expect("reads");
     assert_eq!(newest, rows[1..], "the newest two, oldest first");
 }

@@ -70,13 +70,20 @@ type Answer = Box<dyn FnOnce(Result<Vec<EventRow>, StoreError>) + Send>;
 enum Command {
     Commit(u64, Batch),
     Query(EventQuery, Answer),
+    End,
 }
 
 /// The way to the store's thread. Dropping it commits what waits and ends the thread.
 pub struct Store {
-    commands: Option<Sender<Command>>,
+    reader: Reader,
     thread: Option<JoinHandle<()>>,
     submitted: u64,
+}
+
+/// For those who only ask. Cheap to clone; it outlives the store and then says so.
+#[derive(Clone)]
+pub struct Reader {
+    commands: Sender<Command>,
     trouble: Arc<Mutex<Option<String>>>,
 }
 
@@ -100,7 +107,7 @@ impl Opened {
             trouble: Arc::clone(&trouble),
         };
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || writer.run(&waiting))?;
-        Ok(Store { commands: Some(commands), thread: Some(thread), submitted: 0, trouble })
+        Ok(Store { reader: Reader { commands, trouble }, thread: Some(thread), submitted: 0 })
     }
 }
 
@@ -109,7 +116,7 @@ impl Store {
     /// when it is on the disk. Never blocks.
     pub fn submit(&mut self, batch: Batch) -> u64 {
         self.submitted += 1;
-        self.send(Command::Commit(self.submitted, batch));
+        self.reader.send(Command::Commit(self.submitted, batch));
         self.submitted
     }
 
@@ -118,6 +125,17 @@ impl Store {
         self.submitted
     }
 
+    pub fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// Why nothing can be committed at the moment; none when all is well.
+    pub fn trouble(&self) -> Option<String> {
+        self.reader.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Reader {
     /// Asks for events; `answer` is called on the store's thread.
     pub fn events(
         &self,
@@ -127,20 +145,11 @@ impl Store {
         self.send(Command::Query(query, Box::new(answer)));
     }
 
-    /// Why nothing can be committed at the moment; none when all is well.
-    pub fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     fn send(&self, command: Command) {
-        let refused = match &self.commands {
-            Some(commands) => commands.send(command).err().map(|refused| refused.0),
-            None => Some(command),
-        };
-        // The thread ends only with this handle. Should it ever have died, say so in health.
-        match refused {
-            None => {}
+        match self.commands.send(command).err().map(|refused| refused.0) {
+            None | Some(Command::End) => {}
             Some(Command::Query(_, answer)) => answer(Err(StoreError::Closed)),
+            // The thread ends only with the store. Should it ever have died, say so in health.
             Some(Command::Commit(..)) => {
                 let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
                 *trouble = Some("the store's thread has ended".to_string());
@@ -151,7 +160,7 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.commands = None;
+        self.reader.send(Command::End);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join(); // a panic there was reported by its own hook
         }
@@ -179,12 +188,13 @@ impl Writer {
             } else {
                 waiting.recv_timeout(TROUBLE_RETRY)
             };
-            let end = matches!(first, Err(RecvTimeoutError::Disconnected));
+            let mut end = matches!(first, Err(RecvTimeoutError::Disconnected));
             let mut queries = Vec::new();
             for command in first.into_iter().chain(waiting.try_iter().take(BATCHES_PER_COMMIT_MAX)) {
                 match command {
                     Command::Commit(number, batch) => self.keep(number, batch),
                     Command::Query(query, answer) => queries.push((query, answer)),
+                    Command::End => end = true,
                 }
             }
             self.commit_pending();
