@@ -7,6 +7,8 @@ pub mod capture;
 pub mod read;
 pub mod spool;
 #[cfg(test)]
+mod read_tests;
+#[cfg(test)]
 mod tests;
 
 /// Which of its two streams a service wrote to. With `stderr = "merge"` both are `Stdout`.

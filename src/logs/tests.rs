@@ -18,10 +18,6 @@ use crate::base::exit::RunId;
 use crate::base::name::UnitName;
 use crate::logs::Stream;
 use crate::logs::capture::{Capture, Drained, Writers};
-use crate::logs::read::{
-    Cut, Follow, Followed, LAG_BYTES_MAX, LINE_BYTES_MAX, Lag, LineMatcher, LogLineRaw, TAIL_BYTES_MAX,
-    Unfinished, tail,
-};
 use crate::logs::spool::{Spool, SpoolRefusal};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -305,6 +301,70 @@ fn small_writes_gather() {
     let turns = capture.counts().turns;
     writeln!(std::io::stdout(), "20,000 small writes: {turns} turns").unwrap_or(());
     assert!(turns < 10_000, "{turns}");
+}
+
+/// On a file system of 256 KiB that only this thread and its children see.
+#[test]
+fn a_full_disk_blocks_the_writer_and_loses_nothing() {
+    use nix::mount::{MsFlags, mount};
+    let home = tempfile::tempdir().expect("home");
+    let path = home.path().to_owned();
+    let test = std::thread::spawn(move || {
+        let none = None::<&str>;
+        let own = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+            .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))
+            .and_then(|()| mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some("size=256k")));
+        if let Err(errno) = own {
+            return writeln!(std::io::stdout(), "skipped: cannot mount a tmpfs: {errno}").unwrap_or(());
+        }
+        let ballast = path.join("ballast");
+        fs::write(&ballast, vec![0; 128 * 1024]).expect("ballast");
+        let spool = open_spool(&path);
+        let (capture, news) = capture();
+        let (reader, mut writer) = pipe();
+        capture.add(RunId(1), Stream::Stdout, reader, Arc::clone(&spool));
+        let bytes: Vec<u8> = (0..=255_u8).cycle().take(200_000).collect();
+        // More than the disk takes, less than disk and pipe together.
+        writer.write_all(&bytes[..160_000]).expect("write");
+        let deadline = Instant::now() + DEADLINE;
+        while capture.counts().stalls < 2 {
+            assert!(Instant::now() < deadline, "{:?}", capture.counts());
+            std::thread::yield_now();
+        }
+        assert_eq!(capture.counts().last_errno, nix::errno::Errno::ENOSPC as i32);
+        fs::remove_file(&ballast).expect("remove");
+        writer.write_all(&bytes[160_000..]).expect("write");
+        drop(writer);
+        assert_eq!(news.recv_timeout(DEADLINE), Ok(gone(1)));
+        assert!(fs::read(spool.path()).expect("read") == bytes);
+    });
+    test.join().expect("test");
+}
+
+#[test]
+fn a_spool_is_a_private_regular_file_with_one_name_and_one_writer() {
+    use std::os::unix::fs::{MetadataExt, symlink};
+    let home = tempfile::tempdir().expect("home");
+    let refusal = |logs: &Path| Spool::open(logs, &unit(), Stream::Stdout).expect_err("refused").why;
+    let spool = open_spool(home.path());
+    let mode = |path: &Path| fs::metadata(path).expect("metadata").mode() & 0o7777;
+    assert_eq!((mode(&home.path().join("web")), mode(spool.path())), (0o750, 0o640));
+    assert!(matches!(refusal(home.path()), SpoolRefusal::InUse));
+    let file = spool.path().to_owned();
+    drop(spool);
+    fs::hard_link(&file, home.path().join("other")).expect("link");
+    assert!(matches!(refusal(home.path()), SpoolRefusal::Linked(2)));
+    fs::remove_file(&file).expect("remove");
+    symlink(home.path().join("other"), &file).expect("symlink");
+    assert!(matches!(refusal(home.path()), SpoolRefusal::Os(nix::errno::Errno::ELOOP)));
+    fs::remove_file(&file).expect("remove");
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+    assert!(matches!(refusal(home.path()), SpoolRefusal::NotRegular));
+    fs::remove_dir_all(home.path().join("web")).expect("remove");
+    symlink(home.path(), home.path().join("web")).expect("symlink");
+    assert!(matches!(refusal(home.path()), SpoolRefusal::Os(nix::errno::Errno::ENOTDIR)));
+    let message = Spool::open(home.path(), &unit(), Stream::Stderr).expect_err("refused").to_string();
+    assert!(message.starts_with("cannot open the log ") && message.contains("web/stderr.log: "), "{message}");
 }
 
 #[test]

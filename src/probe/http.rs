@@ -42,8 +42,12 @@ where
     let answer = tokio::select! {
         biased;
         answer = &mut answer => answer,
-        // The connection may end before the answer is picked up; it is there all the same.
-        _ = &mut connection => answer.await,
+        ended = &mut connection => match (answer.await, ended) {
+            // The answer alone would only say that it was cancelled.
+            (Err(_), Err(error)) => Err(error),
+            // The connection may end before the answer is picked up; it is there all the same.
+            (answer, _) => answer,
+        },
     };
     let status = answer.map_err(|error| told(&error))?.status();
     if status.is_success() { Ok(()) } else { Err(format!("HTTP {}", status.as_u16())) }
