@@ -32,7 +32,7 @@ const TURN_BYTES_MAX: usize = 256 * 1024;
 const SPLICE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// After a turn that moved less than this, small writes are left to gather for `GATHER`.
-const GATHER_BELOW_BYTES: u64 = 32 * 1024;
+const GATHER_BELOW_BYTES: usize = 32 * 1024;
 
 /// How long. The first write after silence is moved at once; a stream of small ones costs
 /// 2,000 turns a second instead of one for each write.
@@ -181,6 +181,7 @@ impl Capture {
         self.order(Order::Drain(run));
     }
 
+    /// Totals since the start; each is exact, but they are not of one instant.
     pub fn counts(&self) -> CaptureCounts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         CaptureCounts {
@@ -246,7 +247,7 @@ impl Mover {
                     token => moved_bytes += self.turn(token),
                 }
             }
-            if moved_bytes < GATHER_BELOW_BYTES {
+            if moved_bytes < as_u64(GATHER_BELOW_BYTES) {
                 std::thread::sleep(GATHER);
             }
         }
@@ -381,7 +382,13 @@ impl Pipe {
             }
             match self.spool.splice_from(self.fd.as_fd(), SPLICE_BYTES_MAX) {
                 Ok(0) => return (as_u64(moved_bytes), Turn::Closed),
-                Ok(moved) => moved_bytes += moved,
+                Ok(moved) => {
+                    moved_bytes += moved;
+                    if moved < GATHER_BELOW_BYTES && matches!(self.drain, Drain::NotAsked) {
+                        // Going on would chase the writer, one call of ours for each of its own.
+                        return (as_u64(moved_bytes), Turn::More);
+                    }
+                }
                 Err(Errno::EAGAIN) => return (as_u64(moved_bytes), Turn::Empty),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EINVAL) => match self.take_into_hands() {

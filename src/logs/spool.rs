@@ -77,6 +77,7 @@ impl Spool {
         Ok(Spool { file, path: path.clone(), stored: watch::Sender::new(size(&stat)) })
     }
 
+    /// The file's path, for messages and tests; it may have been renamed since.
     pub fn path(&self) -> &Path {
         &self.path
     }
