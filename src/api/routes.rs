@@ -69,7 +69,9 @@ impl Param {
             Param::Follow => "true: answer with `text/event-stream` and go on as things happen.",
             Param::AfterId => "Only events with a greater id.",
             Param::Since => "Only events at or after this time, RFC 3339.",
-            Param::Limit => "Most events to answer with, 1 to 10000. Default 1000.",
+            Param::Limit => {
+                "Most events to answer with, 1 to 10000. Default 1000. With after_id the oldest that fit, else the newest."
+            }
             Param::Wait => "false: answer as soon as the order is taken. Default true.",
         }
     }
