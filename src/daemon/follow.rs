@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::AbortHandle;
 
 use crate::base::check::NetCheck;
 use crate::base::{exit::RunId, name::UnitName};
@@ -53,7 +54,7 @@ pub fn watch_log(run: RunId, spool: Arc<Spool>, from: u64, pattern: &str, source
 /// Tells when something was written to the notification fd. It is not read: the next engine
 /// must see it too, should this one die before readiness is on the disk.
 pub fn watch_notify_fd(run: RunId, pipe: OwnedFd, sources: UnboundedSender<Source>) {
-    let watched = match AsyncFd::new(pipe) {
+    let watched = match AsyncFd::register(pipe) {
         Ok(watched) => watched,
         Err(error) => return tracing::error!("cannot watch the notification fd of run {run}: {error}"),
     };
@@ -71,14 +72,13 @@ fn holds_bytes(pipe: &OwnedFd) -> bool {
     asked.is_ok() && ask[0].revents().is_some_and(|found| found.contains(PollFlags::POLLIN))
 }
 
-/// Has the loop look at `unit` whenever it may have become empty, until it does not ask any more.
-pub fn watch_emptiness(unit: UnitName, mut watch: Watch, sources: UnboundedSender<Source>) {
-    tokio::spawn(async move {
-        while watch.wanted() {
-            let _ = tokio::time::timeout(EMPTINESS_LOOK, watch.changed()).await; // a look costs nothing
-            if sources.send(Source::MaybeEmpty(unit.clone())).is_err() {
-                return;
-            }
+/// Has the loop look at `unit` whenever it may have become empty, until the task is aborted.
+pub fn watch_emptiness(unit: UnitName, mut watch: Watch, sources: UnboundedSender<Source>) -> AbortHandle {
+    let looking = tokio::spawn(async move {
+        while sources.send(Source::MaybeEmpty(unit.clone())).is_ok() {
+            // Time running out is a reason to look, too.
+            let _ = tokio::time::timeout(EMPTINESS_LOOK, watch.changed()).await;
         }
     });
+    looking.abort_handle()
 }

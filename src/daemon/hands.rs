@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::AbortHandle;
 
 use crate::api::call::Answer;
 use crate::base::exit::{Exit, RunId, SpawnStep};
@@ -47,6 +48,8 @@ pub enum Source {
     DrainOverdue(RunId),
     /// Somebody saw the unit empty; look again.
     MaybeEmpty(UnitName),
+    /// More news than one turn takes.
+    KeeperHasMore,
 }
 
 /// What waits for a commit.
@@ -92,7 +95,7 @@ pub struct Hands {
     pipes: BTreeMap<RunId, BTreeSet<Stream>>,
     releasing: BTreeMap<RunId, BTreeSet<Stream>>,
     /// Units of which somebody waits to hear that they are empty.
-    watched: BTreeSet<UnitName>,
+    watched: BTreeMap<UnitName, AbortHandle>,
     writes: Vec<Write>,
     lates: Vec<Late>,
     waiting: VecDeque<(u64, Late)>,
@@ -109,7 +112,7 @@ impl Hands {
             spools: BTreeMap::new(),
             pipes: BTreeMap::new(),
             releasing: BTreeMap::new(),
-            watched: BTreeSet::new(),
+            watched: BTreeMap::new(),
             writes: Vec::new(),
             lates: Vec::new(),
             waiting: VecDeque::new(),
@@ -278,7 +281,7 @@ impl Hands {
         if let ReadyWhen::Net(check) = &spec.readiness.when {
             let within = spec.readiness.timeout.unwrap_or(limits::READINESS_PROBE_TIMEOUT);
             let timeout = within.min(limits::READINESS_PROBE_TIMEOUT);
-            follow::probe(run, check.clone(), timeout, self.tools.sources.clone());
+            follow::run_probe(run, check.clone(), timeout, self.tools.sources.clone());
         }
     }
 
@@ -308,26 +311,32 @@ impl Hands {
     }
 
     fn watch_emptiness(&mut self, unit: UnitName) {
-        if self.watched.insert(unit.clone()) {
+        if !self.watched.contains_key(&unit) {
             let watch = self.tools.containment.watch(&unit);
-            follow::watch_emptiness(unit, watch, self.tools.sources.clone());
+            let task = follow::watch_emptiness(unit.clone(), watch, self.tools.sources.clone());
+            self.watched.insert(unit, task);
         }
     }
 
-    /// Looks at a unit that may have become empty; true when it is, which is told once.
-    pub fn on_maybe_empty(&mut self, unit: &UnitName) -> bool {
-        if !self.watched.contains(unit) {
-            return false;
-        }
+    /// Looks at a unit that may have become empty; `Emptied` is told once.
+    pub fn on_maybe_empty(&mut self, unit: &UnitName) {
         let living = self.runs.values().any(|live| live.unit == *unit && !live.ended);
-        if living || self.tools.containment.rest(unit, &self.pids_of(unit)) == Rest::Alive {
-            return false;
+        // While a run lives, its end will ask again.
+        if living || self.tools.containment.rest(unit, &[]) == Rest::Alive {
+            return;
         }
-        self.watched.remove(unit)
+        if let Some(task) = self.watched.remove(unit) {
+            task.abort();
+            self.answers.push_back(Event::Emptied { unit: unit.clone() });
+        }
     }
 
-    pub fn is_watched(&self, unit: &UnitName) -> bool {
-        self.watched.contains(unit)
+    /// Looks at every unit that somebody waits for: an orphan of one of them was reaped.
+    pub fn on_orphan_reaped(&mut self) {
+        let watched: Vec<UnitName> = self.watched.keys().cloned().collect();
+        for unit in watched {
+            self.on_maybe_empty(&unit);
+        }
     }
 
     /// Lets the keeper forget a run once its pipes are drained, or a second has passed.

@@ -30,7 +30,7 @@ impl NotifySocket {
     /// # Errors
     /// The runtime cannot watch it.
     pub fn new(fd: OwnedFd) -> io::Result<NotifySocket> {
-        Ok(NotifySocket(AsyncFd::new(fd)?))
+        Ok(NotifySocket(AsyncFd::register(fd)?))
     }
 
     /// Waits for datagrams and takes those that are there. Safe to cancel.
