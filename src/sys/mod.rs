@@ -4,14 +4,14 @@
 //! Refuses: units, policy and retries. A call here does one thing and says what the kernel said.
 
 pub mod accounts;
-//pub mod cgroup;
+pub mod cgroup;
 pub mod clock;
 pub mod files;
 pub mod lock;
 pub mod memfd;
 pub mod pipe;
 pub mod process;
-//pub mod proctree;
+pub mod proctree;
 pub mod signals;
 pub mod socket;
 pub mod spawn;
