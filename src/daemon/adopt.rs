@@ -6,7 +6,6 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
 
 use crate::base::exit::RunId;
 use crate::daemon::follow;
@@ -89,6 +88,7 @@ fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
     let ended_now = ended.is_some();
     let live = Live { unit: unit.clone(), role, pid: Some(pid), log_from: 0, ended: ended_now };
     hands.runs.insert(run, live);
+    hands.tools.containment.on_spawned(&unit, pid);
     for (label, fd) in held {
         let stream = match label {
             HOLD_STDOUT => Stream::Stdout,
@@ -112,6 +112,3 @@ pub fn next_run(reserved: RunId, adopted: &[Adopted]) -> RunId {
     let newest = adopted.iter().map(|row| row.run.0 + 1).max().unwrap_or(0);
     RunId(newest.max(reserved.0))
 }
-
-/// How long an engine may take from its start until it supervises; only said, not enforced.
-pub const ADOPT_SLOW: Duration = Duration::from_secs(1);

@@ -173,7 +173,7 @@ fn begin(home: Home) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
         keeper: client,
         store,
         capture,
-        containment: Containment::open(),
+        containment: Containment::open(&home.run_dir, keeper_pid),
         logs: home.log_dir.clone(),
         around: surroundings(&home, &loaded),
         sources,

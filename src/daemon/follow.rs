@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 
@@ -21,6 +20,7 @@ use crate::logs::Stream;
 use crate::logs::read::LineMatcher;
 use crate::logs::spool::Spool;
 use crate::probe::probe;
+use crate::sys::watched::{Wake, watched};
 
 /// Where the kernel gives no sign that a unit became empty, it is looked at this often, and
 /// only while somebody waits for it.
@@ -54,12 +54,12 @@ pub fn watch_log(run: RunId, spool: Arc<Spool>, from: u64, pattern: &str, source
 /// Tells when something was written to the notification fd. It is not read: the next engine
 /// must see it too, should this one die before readiness is on the disk.
 pub fn watch_notify_fd(run: RunId, pipe: OwnedFd, sources: UnboundedSender<Source>) {
-    let watched = match AsyncFd::register(pipe) {
-        Ok(watched) => watched,
+    let pipe = match watched(pipe, Wake::Data) {
+        Ok(pipe) => pipe,
         Err(error) => return tracing::error!("cannot watch the notification fd of run {run}: {error}"),
     };
     tokio::spawn(async move {
-        if watched.readable().await.is_ok() && holds_bytes(watched.get_ref()) {
+        if pipe.readable().await.is_ok() && holds_bytes(pipe.get_ref()) {
             let _ = sources.send(Source::Event(Event::NotifiedReady { run })); // the loop has ended
         }
     });

@@ -97,7 +97,13 @@ impl Shell {
             Call::Logs { units, lines, follow } => {
                 let units = if units.is_empty() { Ok(self.every_unit()) } else { self.known(&units) };
                 match units {
-                    Ok(units) => return streams::answer_logs(self.hands.log_sources(&units), lines, follow, reply),
+                    Ok(units) => {
+                        if follow {
+                            self.hands.open_spools(&units);
+                        }
+                        let sources = self.hands.log_sources(&units);
+                        return streams::answer_logs(sources, lines, follow, reply);
+                    }
                     Err(answer) => *answer,
                 }
             }

@@ -126,12 +126,12 @@ impl Hands {
             Effect::Spawn { unit, run, role } => self.spawn(unit, run, role, stamp.at),
             Effect::Signal { run, signal } => self.ask_keeper(Request::Signal { run, signal }),
             Effect::SignalAll { unit, signal } => {
-                if let Err(error) = self.tools.containment.signal_all(&unit, signal, &self.pids_of(&unit)) {
+                if let Err(error) = self.tools.containment.signal_all(&unit, signal) {
                     tracing::warn!("cannot send {signal} to everything of {unit}: {error}");
                 }
             }
             Effect::KillAll { unit } => {
-                if let Err(error) = self.tools.containment.kill_all(&unit, &self.pids_of(&unit)) {
+                if let Err(error) = self.tools.containment.kill_all(&unit) {
                     tracing::warn!("cannot kill everything of {unit}: {error}");
                 }
                 self.watch_emptiness(unit);

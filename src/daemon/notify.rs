@@ -9,6 +9,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::probe::notify::{self, Notice};
 use crate::sys::socket;
+use crate::sys::watched::{Wake, watched};
 
 /// Longest datagram read. systemd takes 4 KiB; what is longer is cut there.
 const DATAGRAM_BYTES_MAX: usize = 4 * 1024;
@@ -30,7 +31,7 @@ impl NotifySocket {
     /// # Errors
     /// The runtime cannot watch it.
     pub fn new(fd: OwnedFd) -> io::Result<NotifySocket> {
-        Ok(NotifySocket(AsyncFd::register(fd)?))
+        Ok(NotifySocket(watched(fd, Wake::Data)?))
     }
 
     /// Waits for datagrams and takes those that are there. Safe to cancel.

@@ -32,6 +32,7 @@ use crate::store::open::{Life, Phase};
 use crate::store::row::Level;
 use crate::store::writer::Write;
 use crate::sys::clock;
+use crate::sys::watched::{Wake, watched};
 use crate::telemetry::observe::{Stamp, note};
 
 /// Most news of the keeper taken in one go, so that calls are answered in a storm too.
@@ -91,22 +92,21 @@ impl Shell {
     /// # Errors
     /// The keeper is gone, or the kernel refuses a timer. The keeper starts another engine.
     pub async fn run(&mut self, mut ears: Ears) -> io::Result<()> {
-        let keeper = AsyncFd::register(self.hands.tools.keeper.as_fd().try_clone_to_owned()?)?;
+        let keeper = watched(self.hands.tools.keeper.as_fd().try_clone_to_owned()?, Wake::Data)?;
         let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
-        let timer = AsyncFd::register(OwnedFd::from(timer.as_fd().try_clone_to_owned()?))
-            .map(|watched| (watched, timer))?;
+        let fired = watched(timer.as_fd().try_clone_to_owned()?, Wake::Data)?;
         let mut armed = None;
         self.settle();
         while self.ending != Ending::Done {
             let due = self.next_due();
             if due != armed {
-                arm(&timer.1, due)?;
+                arm(&timer, due)?;
                 armed = due;
             }
-            match self.turn(&mut ears, &keeper, &timer.0).await? {
+            match self.turn(&mut ears, &keeper, &fired).await? {
                 Turn::Keeper => self.on_keeper()?,
                 Turn::Due => {
-                    let _ = timer.1.wait(); // clears it; EAGAIN when it was armed anew meanwhile
+                    let _ = timer.wait(); // clears it; EAGAIN when it was armed anew meanwhile
                     armed = None;
                     self.on_due();
                 }
@@ -123,7 +123,7 @@ impl Shell {
         &self,
         ears: &mut Ears,
         keeper: &AsyncFd<OwnedFd>,
-        timer: &AsyncFd<OwnedFd>,
+        fired: &AsyncFd<OwnedFd>,
     ) -> io::Result<Turn> {
         let interest = match self.hands.tools.keeper.wants_write() {
             true => Interest::READABLE | Interest::WRITABLE,
@@ -137,7 +137,7 @@ impl Shell {
                 ready?.clear_ready();
                 Ok(Turn::Keeper)
             }
-            ready = timer.readable() => {
+            ready = fired.readable() => {
                 ready?.clear_ready();
                 Ok(Turn::Due)
             }
@@ -416,14 +416,14 @@ impl Hands {
     fn kill_everything(&mut self) {
         let units: Vec<_> = self.runs.values().filter(|live| !live.ended).map(|live| live.unit.clone()).collect();
         for unit in units {
-            if let Err(error) = self.tools.containment.kill_all(&unit, &self.pids_of(&unit)) {
+            if let Err(error) = self.tools.containment.kill_all(&unit) {
                 tracing::warn!("cannot kill everything of {unit}: {error}");
             }
         }
     }
 
     /// Commits what waits, takes the cgroups away, and has the keeper end.
-    fn leave(mut self) {
+    fn leave(self) {
         self.tools.containment.remove();
         let mut keeper = self.tools.keeper;
         drop(self.tools.store);

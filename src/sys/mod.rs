@@ -16,3 +16,4 @@ pub mod signals;
 pub mod socket;
 pub mod spawn;
 pub mod wait;
+pub mod watched;
