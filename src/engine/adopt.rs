@@ -30,23 +30,23 @@ pub enum Boot {
     Resumed,
 }
 
+/// What an engine starts with: the files, the store's rows, the keeper's table, the cgroups.
+#[derive(Clone, Debug)]
+pub struct Inheritance {
+    pub boot: Boot,
+    pub units: Vec<Arc<UnitSpec>>,
+    pub durable: BTreeMap<UnitName, UnitDurable>,
+    pub adopted: Vec<Adopted>,
+    /// Units in whose cgroup anything lives now.
+    pub populated: BTreeSet<UnitName>,
+    /// Greater than every run that the store or the keeper has seen.
+    pub next_run: RunId,
+}
+
 impl Engine {
-    /// An engine that goes on where another stopped. `next_run` is greater than every run
-    /// that the store or the keeper has seen. The effects that follow go to `fx`.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a different source of truth; a struct would only rename them"
-    )]
-    pub fn new(
-        now: Monotonic,
-        settings: Settings,
-        boot: Boot,
-        units: Vec<Arc<UnitSpec>>,
-        mut durable: BTreeMap<UnitName, UnitDurable>,
-        adopted: Vec<Adopted>,
-        next_run: RunId,
-        fx: &mut Effects,
-    ) -> Engine {
+    /// An engine that goes on where another stopped. The effects that follow go to `fx`.
+    pub fn new(now: Monotonic, settings: Settings, inherited: Inheritance, fx: &mut Effects) -> Engine {
+        let Inheritance { boot, units, mut durable, adopted, populated, next_run } = inherited;
         let mut engine = Engine::empty(settings, next_run);
         for spec in units {
             let mut row = durable.remove(&spec.name).unwrap_or_default();
@@ -55,13 +55,14 @@ impl Engine {
             }
             engine.insert_unit(spec, row, now);
         }
-        for row in &adopted {
-            engine.next_run = engine.next_run.max(row.run.0 + 1);
-            if !engine.units.contains_key(&row.unit) {
+        engine.next_run = adopted.iter().map(|row| row.run.0 + 1).max().unwrap_or(0).max(engine.next_run);
+        let living: BTreeSet<&UnitName> = adopted.iter().map(|row| &row.unit).chain(&populated).collect();
+        for name in living {
+            if !engine.units.contains_key(name) {
                 fx.mark(Mark::AdoptedUnknownUnit);
-                let spec = UnitSpec::minimal(row.unit.clone(), vec!["/gone-from-the-files".to_string()]);
-                engine.insert_unit(Arc::new(spec), durable.remove(&row.unit).unwrap_or_default(), now);
-                if let Some(unit) = engine.units.get_mut(&row.unit) {
+                let spec = UnitSpec::minimal(name.clone(), vec!["/gone-from-the-files".to_string()]);
+                engine.insert_unit(Arc::new(spec), durable.remove(name).unwrap_or_default(), now);
+                if let Some(unit) = engine.units.get_mut(name) {
                     unit.removed = true;
                 }
             }
@@ -76,15 +77,16 @@ impl Engine {
         for row in adopted {
             rows.entry(row.unit.clone()).or_default().push(row);
         }
-        let mut ended: Vec<(RunId, Monotonic, Exit, Rest)> = Vec::new();
+        let mut ended: Vec<Ended> = Vec::new();
         for name in &names {
             let own = rows.remove(name).unwrap_or_default();
-            engine.adopt_unit(now, name, &own, &mut ended, fx);
+            let rest = if populated.contains(name) { Rest::Alive } else { Rest::Empty };
+            engine.adopt_unit(now, name, &own, rest, &mut ended, fx);
         }
         engine.pull();
-        ended.sort_by_key(|(run, ..)| *run);
-        for (run, at, exit, rest) in ended {
-            engine.on_exited(now, run, at, exit, rest, fx);
+        ended.sort_by_key(|end| end.run);
+        for end in ended {
+            engine.on_exited(now, end.run, end.at, end.exit, end.rest, fx);
         }
         engine.queue.extend(names);
         engine.finish_step(now, fx);
@@ -96,7 +98,8 @@ impl Engine {
         now: Monotonic,
         name: &UnitName,
         rows: &[Adopted],
-        ended: &mut Vec<(RunId, Monotonic, Exit, Rest)>,
+        rest: Rest,
+        ended: &mut Vec<Ended>,
         fx: &mut Effects,
     ) {
         let Some(unit) = self.units.get_mut(name) else { return };
@@ -104,7 +107,7 @@ impl Engine {
             unit.living.insert(row.run, Living { role: row.role, pid: Some(row.pid).filter(|pid| *pid > 0) });
             self.runs.insert(row.run, name.clone());
             match row.ended {
-                Some((at, exit)) => ended.push((row.run, at, exit, row.rest)),
+                Some((at, exit)) => ended.push(Ended { run: row.run, at, exit, rest }),
                 None => {
                     fx.record(name, Some(row.run), RecordKind::Adopted { pid: row.pid });
                     if unit.durable.ordered != Some(Desired::Down) {
@@ -125,9 +128,10 @@ impl Engine {
             unit.main = Some(run);
             unit.living.insert(run, Living { role: Role::Main, pid: None });
             self.runs.insert(run, name.clone());
-            ended.push((run, now, Exit::Unknown, Rest::Empty));
+            ended.push(Ended { run, at: now, exit: Exit::Unknown, rest });
         }
-        let state = if rows.is_empty() && vanished.is_none() {
+        unit.strays = unit.living.is_empty() && rest == Rest::Alive;
+        let state = if unit.is_empty() {
             resting_state(unit, now)
         } else {
             living_state(unit, rows, now, fx)
@@ -136,12 +140,24 @@ impl Engine {
             (&state, self.units.get(name))
         {
             fx.mark(Mark::AdoptedStopping);
+            if unit.strays {
+                let signal = unit.spec.stop.signal;
+                fx.push(Effect::SignalAll { unit: name.clone(), signal });
+            }
             for run in unit.living.keys() {
                 fx.push(Effect::Signal { run: *run, signal: unit.spec.stop.signal });
             }
         }
         self.set_state(now, name, state);
     }
+}
+
+/// An end that happened unseen, to be fed in as news.
+struct Ended {
+    run: RunId,
+    at: Monotonic,
+    exit: Exit,
+    rest: Rest,
 }
 
 /// Nothing of the unit is known to live: what its row says.

@@ -54,8 +54,6 @@ pub struct Adopted {
     pub spawned_at: Monotonic,
     pub executed: bool,
     pub ended: Option<(Monotonic, Exit)>,
-    /// Whether the unit has other processes than its runs now.
-    pub rest: Rest,
 }
 
 #[derive(Debug)]
@@ -164,7 +162,7 @@ impl Engine {
                 let blockers = blockers.clone();
                 self.set_state(now, name, State::Waiting { not_before: None, blockers });
             }
-            State::Backoff { .. } => self.to_waiting(now, name),
+            State::Backoff { .. } => self.set_waiting(now, name),
             State::Activating(_) => self.on_activating_deadline(now, name, fx),
             State::Active(_) => self.on_active_deadline(now, name, fx),
             State::Deactivating { step, then } => {
@@ -222,7 +220,7 @@ impl Engine {
         self.activating.len() < cap
     }
 
-    fn to_waiting(&mut self, now: Monotonic, name: &UnitName) {
+    fn set_waiting(&mut self, now: Monotonic, name: &UnitName) {
         self.set_state(now, name, State::Waiting { not_before: None, blockers: Default::default() });
     }
 
@@ -240,14 +238,14 @@ impl Engine {
         let restarting = unit.restarting;
         match &unit.state {
             State::Inactive { why: WhyInactive::NotWanted | WhyInactive::Stopped } => {
-                self.to_waiting(now, name)
+                self.set_waiting(now, name)
             }
             State::Inactive { why: WhyInactive::Finished(_) }
             | State::Backoff { .. }
             | State::Failed { hold: Hold::GaveUp(_) }
                 if restarting =>
             {
-                self.to_waiting(now, name)
+                self.set_waiting(now, name)
             }
             State::Inactive { why: WhyInactive::Finished(_) } | State::Backoff { .. } => {}
             State::Waiting { .. } => self.evaluate_start(now, name, fx),

@@ -121,11 +121,11 @@ impl Engine {
             State::Backoff { .. } => {
                 fx.mark(Mark::StartedInBackoff);
                 unit.durable.retry_at = None;
-                self.to_waiting(now, name);
+                self.set_waiting(now, name);
                 None
             }
             State::Inactive { .. } | State::Failed { hold: Hold::GaveUp(_) } => {
-                self.to_waiting(now, name);
+                self.set_waiting(now, name);
                 None
             }
             State::Deactivating { step, .. } => {
@@ -159,7 +159,7 @@ impl Engine {
             if held {
                 unit.durable.held = None;
                 self.end_episode(&next, fx);
-                self.to_waiting(now, &next);
+                self.set_waiting(now, &next);
             }
             self.touched.insert(next.clone());
             self.queue_around(&next);
@@ -271,7 +271,7 @@ impl Engine {
         unit.durable.held = None;
         match &mut unit.state {
             State::Active(active) => active.reset_at = None,
-            State::Failed { hold: Hold::GaveUp(_) } => self.to_waiting(now, name),
+            State::Failed { hold: Hold::GaveUp(_) } => self.set_waiting(now, name),
             State::Failed { hold: Hold::Stuck { .. } }
             | State::Inactive { .. }
             | State::Waiting { .. }

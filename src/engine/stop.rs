@@ -249,9 +249,9 @@ impl Engine {
             Then::Backoff { .. } | Then::Hold(_) | Then::Finished(_) if restarting => {
                 unit.durable.retry_at = None;
                 unit.restarting = false;
-                self.to_waiting(now, name);
+                self.set_waiting(now, name);
             }
-            Then::Backoff { retry_at } if retry_at <= now => self.to_waiting(now, name),
+            Then::Backoff { retry_at } if retry_at <= now => self.set_waiting(now, name),
             Then::Backoff { retry_at } => self.set_state(now, name, State::Backoff { retry_at }),
             Then::Hold(held) => {
                 let failures = unit.durable.failures;

@@ -1,0 +1,426 @@
+//! The fake world: processes and the keeper's table, the store, and a clock that jumps.
+//!
+//! Refuses: mercy. Whatever the real parts may do, late, twice or not at all, this does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::base::exit::{Exit, RunId};
+use crate::base::name::UnitName;
+use crate::base::signal::Signal;
+use crate::base::time::Monotonic;
+use crate::engine::adopt::Boot;
+use crate::engine::durable::UnitDurable;
+use crate::engine::effect::{Effect, Record, RecordKind, Role};
+use crate::engine::event::{Event, Rest};
+use crate::engine::Adopted;
+use crate::sim::setup::Faults;
+use crate::sim::tape::{Domain, Tape};
+use crate::unit::spec::UnitSpec;
+
+/// What a process will do, decided when it is born.
+#[derive(Clone, Copy, Debug)]
+pub struct Nature {
+    pub ready_after: Option<Duration>,
+    pub ends: Option<(Duration, Exit)>,
+    /// How long it takes to die of TERM; None = it does not.
+    pub term: Option<Duration>,
+    /// How long it takes to die of KILL: zero, or the D state.
+    pub kill: Duration,
+    /// Leaves a child behind that lives on.
+    pub stray: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Process {
+    pub unit: UnitName,
+    pub role: Role,
+    pub pid: i32,
+    pub nature: Nature,
+    pub spawned_at: Monotonic,
+    pub executed: bool,
+    pub ready: bool,
+    pub ended: Option<(Monotonic, Exit)>,
+    /// The engine asked it to end (directly, or with its unit).
+    pub asked: bool,
+}
+
+impl Process {
+    pub fn lives(&self) -> bool {
+        self.ended.is_none()
+    }
+}
+
+/// A child that outlives its parent.
+#[derive(Clone, Copy, Debug)]
+pub struct Stray {
+    pub term: Option<Duration>,
+    pub kill: Duration,
+}
+
+/// Something that will happen in the world.
+#[derive(Clone, Debug)]
+pub enum Happening {
+    Executes(RunId),
+    GetsReady(RunId),
+    Ends(RunId, Exit),
+    StrayEnds(UnitName),
+    /// News arrives at the engine of that incarnation, and only there.
+    Arrives { engine: u64, event: Event },
+    ProbeAnswers { engine: u64, run: RunId },
+    Commits { engine: u64, batch: u64 },
+    Tick { engine: u64 },
+    EngineStarts { boot: Boot },
+    Operator,
+    Reconfigure,
+    Heal,
+}
+
+/// What waits for a commit.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    pub number: u64,
+    pub effects: Vec<Effect>,
+}
+
+#[derive(Debug)]
+pub struct World {
+    pub now: Monotonic,
+    pub tape: Tape,
+    pub faults: Faults,
+    pub healed: bool,
+    pub specs: BTreeMap<UnitName, UnitSpec>,
+    /// The keeper's table, and the truth about every process.
+    pub table: BTreeMap<RunId, Process>,
+    pub strays: BTreeMap<UnitName, Vec<Stray>>,
+    /// Committed rows and events.
+    pub rows: BTreeMap<UnitName, UnitDurable>,
+    pub events: Vec<Record>,
+    pub failed_runs: BTreeSet<RunId>,
+    pub pending: Vec<Batch>,
+    pub engine: u64,
+    pub run_max: u64,
+    queue: BTreeMap<(Monotonic, u64), Happening>,
+    sequence: u64,
+    /// Keeper news arrive in order: none before this.
+    news_after: Monotonic,
+}
+
+impl World {
+    pub fn new(tape: Tape, faults: Faults) -> World {
+        World {
+            now: Monotonic::from_ns(1_000_000_000),
+            tape,
+            faults,
+            healed: false,
+            specs: BTreeMap::new(),
+            table: BTreeMap::new(),
+            strays: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            events: Vec::new(),
+            failed_runs: BTreeSet::new(),
+            pending: Vec::new(),
+            engine: 0,
+            run_max: 0,
+            queue: BTreeMap::new(),
+            sequence: 0,
+            news_after: Monotonic::ZERO,
+        }
+    }
+
+    pub fn after(&mut self, wait: Duration, happening: Happening) {
+        self.sequence += 1;
+        self.queue.insert((self.now + wait, self.sequence), happening);
+    }
+
+    pub fn at(&mut self, at: Monotonic, happening: Happening) {
+        self.sequence += 1;
+        self.queue.insert((at.max(self.now), self.sequence), happening);
+    }
+
+    pub fn next(&mut self) -> Option<Happening> {
+        let ((at, _), happening) = self.queue.pop_first()?;
+        self.now = self.now.max(at);
+        Some(happening)
+    }
+
+    pub fn next_at(&self) -> Option<Monotonic> {
+        self.queue.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    fn rate(&mut self, domain: Domain, per_mille: u64) -> bool {
+        !self.healed && self.tape.chance(domain, per_mille)
+    }
+
+    fn some_ms(&mut self, domain: Domain, max: u64) -> Duration {
+        Duration::from_millis(self.tape.below(domain, max + 1))
+    }
+
+    /// News from the keeper: late by a little, in order.
+    pub fn tell(&mut self, event: Event) {
+        let wait = Duration::from_micros(self.tape.below(Domain::Delay, 3_000));
+        let at = (self.now + wait).max(self.news_after);
+        self.news_after = at;
+        let engine = self.engine;
+        if self.rate(Domain::Delay, self.faults.duplicate_per_mille) {
+            self.at(at, Happening::Arrives { engine, event: event.clone() });
+        }
+        self.at(at, Happening::Arrives { engine, event });
+    }
+
+    pub fn lives_in(&self, unit: &UnitName) -> impl Iterator<Item = (&RunId, &Process)> {
+        self.table.iter().filter(move |(_, process)| process.unit == *unit && process.lives())
+    }
+
+    pub fn is_empty(&self, unit: &UnitName) -> bool {
+        self.lives_in(unit).next().is_none() && self.strays.get(unit).is_none_or(Vec::is_empty)
+    }
+
+    pub fn rest(&self, unit: &UnitName) -> Rest {
+        if self.is_empty(unit) { Rest::Empty } else { Rest::Alive }
+    }
+
+    pub fn spawn(&mut self, unit: &UnitName, run: RunId, role: Role) {
+        self.run_max = self.run_max.max(run.0);
+        if self.rate(Domain::Process, self.faults.short_per_mille) {
+            return self.tell(Event::SpawnShort { run, errno: 11 });
+        }
+        let nature = self.nature(unit, role);
+        let pid = i32::try_from(run.0).unwrap_or(i32::MAX) + 1_000;
+        let process = Process {
+            unit: unit.clone(),
+            role,
+            pid,
+            nature,
+            spawned_at: self.now,
+            executed: false,
+            ready: false,
+            ended: None,
+            asked: false,
+        };
+        self.table.insert(run, process);
+        self.tell(Event::Spawned { run, pid });
+        let wrong = role == Role::Main && self.rate(Domain::Process, self.faults.start_per_mille / 4);
+        if wrong {
+            let step = crate::base::exit::SpawnStep::Exec;
+            return self.after(Duration::from_micros(200), Happening::Ends(run, Exit::NotExecuted { step, errno: 2 }));
+        }
+        self.after(Duration::from_micros(300), Happening::Executes(run));
+    }
+
+    fn nature(&mut self, unit: &UnitName, role: Role) -> Nature {
+        let faults = self.faults;
+        let oneshot = self
+            .specs
+            .get(unit)
+            .is_some_and(|spec| spec.service.kind == crate::unit::spec::ServiceType::Oneshot);
+        let kill = if self.rate(Domain::Process, faults.stuck_per_mille) {
+            self.some_ms(Domain::Process, 30_000)
+        } else {
+            Duration::ZERO
+        };
+        let term = if self.rate(Domain::Process, faults.ignore_term_per_mille) {
+            None
+        } else {
+            Some(self.some_ms(Domain::Process, 900))
+        };
+        let bad_start = self.rate(Domain::Process, faults.start_per_mille);
+        let life = self.some_ms(Domain::Process, 40_000);
+        let exit = match self.tape.below(Domain::Process, 4) {
+            0 => Exit::Code(0),
+            1 => Exit::Code(1),
+            2 => Exit::Code(77),
+            _ => Exit::Signal { signal: Signal::KILL, core: false },
+        };
+        if role != Role::Main {
+            let bad = self.rate(Domain::Process, faults.hook_per_mille);
+            let hang = bad && self.tape.chance(Domain::Process, 300);
+            let code = if bad || (role == Role::ReadyCheck && bad_start) { exit } else { Exit::Code(0) };
+            let ends = (!hang).then(|| (Duration::from_millis(5 + life.as_millis() as u64 % 300), code));
+            return Nature { ready_after: None, ends, term, kill, stray: false };
+        }
+        let stray = self.rate(Domain::Process, faults.strays_per_mille);
+        if oneshot {
+            let code = if bad_start { exit } else { Exit::Code(0) };
+            let ends = Some((Duration::from_millis(10 + life.as_millis() as u64 % 2_000), code));
+            return Nature { ready_after: None, ends, term, kill, stray: false };
+        }
+        let dies = self.rate(Domain::Process, faults.death_per_mille);
+        let (ready_after, ends) = match (bad_start, self.tape.below(Domain::Process, 3)) {
+            (true, 0) => (None, None),
+            (true, _) => (None, Some((life / 20, exit))),
+            (false, _) => (Some(self.some_ms(Domain::Process, 2_000)), dies.then_some((life, exit))),
+        };
+        Nature { ready_after, ends, term, kill, stray }
+    }
+
+    pub fn executes(&mut self, run: RunId) {
+        let Some(process) = self.table.get_mut(&run).filter(|process| process.lives()) else { return };
+        process.executed = true;
+        let nature = process.nature;
+        self.tell(Event::Executed { run });
+        if let Some(wait) = nature.ready_after {
+            self.after(wait, Happening::GetsReady(run));
+        }
+        if let Some((wait, exit)) = nature.ends {
+            self.after(wait, Happening::Ends(run, exit));
+        }
+    }
+
+    pub fn gets_ready(&mut self, run: RunId) {
+        let Some(process) = self.table.get_mut(&run).filter(|process| process.lives()) else { return };
+        process.ready = true;
+        let unit = process.unit.clone();
+        let Some(spec) = self.specs.get(&unit) else { return };
+        match spec.readiness.when {
+            crate::unit::spec::ReadyWhen::Notify | crate::unit::spec::ReadyWhen::NotifyFd(_) => {
+                self.tell(Event::NotifiedReady { run })
+            }
+            crate::unit::spec::ReadyWhen::Log(_) => self.tell(Event::LogMatched { run }),
+            crate::unit::spec::ReadyWhen::Executed
+            | crate::unit::spec::ReadyWhen::Net(_)
+            | crate::unit::spec::ReadyWhen::Exec(_) => {}
+        }
+    }
+
+    pub fn ends(&mut self, run: RunId, exit: Exit) {
+        let now = self.now;
+        let Some(process) = self.table.get_mut(&run).filter(|process| process.lives()) else { return };
+        process.ended = Some((now, exit));
+        let (unit, nature, asked) = (process.unit.clone(), process.nature, process.asked);
+        if nature.stray && !asked {
+            let stray = Stray { term: nature.term, kill: nature.kill };
+            self.strays.entry(unit.clone()).or_default().push(stray);
+        }
+        let rest = self.rest(&unit);
+        self.tell(Event::Exited { run, at: now, exit, rest });
+    }
+
+    pub fn stray_ends(&mut self, unit: &UnitName) {
+        let Some(strays) = self.strays.get_mut(unit) else { return };
+        strays.pop();
+        if self.is_empty(unit) {
+            self.tell(Event::Emptied { unit: unit.clone() });
+        }
+    }
+
+    pub fn signal(&mut self, run: RunId, signal: Signal) {
+        let Some(process) = self.table.get_mut(&run).filter(|process| process.lives()) else { return };
+        process.asked = true;
+        let nature = process.nature;
+        if signal == Signal::KILL {
+            let exit = Exit::Signal { signal, core: false };
+            self.after(nature.kill, Happening::Ends(run, exit));
+        } else if signal == Signal::TERM
+            && let Some(wait) = nature.term
+        {
+            self.after(wait, Happening::Ends(run, Exit::Code(0)));
+        }
+    }
+
+    pub fn signal_all(&mut self, unit: &UnitName, signal: Signal) {
+        let runs: Vec<RunId> = self.lives_in(unit).map(|(run, _)| *run).collect();
+        for run in runs {
+            self.signal(run, signal);
+        }
+        for stray in self.strays.get(unit).cloned().unwrap_or_default() {
+            let wait = if signal == Signal::KILL { Some(stray.kill) } else { stray.term };
+            if let Some(wait) = wait {
+                self.after(wait, Happening::StrayEnds(unit.clone()));
+            }
+        }
+    }
+
+    /// The store takes what a step gave it; it commits later, in order.
+    pub fn submit(&mut self, effects: Vec<Effect>) {
+        if effects.is_empty() {
+            return;
+        }
+        let number = self.pending.last().map_or(0, |batch| batch.number) + 1;
+        self.pending.push(Batch { number, effects });
+        let max = if self.healed { 5 } else { self.faults.commit_ms_max };
+        let wait = self.some_ms(Domain::Store, max);
+        let engine = self.engine;
+        self.after(wait, Happening::Commits { engine, batch: number });
+    }
+
+    /// Everything up to `number` becomes durable; what waited for it is handed back.
+    pub fn commit(&mut self, number: u64) -> Vec<Effect> {
+        let mut done = Vec::new();
+        while self.pending.first().is_some_and(|batch| batch.number <= number) {
+            let batch = self.pending.remove(0);
+            for effect in batch.effects {
+                match effect {
+                    Effect::Save { unit, durable } => {
+                        self.rows.insert(unit, durable);
+                    }
+                    Effect::Forget { unit } => {
+                        self.rows.remove(&unit);
+                    }
+                    Effect::Record(record) => self.record(record),
+                    Effect::Release { .. } | Effect::Reply { .. } | Effect::Finished => done.push(effect),
+                    Effect::Spawn { .. }
+                    | Effect::Signal { .. }
+                    | Effect::SignalAll { .. }
+                    | Effect::KillAll { .. }
+                    | Effect::Probe { .. }
+                    | Effect::WatchLog { .. } => {}
+                }
+            }
+        }
+        done
+    }
+
+    /// `unit.failed` is unique on its run: the store refuses the second.
+    fn record(&mut self, record: Record) {
+        if let (RecordKind::Failed { .. }, Some(run)) = (&record.kind, record.run)
+            && !self.failed_runs.insert(run)
+        {
+            return;
+        }
+        self.events.push(record);
+    }
+
+    /// kill -9 of the engine: what was not committed may or may not have reached the disk.
+    pub fn crash(&mut self) {
+        let last = self.pending.last().map_or(0, |batch| batch.number);
+        let first = self.pending.first().map_or(0, |batch| batch.number);
+        let kept = self.tape.below(Domain::Crash, last.saturating_sub(first) + 2);
+        if kept > 0 {
+            let _ = self.commit(first + kept - 1); // nobody is there to be told
+        }
+        self.pending.clear();
+        self.engine += 1;
+        let wait = self.some_ms(Domain::Crash, 1_000) + Duration::from_millis(20);
+        self.after(wait, Happening::EngineStarts { boot: Boot::Resumed });
+    }
+
+    /// The keeper dies too, and with it every service (as in a power cut without reboot).
+    pub fn lose_keeper(&mut self) {
+        self.table.clear();
+        self.strays.clear();
+    }
+
+    pub fn release(&mut self, run: RunId) {
+        if self.table.get(&run).is_some_and(|process| !process.lives()) {
+            self.table.remove(&run);
+        }
+    }
+
+    pub fn adopted(&self) -> Vec<Adopted> {
+        let row = |(run, process): (&RunId, &Process)| Adopted {
+            unit: process.unit.clone(),
+            run: *run,
+            role: process.role,
+            pid: process.pid,
+            spawned_at: process.spawned_at,
+            executed: process.executed,
+            ended: process.ended,
+        };
+        self.table.iter().map(row).collect()
+    }
+
+    pub fn populated(&self) -> BTreeSet<UnitName> {
+        self.specs.keys().filter(|unit| !self.is_empty(unit)).cloned().collect()
+    }
+}
