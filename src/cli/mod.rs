@@ -15,6 +15,8 @@ pub mod logs;
 pub mod events;
 pub mod graph;
 pub mod doors;
+pub mod check;
+pub mod schema;
 
 use std::ffi::OsString;
 use std::io::Write;
