@@ -7,32 +7,37 @@ set -euo pipefail
 usage() {
     cat <<'USAGE'
 usage: setup.sh [--venv DIR] HOME_DIR
+       setup.sh --venv DIR --only-venv
 
 Makes HOME_DIR/units/{postgres,redis,backend}.toml and all they need. Needs PostgreSQL and
 Redis on this machine (Debian: apt install postgresql-15 redis-server python3-venv).
 
   --venv DIR   use or make the Python venv there, instead of in HOME_DIR/venv
+  --only-venv  make nothing else
 USAGE
 }
 
 say() { printf '%s\n' "setup: $*"; }
 fail() { printf '%s\n' "setup: $*" >&2; exit 1; }
 
-venv="" home=""
+venv="" home="" only_venv=no
 while [ $# -gt 0 ]; do
     case "$1" in
         --venv) [ $# -ge 2 ] || { usage >&2; exit 2; }; venv=$2; shift 2 ;;
+        --only-venv) only_venv=yes; shift ;;
         -h|--help) usage; exit 0 ;;
         -*) usage >&2; exit 2 ;;
         *) [ -z "$home" ] || { usage >&2; exit 2; }; home=$1; shift ;;
     esac
 done
-[ -n "$home" ] || { usage >&2; exit 2; }
+case "$only_venv:$venv:$home" in yes::*|yes:*:?*|no:*:) usage >&2; exit 2 ;; esac
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 umask 022
-mkdir -p "$home"
-home=$(cd "$home" && pwd)
+if [ "$only_venv" = no ]; then
+    mkdir -p "$home"
+    home=$(cd "$home" && pwd)
+fi
 case "$home" in *[\"\\]*) fail "a path with a quote or a backslash in it: $home" ;; esac
 venv=${venv:-$home/venv}
 mkdir -p "$(dirname "$venv")"
@@ -58,12 +63,18 @@ find_python() {
 
 make_venv() {
     local wanted
+    exec 9> "$venv.lock"    # two setups may share one venv
+    flock 9
     wanted=$(sha256sum < "$here/requirements.txt")
-    [ "$(cat "$venv/.requirements" 2>/dev/null)" = "$wanted" ] && [ -x "$venv/bin/uvicorn" ] && return
+    if [ "$(cat "$venv/.requirements" 2>/dev/null)" = "$wanted" ] && [ -x "$venv/bin/uvicorn" ]; then
+        exec 9>&-
+        return
+    fi
     say "installing the backend's Python packages into $venv"
     "$(find_python)" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt"
     printf '%s\n' "$wanted" > "$venv/.requirements"
+    exec 9>&-
 }
 
 # An account of this name that can execute $2, else nothing (= the daemon's own account).
@@ -83,6 +94,10 @@ own() { # ACCOUNT DIR
 
 user_line() { [ -z "$1" ] || printf 'user = "%s"\n' "$1"; }
 
+if [ "$only_venv" = yes ]; then
+    make_venv
+    exit 0
+fi
 postgres_bin=$(find_postgres)
 redis_bin=$(command -v redis-server) || fail "no redis-server here; Debian: apt install redis-server"
 make_venv
