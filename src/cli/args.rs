@@ -11,7 +11,7 @@ use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::api::call::Verb;
 use crate::base::duration;
 
-const TEMPLATE: &str = "{about}\n\nUsage: {usage}\n{before-help}\nOptions:\n{options}{after-help}";
+const TEMPLATE: &str = "{about}\n\nUsage: {usage}\n{before-help}Options:\n{options}{after-help}";
 
 /// The verbs as `--help` groups them. A test holds this against the list of subcommands.
 pub const GROUPS: [(&str, &[&str]); 4] = [
@@ -44,27 +44,28 @@ pub struct Args {
 
 /// Where the daemon is, and how to print.
 #[derive(Clone, Debug, Default, ClapArgs)]
+#[command(next_help_heading = "Options of every command")]
 pub struct GlobalArgs {
     /// Everything of one daemon in DIR: config, units, state, logs, sockets
     #[arg(long, global = true, value_name = "DIR", env = "UPRIGHT_HOME", hide_env = true)]
     pub home: Option<PathBuf>,
     /// Read unit files from DIR instead (repeatable)
-    #[arg(long, global = true, value_name = "DIR")]
-    pub units: Vec<PathBuf>,
+    #[arg(long = "units", global = true, value_name = "DIR")]
+    pub unit_dirs: Vec<PathBuf>,
     /// Read the daemon's configuration from FILE instead
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,
-    /// Colour the output
-    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t = ColorWhen::Auto)]
+    /// Colour the output: auto (on a terminal, unless NO_COLOR is set), always, never
+    #[arg(long, global = true, value_name = "WHEN", value_enum, hide_possible_values = true, hide_default_value = true, default_value_t = ColorWhen::Auto)]
     pub color: ColorWhen,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ColorWhen {
-    /// On a terminal, unless NO_COLOR is set.
+    // No docstring: clap would spread every help text over twice the lines.
     #[default]
     Auto,
     Always,
@@ -111,9 +112,9 @@ pub enum Command {
         after_help = "Examples:\n  upright check                  the unit files of this home\n  upright check units/ web.toml"
     )]
     Check(CheckArgs),
-    /// Print the JSON Schema of a unit file, for editors
+    /// Print the JSON Schema of unit files, for editors
     #[command(after_help = "Examples:\n  upright schema > units/unit.schema.json")]
-    Schema,
+    Schema(SchemaArgs),
     /// The engine; the keeper starts it
     #[command(hide = true)]
     Engine,
@@ -166,6 +167,7 @@ impl ActCommand {
 
 #[derive(Debug, ClapArgs)]
 pub struct OrderArgs {
+    /// Names of units
     #[arg(value_name = "UNIT", required_unless_present = "all", conflicts_with = "all")]
     pub units: Vec<String>,
     /// Every unit
@@ -181,12 +183,14 @@ pub struct OrderArgs {
 
 #[derive(Debug, ClapArgs)]
 pub struct StatusArgs {
+    /// Names of units; one shows everything about it
     #[arg(value_name = "UNIT")]
     pub units: Vec<String>,
 }
 
 #[derive(Debug, ClapArgs)]
 pub struct LogsArgs {
+    /// Names of units; none = all
     #[arg(value_name = "UNIT")]
     pub units: Vec<String>,
     /// Go on as lines are written
@@ -222,6 +226,7 @@ pub struct SignalArgs {
     /// SIGUSR1, USR1 or 10
     #[arg(value_name = "SIGNAL")]
     pub signal: String,
+    /// Names of units
     #[arg(value_name = "UNIT", required = true)]
     pub units: Vec<String>,
 }
@@ -231,6 +236,13 @@ pub struct CheckArgs {
     /// Files and directories; none = the unit files of this home
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct SchemaArgs {
+    /// The schema of upright.toml instead
+    #[arg(long)]
+    pub daemon: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -263,7 +275,8 @@ fn grouped(command: &clap::Command) -> String {
             text.push_str(&format!("  {verb:8}  {about}\n"));
         }
     }
-    text
+    // The template's own spacing ends it.
+    text.trim_end_matches('\n').to_string()
 }
 
 /// Called as `uprightd`, the binary is `upright daemon`; as `uprightctl`, `upright`.
