@@ -113,19 +113,27 @@ pub fn expand(specs: &mut [UnitSpec]) {
     }
 }
 
+/// How many unknown names are compared with all names: each costs a walk over up to 10,000.
+const GUESSES_MAX: usize = 200;
+
 /// Everything that is wrong between these units, unit by unit, cycles last. `also` holds
-/// names that exist but are not among the nodes (their files are broken).
+/// names that exist but are not among the nodes (their files are broken, or were not read).
 pub fn check(nodes: &[Node], also: &BTreeSet<UnitName>) -> Vec<GraphError> {
     let names: BTreeSet<&UnitName> = nodes.iter().map(|node| &node.name).chain(also).collect();
+    // An instance of a template whose file is broken, or was not read.
+    let hidden = |name: &UnitName| {
+        template_of(name).and_then(|stem| UnitName::parse(stem).ok()).is_some_and(|stem| also.contains(&stem))
+    };
     let mut errors = Vec::new();
     for node in nodes {
         for link in Link::ALL {
             for name in node.names(link) {
                 if *name == node.name {
                     errors.push(GraphError::Itself { unit: node.name.clone(), link });
-                } else if !names.contains(name) {
-                    let near = nearest(name.as_str(), names.iter().map(|name| name.as_str()));
-                    let meant = near.and_then(|near| UnitName::parse(near).ok());
+                } else if !names.contains(name) && !hidden(name) {
+                    let guess = errors.len() < GUESSES_MAX;
+                    let near = guess.then(|| nearest(name.as_str(), names.iter().map(|name| name.as_str())));
+                    let meant = near.flatten().and_then(|near| UnitName::parse(near).ok());
                     errors.push(GraphError::Unknown {
                         unit: node.name.clone(),
                         link,
