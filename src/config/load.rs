@@ -97,6 +97,8 @@ struct Set {
     /// Which stem a unit came from: itself, or its template.
     stem_of: BTreeMap<UnitName, UnitName>,
     broken: BTreeSet<UnitName>,
+    /// Every path that was added: the same one twice is no second unit.
+    seen: BTreeSet<PathBuf>,
     /// Units that exist beside the files to check: their names are known.
     neighbours: BTreeSet<UnitName>,
     diagnostics: Vec<Diagnostic>,
@@ -114,6 +116,7 @@ impl Set {
             files: BTreeMap::new(),
             stem_of: BTreeMap::new(),
             broken: BTreeSet::new(),
+            seen: BTreeSet::new(),
             neighbours: BTreeSet::new(),
             diagnostics: Vec::new(),
             reported: BTreeSet::new(),
@@ -127,6 +130,9 @@ impl Set {
     }
 
     fn add_config(&mut self, path: &Path) {
+        if !self.seen.insert(path.to_path_buf()) {
+            return;
+        }
         let text = match read(path, self.trust) {
             Ok(text) => text,
             Err(error) => return self.refuse(path, "daemon", error),
@@ -180,6 +186,9 @@ impl Set {
     }
 
     fn add_unit(&mut self, path: &Path) {
+        if !self.seen.insert(path.to_path_buf()) {
+            return;
+        }
         let display = path.display().to_string();
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         let name = UnitName::parse(&stem);

@@ -132,8 +132,7 @@ pub fn check(nodes: &[Node], also: &BTreeSet<UnitName>) -> Vec<GraphError> {
                     errors.push(GraphError::Itself { unit: node.name.clone(), link });
                 } else if !names.contains(name) && !hidden(name) {
                     let guess = errors.len() < GUESSES_MAX;
-                    let near = guess.then(|| nearest(name.as_str(), names.iter().map(|name| name.as_str())));
-                    let meant = near.flatten().and_then(|near| UnitName::parse(near).ok());
+                    let meant = if guess { meant(name, &names) } else { None };
                     errors.push(GraphError::Unknown {
                         unit: node.name.clone(),
                         link,
@@ -153,6 +152,14 @@ pub fn check(nodes: &[Node], also: &BTreeSet<UnitName>) -> Vec<GraphError> {
     }
     errors.extend(cycles(nodes));
     errors
+}
+
+/// The name that an unknown one was meant to be: `db.service` is `db`.
+fn meant(name: &UnitName, names: &BTreeSet<&UnitName>) -> Option<UnitName> {
+    let text = name.as_str();
+    let bare = [".service", ".toml"].iter().find_map(|end| text.strip_suffix(end)).unwrap_or(text);
+    let near = nearest(bare, names.iter().map(|name| name.as_str()))?;
+    UnitName::parse(near).ok()
 }
 
 /// One error for each knot of the order graph, with a shortest path round it. A unit that
