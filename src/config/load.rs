@@ -75,6 +75,7 @@ pub fn load_paths(paths: &[PathBuf]) -> Loaded {
             set.add_config(path);
         } else {
             set.add_unit(path);
+            set.add_neighbours(path);
         }
     }
     set.finish()
@@ -96,7 +97,13 @@ struct Set {
     /// Which stem a unit came from: itself, or its template.
     stem_of: BTreeMap<UnitName, UnitName>,
     broken: BTreeSet<UnitName>,
+    /// Every path that was added: the same one twice is no second unit.
+    seen: BTreeSet<PathBuf>,
+    /// Units that exist beside the files to check: their names are known.
+    neighbours: BTreeSet<UnitName>,
     diagnostics: Vec<Diagnostic>,
+    /// (stem, message) of what was found between units: the instances of a template say the same.
+    reported: BTreeSet<(UnitName, String)>,
     texts: BTreeMap<String, String>,
 }
 
@@ -109,7 +116,10 @@ impl Set {
             files: BTreeMap::new(),
             stem_of: BTreeMap::new(),
             broken: BTreeSet::new(),
+            seen: BTreeSet::new(),
+            neighbours: BTreeSet::new(),
             diagnostics: Vec::new(),
+            reported: BTreeSet::new(),
             texts: BTreeMap::new(),
         }
     }
@@ -120,6 +130,9 @@ impl Set {
     }
 
     fn add_config(&mut self, path: &Path) {
+        if !self.seen.insert(path.to_path_buf()) {
+            return;
+        }
         let text = match read(path, self.trust) {
             Ok(text) => text,
             Err(error) => return self.refuse(path, "daemon", error),
@@ -159,7 +172,23 @@ impl Set {
         }
     }
 
+    /// The names of the units beside this one; their files are not read.
+    fn add_neighbours(&mut self, path: &Path) {
+        let dir = match path.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            Some(_) | None => Path::new("."),
+        };
+        let entries = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+        let files =
+            entries.map(|entry| entry.path()).filter(|path| is_unit_file_name(path)).take(limits::UNITS_MAX);
+        let stems = files.filter_map(|path| UnitName::parse(path.file_stem()?.to_str()?).ok());
+        self.neighbours.extend(stems);
+    }
+
     fn add_unit(&mut self, path: &Path) {
+        if !self.seen.insert(path.to_path_buf()) {
+            return;
+        }
         let display = path.display().to_string();
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         let name = UnitName::parse(&stem);
@@ -212,10 +241,8 @@ impl Set {
         let daemon = self.daemon.take();
         let mut units: Vec<Arc<UnitSpec>> = self.specs.into_iter().map(Arc::new).collect();
         units.sort_by(|a, b| a.name.cmp(&b.name));
-        self.diagnostics.sort_by(|a, b| {
-            let key = |d: &Diagnostic| (d.file.clone(), d.place.as_ref().map_or(0, |place| place.span.start));
-            key(a).cmp(&key(b))
-        });
+        let place = |d: &Diagnostic| d.place.as_ref().map_or(0, |place| place.span.start);
+        self.diagnostics.sort_by_cached_key(|d| (d.file.clone(), place(d)));
         Loaded {
             daemon: daemon.unwrap_or_default(),
             units,
@@ -229,7 +256,8 @@ impl Set {
     fn check_graph(&mut self) {
         let nodes: Vec<Node> = self.specs.iter().map(Node::of).collect();
         let mut out: BTreeSet<UnitName> = BTreeSet::new();
-        for error in check(&nodes, &self.broken) {
+        let known = self.broken.union(&self.neighbours).cloned().collect();
+        for error in check(&nodes, &known) {
             let level = if error.is_warning() { Level::Warning } else { Level::Error };
             let stems: BTreeSet<UnitName> =
                 blamed(&error).iter().filter_map(|unit| self.stem_of.get(unit).cloned()).collect();
@@ -246,6 +274,9 @@ impl Set {
 
     fn report(&mut self, level: Level, stem: &UnitName, error: &GraphError) {
         let Some(file) = self.files.get(stem) else { return };
+        if !self.reported.insert((stem.clone(), error.to_string())) {
+            return;
+        }
         let place =
             file.references.iter().find(|reference| names(error, stem, reference)).map(|r| r.place.clone());
         let code = match error {
@@ -254,18 +285,14 @@ impl Set {
             GraphError::Contradiction { .. } => "unit.conflict",
             GraphError::Cycle { .. } => "unit.cycle",
         };
-        let new = Diagnostic {
+        self.diagnostics.push(Diagnostic {
             level,
             code: code.into(),
             message: error.to_string(),
             file: file.display.clone(),
             place,
             help: error.help(),
-        };
-        // The instances of a template say the same.
-        if !self.diagnostics.contains(&new) {
-            self.diagnostics.push(new);
-        }
+        });
     }
 
     /// A unit that requires a broken one is loaded and waits: mending the other file is enough.

@@ -113,19 +113,26 @@ pub fn expand(specs: &mut [UnitSpec]) {
     }
 }
 
+/// How many unknown names are compared with all names: each costs a walk over up to 10,000.
+const GUESSES_MAX: usize = 200;
+
 /// Everything that is wrong between these units, unit by unit, cycles last. `also` holds
-/// names that exist but are not among the nodes (their files are broken).
+/// names that exist but are not among the nodes (their files are broken, or were not read).
 pub fn check(nodes: &[Node], also: &BTreeSet<UnitName>) -> Vec<GraphError> {
     let names: BTreeSet<&UnitName> = nodes.iter().map(|node| &node.name).chain(also).collect();
+    // An instance of a template whose file is broken, or was not read.
+    let hidden = |name: &UnitName| {
+        template_of(name).and_then(|stem| UnitName::parse(stem).ok()).is_some_and(|stem| also.contains(&stem))
+    };
     let mut errors = Vec::new();
     for node in nodes {
         for link in Link::ALL {
             for name in node.names(link) {
                 if *name == node.name {
                     errors.push(GraphError::Itself { unit: node.name.clone(), link });
-                } else if !names.contains(name) {
-                    let near = nearest(name.as_str(), names.iter().map(|name| name.as_str()));
-                    let meant = near.and_then(|near| UnitName::parse(near).ok());
+                } else if !names.contains(name) && !hidden(name) {
+                    let guess = errors.len() < GUESSES_MAX;
+                    let meant = if guess { meant(name, &names) } else { None };
                     errors.push(GraphError::Unknown {
                         unit: node.name.clone(),
                         link,
@@ -145,6 +152,14 @@ pub fn check(nodes: &[Node], also: &BTreeSet<UnitName>) -> Vec<GraphError> {
     }
     errors.extend(cycles(nodes));
     errors
+}
+
+/// The name that an unknown one was meant to be: `db.service` is `db`.
+fn meant(name: &UnitName, names: &BTreeSet<&UnitName>) -> Option<UnitName> {
+    let text = name.as_str();
+    let bare = [".service", ".toml"].iter().find_map(|end| text.strip_suffix(end)).unwrap_or(text);
+    let near = nearest(bare, names.iter().map(|name| name.as_str()))?;
+    UnitName::parse(near).ok()
 }
 
 /// One error for each knot of the order graph, with a shortest path round it. A unit that

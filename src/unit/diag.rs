@@ -89,6 +89,14 @@ impl<'t> Lines<'t> {
         self.starts.partition_point(|at| *at <= offset).max(1) as u64
     }
 
+    /// The text of a line, from 1, with its newline.
+    pub fn text_of(&self, line: u64) -> &'t str {
+        let index = usize::try_from(line).unwrap_or(usize::MAX).saturating_sub(1);
+        let Some(start) = self.starts.get(index).copied() else { return "" };
+        let end = self.starts.get(index + 1).copied().unwrap_or(self.text.len());
+        &self.text[start..end]
+    }
+
     fn boundary(&self, offset: usize) -> usize {
         let mut offset = offset.min(self.text.len());
         while !self.text.is_char_boundary(offset) {

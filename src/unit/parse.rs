@@ -37,7 +37,7 @@ pub fn parse(file: &str, stem: &str, text: &str) -> Parsed {
     let (mut reader, tree) = Reader::open(keys::UNIT, file, text);
     let mut specs = Vec::new();
     match UnitName::parse(stem) {
-        Ok(name) => specs = all_instances(&mut reader, &tree, &name),
+        Ok(name) => specs = all_instances(&mut reader, &tree, &name, text.len()),
         Err(error) => reader.error_of_file("bad-name", format!("the file's stem names the unit: {error}")),
     }
     if reader.has_errors() {
@@ -47,7 +47,15 @@ pub fn parse(file: &str, stem: &str, text: &str) -> Parsed {
     Parsed { specs, diagnostics: reader.finish(), references }
 }
 
-fn all_instances(reader: &mut Reader<'_>, tree: &DeTable<'_>, stem: &UnitName) -> Vec<UnitSpec> {
+/// Most bytes of specs from one file: each instance is a copy of about the text's size.
+const INSTANCE_BYTES_MAX: usize = 32 << 20;
+
+fn all_instances(
+    reader: &mut Reader<'_>,
+    tree: &DeTable<'_>,
+    stem: &UnitName,
+    bytes: usize,
+) -> Vec<UnitSpec> {
     let service = section(tree, "service");
     let count = reader.need(service, "instances", Reader::count).unwrap_or(1);
     if count <= 1 {
@@ -58,6 +66,10 @@ fn all_instances(reader: &mut Reader<'_>, tree: &DeTable<'_>, stem: &UnitName) -
         return reader.spec(tree, stem.clone()).into_iter().collect();
     }
     let mut specs = Vec::new();
+    if bytes.saturating_mul(count as usize) > INSTANCE_BYTES_MAX {
+        reader.error_of_file("too-large", format!("the file is too large for {count} instances"));
+        return specs;
+    }
     for number in 1..=count {
         let name = match UnitName::parse(&format!("{stem}@{number}")) {
             Ok(name) => name,

@@ -38,6 +38,12 @@ pub(super) struct Reader<'t> {
     dropped: usize,
     /// Lines with a syntax error: what the parser made up there is not judged.
     broken_lines: BTreeSet<u64>,
+    /// The first broken `[section` line: where keys below it belong is unknown.
+    broken_header: Option<u64>,
+    /// The last syntax error: one mistake makes the parser stumble over each line below it.
+    last_syntax: Option<(u64, String)>,
+    /// A key or section that was meant to be `service.command` is misspelt: it is not missing.
+    pub command_misspelt: bool,
     /// Replaces `{instance}` in strings.
     pub instance: Option<u32>,
     /// `service.shell`
@@ -54,6 +60,9 @@ impl<'t> Reader<'t> {
             diagnostics: Vec::new(),
             dropped: 0,
             broken_lines: BTreeSet::new(),
+            broken_header: None,
+            last_syntax: None,
+            command_misspelt: false,
             instance: None,
             shell: false,
         };
@@ -119,8 +128,18 @@ impl<'t> Reader<'t> {
     fn syntax_error(&mut self, text: &str, error: &toml::de::Error) {
         let span = error.span().unwrap_or(0..0);
         let word = text.get(span.clone()).unwrap_or_default();
-        if !self.broken_lines.insert(self.lines.line(span.start)) {
-            return; // the first error of a line explains the others
+        let line = self.lines.line(span.start);
+        let is_header = self.lines.text_of(line).trim_start().starts_with('[');
+        if is_header && !error.message().starts_with("duplicate key") {
+            self.broken_header = self.broken_header.or(Some(line));
+        }
+        let follows = self
+            .last_syntax
+            .as_ref()
+            .is_some_and(|(last, said)| *last + 1 >= line && said == error.message());
+        self.last_syntax = Some((line, error.message().to_string()));
+        if !self.broken_lines.insert(line) || follows {
+            return; // the first error explains the others
         }
         if error.message().starts_with("duplicate key") {
             self.error(
@@ -143,9 +162,12 @@ impl<'t> Reader<'t> {
     }
 
     fn push(&mut self, level: Level, code: &str, span: Range<usize>, message: String, help: Option<String>) {
+        let last_line = self.lines.line(span.end.saturating_sub(1).max(span.start));
         let place = self.lines.place(span);
-        let judged = matches!(code, "syntax" | "duplicate-key") || !self.broken_lines.contains(&place.line);
-        if !judged {
+        let on_broken_line = self.broken_lines.range(place.line..=last_line.max(place.line)).next().is_some();
+        let displaced = self.broken_header.is_some_and(|line| line < place.line)
+            && matches!(code, "unknown-key" | "unknown-section" | "wrong-section");
+        if !matches!(code, "syntax" | "duplicate-key") && (on_broken_line || displaced) {
             return;
         }
         let code = format!("{}.{code}", self.dialect.code);
@@ -242,6 +264,7 @@ impl<'t> Reader<'t> {
             .map(|key| format!("[{}]", key.section.replace('*', "NAME")))
             .collect();
         let meant = foreign::meant_key(&self.dialect, section, word);
+        self.note_command(meant);
         let help = match meant {
             Some(meant) if meant.section == section => Some(format!("did you mean `{}`?", meant.name)),
             Some(meant) if meant.name == word => Some(format!("it belongs in {}", homes.join(", "))),
@@ -258,6 +281,11 @@ impl<'t> Reader<'t> {
         }
     }
 
+    fn note_command(&mut self, meant: Option<foreign::Meant>) {
+        self.command_misspelt |=
+            meant.is_some_and(|meant| (meant.section, meant.name) == ("service", "command"));
+    }
+
     fn unknown_section(&mut self, word: &str, span: Range<usize>, value: &Value<'_>) {
         let word = short(word);
         if value.get_ref().as_table().is_some() {
@@ -267,9 +295,17 @@ impl<'t> Reader<'t> {
                 None => format!("the sections are {}", self.dialect.sections().join(", ")),
             };
             self.error("unknown-section", span, format!("unknown section [{word}]"), Some(help));
+            // Its keys are checked as those of the section that was meant.
+            let section = meant.filter(|section| self.dialect.section_keys(section).next().is_some());
+            if let (Some(section), Some(table)) = (section, value.get_ref().as_table()) {
+                self.command_misspelt |= section == "service";
+                self.check_section(section, table);
+            }
             return;
         }
-        let help = match foreign::meant_key(&self.dialect, "", &word) {
+        let meant = foreign::meant_key(&self.dialect, "", &word);
+        self.note_command(meant);
+        let help = match meant {
             Some(meant) => {
                 format!("did you mean `{}` in [{}]?", meant.name, meant.section.replace('*', "NAME"))
             }

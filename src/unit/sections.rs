@@ -111,7 +111,8 @@ impl Reader<'_> {
         kind: Option<ServiceType>,
     ) -> Option<Service> {
         let command = self.may(s, "command", Reader::command);
-        if command == Some(None) && !self.is_broken() && s.value("command").is_none() {
+        let named = self.command_misspelt || (s.table.is_none() && tree.contains_key("service"));
+        if command == Some(None) && !self.is_broken() && !named {
             let span = tree.get_key_value("service").map(|(key, _)| key.span());
             let help = "write for example command = [\"redis-server\"] in [service]".to_string();
             let message = "the unit has no `command`".to_string();

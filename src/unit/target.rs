@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use toml::de::DeValue;
 
 use crate::base::check::{Endpoint, HostPort, HttpTarget, NetCheck};
-use crate::unit::keys::Key;
+use crate::unit::keys::{Key, Kind};
 use crate::unit::reader::{Reader, Value};
 use crate::unit::spec::Command;
 use crate::unit::value::{cut, plain_number};
@@ -171,7 +171,10 @@ impl Reader<'_> {
         read: impl Fn(&str) -> Result<T, Refusal>,
     ) -> Option<T> {
         if let DeValue::Integer(number) = value.get_ref() {
-            let help = Some(format!("did you mean \"127.0.0.1:{number}\"?"));
+            let help = match key.kind {
+                Kind::Http | Kind::Url => Some(format!("did you mean \"http://127.0.0.1:{number}/\"?")),
+                _ => Some(format!("did you mean \"127.0.0.1:{number}\"?")),
+            };
             self.bad(key, value, "must be a string".into(), help);
             return None;
         }
@@ -250,8 +253,8 @@ fn http_target(text: &str) -> Result<HttpTarget, Refusal> {
     let example = || Some("write for example \"http://127.0.0.1:8000/health\"".to_string());
     let trimmed = text.trim();
     let (method, url) = match trimmed.split_once(' ') {
-        Some((method, url)) => (method, url.trim_start()),
-        None => ("GET", trimmed),
+        Some((method, url)) if !method.contains("://") => (method, url.trim_start()),
+        Some(_) | None => ("GET", trimmed),
     };
     let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
     if !known.contains(&method) {
@@ -289,6 +292,9 @@ fn http_target(text: &str) -> Result<HttpTarget, Refusal> {
             "a user or password in the URL is not supported".into(),
             Some("use `exec` instead".into()),
         ));
+    }
+    if authority.is_empty() {
+        return Err(("the URL has no host".into(), example()));
     }
     let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
     let at = if has_port { host_port(authority)? } else { host_port(&format!("{authority}:80"))? };
