@@ -5,6 +5,7 @@
 //! doubles nothing: splice(2) takes out of the pipe exactly what it put into the file.
 
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
@@ -22,6 +23,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use crate::base::exit::RunId;
 use crate::logs::Stream;
 use crate::logs::spool::Spool;
+use crate::unit::spec::WhenFull;
 
 /// Most bytes one pipe may move before the others have their turn: four full pipes, below a
 /// millisecond on a warm page cache.
@@ -52,7 +54,7 @@ const ORDERS: u64 = 0;
 const RETRY: u64 = 1;
 const FIRST_PIPE: u64 = 2;
 
-/// All that the pipe held is in the spool file.
+/// All that the pipe held is in the spool file (or, on a full disk, dropped, counted and marked).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drained {
     pub run: RunId,
@@ -76,6 +78,8 @@ pub struct CaptureCounts {
     pub stored_bytes: u64,
     /// Of those, bytes that went through our memory because the file system cannot splice.
     pub copied_bytes: u64,
+    /// Bytes thrown away because the disk was full and the unit says `when_full = "drop"`.
+    pub dropped_bytes: u64,
     /// Wake-ups of the thread. Stands still while nobody writes.
     pub turns: u64,
     /// Times a pipe was put aside because its file could not be written.
@@ -88,6 +92,7 @@ pub struct CaptureCounts {
 struct Counters {
     stored_bytes: AtomicU64,
     copied_bytes: AtomicU64,
+    dropped_bytes: AtomicU64,
     turns: AtomicU64,
     stalls: AtomicU64,
     last_errno: AtomicU64,
@@ -104,6 +109,7 @@ struct Pipe {
     stream: Stream,
     fd: OwnedFd,
     spool: Arc<Spool>,
+    when_full: WhenFull,
     /// Bytes taken out of the pipe that could not be written yet; only where splice cannot be used.
     held: Vec<u8>,
     drain: Drain,
@@ -150,12 +156,14 @@ impl Capture {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(wake.as_ref(), EpollEvent::new(EpollFlags::EPOLLIN, ORDERS))?;
         epoll.add(&retry, EpollEvent::new(EpollFlags::EPOLLIN, RETRY))?;
+        let null = OpenOptions::new().write(true).open("/dev/null")?;
         let (orders, inbox) = mpsc::channel();
         let counters = Arc::new(Counters::default());
         let mover = Mover {
             epoll,
             wake: Arc::clone(&wake),
             retry,
+            null,
             inbox,
             pipes: BTreeMap::new(),
             next_token: FIRST_PIPE,
@@ -168,10 +176,11 @@ impl Capture {
     }
 
     /// From now on what arrives in `pipe` (the read end) goes to the end of `spool`. Answered by
-    /// `Drained` with `Writers::Gone` when the last writer has closed it.
-    pub fn add(&self, run: RunId, stream: Stream, pipe: OwnedFd, spool: Arc<Spool>) {
+    /// `Drained` with `Writers::Gone` when the last writer has closed it. `when_full`: on a full
+    /// disk leave the bytes in the pipe, so that the writer blocks, or drop and count them.
+    pub fn add(&self, run: RunId, stream: Stream, pipe: OwnedFd, spool: Arc<Spool>, when_full: WhenFull) {
         let drain = Drain::NotAsked;
-        self.order(Order::Add(Pipe { run, stream, fd: pipe, spool, held: Vec::new(), drain }));
+        self.order(Order::Add(Pipe { run, stream, fd: pipe, spool, when_full, held: Vec::new(), drain }));
     }
 
     /// Asks to be told `Drained` for each open pipe of `run` once everything that is in it now
@@ -187,6 +196,7 @@ impl Capture {
         CaptureCounts {
             stored_bytes: load(&self.counters.stored_bytes),
             copied_bytes: load(&self.counters.copied_bytes),
+            dropped_bytes: load(&self.counters.dropped_bytes),
             turns: load(&self.counters.turns),
             stalls: load(&self.counters.stalls),
             last_errno: i32::try_from(load(&self.counters.last_errno)).unwrap_or(0),
@@ -213,6 +223,8 @@ struct Mover {
     epoll: Epoll,
     wake: Arc<EventFd>,
     retry: TimerFd,
+    /// Where dropped bytes go.
+    null: File,
     inbox: mpsc::Receiver<Order>,
     pipes: BTreeMap<u64, Pipe>,
     next_token: u64,
@@ -296,7 +308,14 @@ impl Mover {
         let Some(pipe) = self.pipes.get_mut(&token) else {
             return 0; // closed earlier in this turn
         };
-        let (moved_bytes, end) = pipe.pump(&self.counters);
+        let (moved_bytes, end) = match pipe.pump(&self.counters) {
+            (moved_bytes, Turn::Stalled(Errno::ENOSPC | Errno::EDQUOT))
+                if pipe.when_full == WhenFull::Drop =>
+            {
+                (moved_bytes, pipe.discard(&self.null, &self.counters))
+            }
+            pumped => pumped,
+        };
         self.counters.stored_bytes.fetch_add(moved_bytes, Ordering::Relaxed);
         let drained = pipe.drain.passed(moved_bytes, &end);
         match end {
@@ -372,6 +391,9 @@ impl Pipe {
     /// Moves until the pipe is empty or the share is used up.
     fn pump(&mut self, counters: &Counters) -> (u64, Turn) {
         let mut moved_bytes = 0;
+        if let Err(errno) = self.spool.mark_loss() {
+            return (0, Turn::Stalled(errno));
+        }
         while moved_bytes < TURN_BYTES_MAX {
             if !self.held.is_empty() {
                 match self.write_held(counters) {
@@ -401,6 +423,28 @@ impl Pipe {
             }
         }
         (as_u64(moved_bytes), Turn::More)
+    }
+
+    /// Throws away what is in the pipe now. The next turn tries the file again: a service that
+    /// writes finds out within one turn that there is space.
+    fn discard(&mut self, null: &File, counters: &Counters) -> Turn {
+        let mut lost_bytes = self.held.len();
+        self.held.clear();
+        let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
+        let end = match splice(&self.fd, None, null, None, SPLICE_BYTES_MAX, flags) {
+            Ok(0) => Turn::Closed,
+            Ok(bytes) => {
+                lost_bytes += bytes;
+                // One splice takes all that was there.
+                Turn::Empty
+            }
+            Err(Errno::EAGAIN) => Turn::Empty,
+            Err(Errno::EINTR) => Turn::More,
+            Err(errno) => Turn::Stalled(errno),
+        };
+        self.spool.count_loss(as_u64(lost_bytes));
+        counters.dropped_bytes.fetch_add(as_u64(lost_bytes), Ordering::Relaxed);
+        end
     }
 
     /// Where splice cannot be used (O_APPEND, odd file systems). These bytes die with us.

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, SpliceFFlags, open, openat, splice};
@@ -28,6 +29,8 @@ pub struct Spool {
     file: File,
     path: PathBuf,
     stored: watch::Sender<u64>,
+    /// Dropped bytes that the file does not tell of yet.
+    unmarked_bytes: AtomicU64,
 }
 
 /// Why a spool file cannot be used.
@@ -74,7 +77,12 @@ impl Spool {
             Err(TryLockError::WouldBlock) => return Err(refuse(SpoolRefusal::InUse)),
             Err(TryLockError::Error(error)) => return Err(refuse(errno_of(&error).into())),
         }
-        Ok(Spool { file, path: path.clone(), stored: watch::Sender::new(size(&stat)) })
+        Ok(Spool {
+            file,
+            path: path.clone(),
+            stored: watch::Sender::new(size(&stat)),
+            unmarked_bytes: AtomicU64::new(0),
+        })
     }
 
     /// The file's path, for messages and tests; it may have been renamed since.
@@ -128,6 +136,34 @@ impl Spool {
         let end = u64::try_from(end).unwrap_or(0);
         self.stored.send_replace(end.saturating_add(u64::try_from(written).unwrap_or(0)));
         Ok(written)
+    }
+
+    /// Bytes for this file were dropped: `mark_loss` will say so in it.
+    pub(super) fn count_loss(&self, bytes: u64) {
+        self.unmarked_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Writes what was dropped since the last mark as a line of its own, if anything was.
+    ///
+    /// # Errors
+    /// What pwrite(2) says; the loss stays unmarked then.
+    pub(super) fn mark_loss(&self) -> Result<(), Errno> {
+        let bytes = self.unmarked_bytes.swap(0, Ordering::Relaxed);
+        if bytes == 0 {
+            return Ok(());
+        }
+        let mut last = [b'\n'];
+        let end = u64::try_from(self.end()?).unwrap_or(0);
+        if end > 0 {
+            let _ = self.read_at(&mut last, end - 1); // unreadable: the mark shares a line
+        }
+        let begin = if last == *b"\n" { "" } else { "\n" };
+        let mark = format!("{begin}[upright: {bytes} bytes dropped here, the disk was full]\n");
+        let written = self.append(mark.as_bytes());
+        if written.is_err() {
+            self.count_loss(bytes);
+        }
+        written.map(drop)
     }
 
     /// Asked of the file each time (0.2 µs): somebody may have truncated it, and an offset

@@ -19,6 +19,7 @@ use crate::base::name::UnitName;
 use crate::logs::Stream;
 use crate::logs::capture::{Capture, Drained, Writers};
 use crate::logs::spool::{Spool, SpoolRefusal};
+use crate::unit::spec::WhenFull;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -64,7 +65,7 @@ fn every_byte_is_kept_exactly() {
     let spool = open_spool(home.path());
     let (capture, news) = capture();
     let (reader, mut writer) = pipe();
-    capture.add(RunId(1), Stream::Stdout, reader, Arc::clone(&spool));
+    capture.add(RunId(1), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Block);
     let bytes: Vec<u8> = (0..=255_u8).cycle().take(1_000_003).collect();
     writer.write_all(&bytes).expect("write");
     drop(writer);
@@ -84,7 +85,7 @@ fn four_writers_on_one_file_each_keep_their_order() {
     let writers: Vec<_> = (0..4)
         .map(|writer| {
             let (reader, file) = pipe();
-            capture.add(RunId(writer), Stream::Stdout, reader, Arc::clone(&spool));
+            capture.add(RunId(writer), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Block);
             std::thread::spawn(move || {
                 // Lines of one length, written 16 at a time: no write is split by a full pipe
                 // (PIPE_BUF), so no line is torn where the runs meet in the file.
@@ -124,7 +125,7 @@ fn capture_process() {
     let (capture, news) = capture();
     let stdin = std::io::stdin();
     let pipe = nix::unistd::dup(&stdin).expect("dup");
-    capture.add(RunId(1), Stream::Stdout, pipe, spool);
+    capture.add(RunId(1), Stream::Stdout, pipe, spool, WhenFull::Block);
     news.recv().expect("drained");
 }
 
@@ -194,8 +195,8 @@ fn a_flood_does_not_delay_the_neighbour() {
     let (flood_reader, flood_writer) = pipe();
     let (quiet_reader, mut quiet_writer) = pipe();
     let mut yes = Command::new("yes").stdout(flood_writer).spawn().expect("yes");
-    capture.add(RunId(1), Stream::Stdout, flood_reader, Arc::clone(&flood_spool));
-    capture.add(RunId(2), Stream::Stdout, quiet_reader, Arc::clone(&quiet_spool));
+    capture.add(RunId(1), Stream::Stdout, flood_reader, Arc::clone(&flood_spool), WhenFull::Block);
+    capture.add(RunId(2), Stream::Stdout, quiet_reader, Arc::clone(&quiet_spool), WhenFull::Block);
     let mut slowest = Duration::ZERO;
     within(async {
         let mut stored = quiet_spool.watch();
@@ -227,7 +228,7 @@ fn a_grandchild_that_keeps_the_pipe_does_not_keep_the_answer() {
     let (capture, news) = capture();
     let (reader, writer) = pipe();
     let keeper = reader.try_clone().expect("clone");
-    capture.add(RunId(7), Stream::Stdout, reader, Arc::clone(&spool));
+    capture.add(RunId(7), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Block);
     let mut grandchild =
         Command::new("sleep").arg("1000").stdout(writer.try_clone().expect("clone")).spawn().expect("sleep");
     (&writer).write_all(b"last words").expect("write");
@@ -251,7 +252,7 @@ fn a_flooding_grandchild_does_not_keep_the_answer_either() {
     let (capture, news) = capture();
     let (reader, writer) = pipe();
     let mut yes = Command::new("yes").stdout(writer).spawn().expect("yes");
-    capture.add(RunId(1), Stream::Stdout, reader, spool);
+    capture.add(RunId(1), Stream::Stdout, reader, spool, WhenFull::Block);
     capture.drain(RunId(1));
     assert_eq!(news.recv_timeout(DEADLINE), Ok(alive(1)));
     yes.kill().expect("kill");
@@ -277,7 +278,7 @@ fn nobody_writes_nobody_wakes() {
     let mut pipes = Vec::new();
     for run in 0..20 {
         let (reader, writer) = pipe();
-        capture.add(RunId(run), Stream::Stdout, reader, Arc::clone(&spool));
+        capture.add(RunId(run), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Block);
         capture.drain(RunId(run));
         assert_eq!(news.recv_timeout(DEADLINE), Ok(alive(run)));
         pipes.push(writer);
@@ -292,7 +293,7 @@ fn small_writes_gather() {
     let spool = open_spool(home.path());
     let (capture, news) = capture();
     let (reader, mut writer) = pipe();
-    capture.add(RunId(1), Stream::Stdout, reader, spool);
+    capture.add(RunId(1), Stream::Stdout, reader, spool, WhenFull::Block);
     for _ in 0..20_000 {
         writer.write_all(b"x\n").expect("write");
     }
@@ -303,9 +304,9 @@ fn small_writes_gather() {
     assert!(turns < 10_000, "{turns}");
 }
 
-/// On a file system of 256 KiB that only this thread and its children see.
-#[test]
-fn a_full_disk_blocks_the_writer_and_loses_nothing() {
+/// Runs `test` with a directory on a file system of 256 KiB, half full, that only its thread
+/// and that thread's children see, and the file that fills it.
+fn on_a_small_disk(test: impl FnOnce(&Path, &Path) + Send + 'static) {
     use nix::mount::{MsFlags, mount};
     let home = tempfile::tempdir().expect("home");
     let path = home.path().to_owned();
@@ -319,10 +320,18 @@ fn a_full_disk_blocks_the_writer_and_loses_nothing() {
         }
         let ballast = path.join("ballast");
         fs::write(&ballast, vec![0; 128 * 1024]).expect("ballast");
-        let spool = open_spool(&path);
+        test(&path, &ballast);
+    });
+    test.join().expect("test");
+}
+
+#[test]
+fn a_full_disk_blocks_the_writer_and_loses_nothing() {
+    on_a_small_disk(|home, ballast| {
+        let spool = open_spool(home);
         let (capture, news) = capture();
         let (reader, mut writer) = pipe();
-        capture.add(RunId(1), Stream::Stdout, reader, Arc::clone(&spool));
+        capture.add(RunId(1), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Block);
         let bytes: Vec<u8> = (0..=255_u8).cycle().take(200_000).collect();
         // More than the disk takes, less than disk and pipe together.
         writer.write_all(&bytes[..160_000]).expect("write");
@@ -332,13 +341,43 @@ fn a_full_disk_blocks_the_writer_and_loses_nothing() {
             std::thread::yield_now();
         }
         assert_eq!(capture.counts().last_errno, nix::errno::Errno::ENOSPC as i32);
-        fs::remove_file(&ballast).expect("remove");
+        fs::remove_file(ballast).expect("remove");
         writer.write_all(&bytes[160_000..]).expect("write");
         drop(writer);
         assert_eq!(news.recv_timeout(DEADLINE), Ok(gone(1)));
         assert!(fs::read(spool.path()).expect("read") == bytes);
     });
-    test.join().expect("test");
+}
+
+#[test]
+fn a_full_disk_drops_counts_and_marks_where_the_unit_says_so() {
+    on_a_small_disk(|home, ballast| {
+        let spool = open_spool(home);
+        let (capture, news) = capture();
+        let (reader, mut writer) = pipe();
+        capture.add(RunId(1), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Drop);
+        // Three times what the disk takes: the writer is not held up.
+        for _ in 0..400 {
+            writer.write_all(&[b'x'; 1000]).expect("write");
+        }
+        capture.drain(RunId(1));
+        assert_eq!(news.recv_timeout(DEADLINE), Ok(alive(1)));
+        let counts = capture.counts();
+        assert!(counts.dropped_bytes > 200_000, "{counts:?}");
+        assert_eq!((counts.stored_bytes + counts.dropped_bytes, counts.stalls), (400_000, 0));
+        fs::remove_file(ballast).expect("remove");
+        writer.write_all(b"after\n").expect("write");
+        drop(writer);
+        assert_eq!(news.recv_timeout(DEADLINE), Ok(gone(1)));
+        let text = fs::read_to_string(spool.path()).expect("read");
+        let end =
+            format!("x\n[upright: {} bytes dropped here, the disk was full]\nafter\n", counts.dropped_bytes);
+        assert!(
+            text.ends_with(&end) && text.matches("upright").count() == 1,
+            "{}",
+            &text[text.len() - 200..]
+        );
+    });
 }
 
 #[test]
@@ -375,7 +414,7 @@ fn a_file_that_cannot_be_spliced_to_is_written_to() {
     fcntl(spool.as_ref(), FcntlArg::F_SETFL(OFlag::O_APPEND)).expect("append mode");
     let (capture, news) = capture();
     let (reader, mut writer) = pipe();
-    capture.add(RunId(1), Stream::Stdout, reader, Arc::clone(&spool));
+    capture.add(RunId(1), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Block);
     let bytes: Vec<u8> = (0..=255_u8).cycle().take(300_000).collect();
     writer.write_all(&bytes).expect("write");
     capture.drain(RunId(1));
@@ -392,7 +431,7 @@ fn a_truncated_file_begins_anew_without_a_hole() {
     let spool = open_spool(home.path());
     let (capture, news) = capture();
     let (reader, mut writer) = pipe();
-    capture.add(RunId(1), Stream::Stdout, reader, Arc::clone(&spool));
+    capture.add(RunId(1), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Block);
     writer.write_all(b"before\n").expect("write");
     capture.drain(RunId(1));
     assert_eq!(news.recv_timeout(DEADLINE), Ok(alive(1)));

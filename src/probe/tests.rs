@@ -27,7 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(200);
 
 fn run<T>(test: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime").block_on(test)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let done = runtime.block_on(test);
+    // Not held up by a resolver that takes its time.
+    runtime.shutdown_background();
+    done
 }
 
 fn failed(text: &str) -> ProbeOutcome {
