@@ -120,6 +120,13 @@ pub struct ActionRequest {
     pub all: bool,
 }
 
+/// Body of `POST /api/recovery/restart`. No unit = every wanted unit that is not active.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct RecoveryRequest {
+    #[serde(default)]
+    pub unit: Option<String>,
+}
+
 /// Answer to an order, sent when it is done for every unit.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct ActionReply {
