@@ -26,9 +26,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::demo::fault::{Fault, Faults};
-use crate::demo::journal::{Journal, Session};
-use crate::demo::puppet::{CONNECTIONS_MAX, accept, say};
+use crate::demo::{
+    fault::{Fault, Faults},
+    journal::{Journal, Session},
+    puppet::{CONNECTIONS_MAX, accept, say},
+};
 
 /// Largest request body, in bytes.
 const BODY_BYTES_MAX: usize = 32 * 1024;

@@ -126,6 +126,7 @@ fn quoted(path: &Path) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{load::load, paths::Home};
 
     #[test]
     fn the_files_are_valid_toml_whatever_the_paths_are() {
@@ -144,5 +145,14 @@ mod tests {
             }
         }
         assert!(make(&home, Path::new("/x"), ports).is_err(), "nothing is overwritten");
+    }
+
+    #[test]
+    fn nothing_in_the_files_is_wrong_or_without_effect() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        make(dir.path(), Path::new("/bin/true"), Ports { database: 1, cache: 2, backend: 3 }).expect("made");
+        let loaded = load(&Home::under(dir.path()));
+        assert_eq!(loaded.units.len(), 3);
+        assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics);
     }
 }

@@ -6,7 +6,6 @@
 
 pub mod home;
 pub mod puppet;
-mod ask;
 mod backend;
 mod cache;
 mod database;
@@ -30,7 +29,7 @@ use nix::unistd::Pid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 
-use crate::api::types::UnitList;
+use crate::api::{client::Client, types::UnitList};
 use crate::demo::home::Ports;
 
 /// Longest until the three units are active: the database says "starting up" for 1 s.
@@ -127,17 +126,18 @@ impl Daemon {
 
     /// Every unit active; none when a signal came first.
     fn wait_ready(&mut self, signals: &Signals) -> io::Result<Option<UnitList>> {
-        let mut last = io::Error::other("it was not asked yet");
+        let client = Client::new(&self.dir.join("run/upright.sock"))?;
+        let mut last = String::new();
         let looks = READY_TIMEOUT.as_millis() / LOOK_INTERVAL.as_millis();
         for _ in 0..looks {
-            match ask::units(&self.dir.join("run/upright.sock")) {
+            match client.get::<UnitList>("/v1/units") {
                 Ok(list)
                     if !list.units.is_empty() && list.units.iter().all(|unit| unit.state == "active") =>
                 {
                     return Ok(Some(list));
                 }
-                Ok(list) => last = io::Error::other(states(&list)),
-                Err(error) => last = error,
+                Ok(list) => last = states(&list),
+                Err(error) => last = error.to_string(),
             }
             if let Some(status) = self.child.try_wait()? {
                 return Err(self.ended(status));
