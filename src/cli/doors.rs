@@ -2,7 +2,6 @@
 //!
 //! Refuses: doing anything itself.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use crate::cli::args::{DemoArgs, GlobalArgs, SchemaArgs};
@@ -10,21 +9,16 @@ use crate::cli::context::{EXIT_FAILED, Fail, look};
 use crate::cli::out::Out;
 use crate::cli::render::Paint;
 use crate::cli::{check, find, schema};
+use crate::daemon::boot;
 use crate::demo::{self, Afterwards};
 use crate::unit::Colour;
 
-pub fn daemon(_global: &GlobalArgs) -> u8 {
-    absent("daemon")
+pub fn daemon(global: &GlobalArgs) -> u8 {
+    exit_code(boot::run_keeper(&find::asked(global)))
 }
 
-pub fn engine(_global: &GlobalArgs) -> u8 {
-    absent("engine")
-}
-
-/// Until the room is merged.
-fn absent(room: &str) -> u8 {
-    let _ = writeln!(std::io::stderr().lock(), "error: this build has no `{room}`"); // nobody to tell
-    EXIT_FAILED
+pub fn engine(global: &GlobalArgs) -> u8 {
+    exit_code(boot::run_engine(&find::asked(global)))
 }
 
 pub fn demo(args: &DemoArgs) -> u8 {

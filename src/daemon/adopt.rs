@@ -3,11 +3,13 @@
 //!
 //! Refuses: starting over. A socket or a pipe that the keeper holds is used again.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use crate::base::exit::RunId;
+use crate::base::name::UnitName;
 use crate::daemon::follow;
 use crate::daemon::hands::{Hands, Live};
 use crate::daemon::tag::from_tag;
@@ -72,11 +74,7 @@ pub fn sockets(
 /// Enters the keeper's rows into the hands and says them as the engine wants them. Their
 /// pipes are read on from where the last engine left off.
 pub fn runs(rows: Vec<TableRow>, hands: &mut Hands) -> Vec<Adopted> {
-    let mut adopted: Vec<Adopted> = rows.into_iter().filter_map(|row| run(row, hands)).collect();
-    for row in &mut adopted {
-        row.rest = hands.rest(&row.unit);
-    }
-    adopted
+    rows.into_iter().filter_map(|row| run(row, hands)).collect()
 }
 
 fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
@@ -100,11 +98,19 @@ fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
             _ => continue,
         };
         match hands.spool(&unit, stream) {
-            Ok(spool) => hands.capture(run, stream, fd, spool),
+            Ok(spool) => hands.capture(&unit, run, stream, fd, spool),
             Err(why) => tracing::error!("what {unit} writes is not kept: {why}"),
         }
     }
-    Some(Adopted { unit, run, role, pid, spawned_at, executed, ended, rest: Rest::Empty })
+    Some(Adopted { unit, run, role, pid, spawned_at, executed, ended })
+}
+
+/// Units in which anything lives now, also those of no run and of no file.
+pub fn populated(hands: &mut Hands, adopted: &[Adopted]) -> BTreeSet<UnitName> {
+    let mut units = hands.tools.containment.known_units();
+    units.extend(adopted.iter().map(|row| row.unit.clone()));
+    units.retain(|unit| hands.rest(unit) == Rest::Alive || !hands.pids_of(unit).is_empty());
+    units
 }
 
 /// The first run id that nobody has used: of the store and of the keeper.

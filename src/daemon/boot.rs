@@ -25,7 +25,7 @@ use crate::daemon::hands::{Hands, Source, Tools, stamp};
 use crate::daemon::notify::NotifySocket;
 use crate::daemon::plan::Surroundings;
 use crate::daemon::shell::{Ears, Ending, Shell};
-use crate::engine::adopt::Boot;
+use crate::engine::adopt::{Boot, Inheritance};
 use crate::engine::{Effects, Engine, Settings};
 use crate::keeper;
 use crate::keeper::client::{Attached, Client};
@@ -182,6 +182,7 @@ fn begin(home: Home) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     });
     hands.specs = reading.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
     let adopted = adopt::runs(rows, &mut hands);
+    let populated = adopt::populated(&mut hands, &adopted);
     let calls = serve(sockets.api, &reading.daemon)?;
     let fatal_stops = count_fatal_stops(boot, loaded.life);
     let next_run = adopt::next_run(loaded.next_run, &adopted);
@@ -189,7 +190,9 @@ fn begin(home: Home) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let now = clock::monotonic();
     let mut effects = Effects::default();
     let Reading { units, errors, daemon } = reading;
-    let engine = Engine::new(now, settings, boot, units, loaded.durable.clone(), adopted, next_run, &mut effects);
+    let durable = loaded.durable.clone();
+    let inherited = Inheritance { boot, units, durable, adopted, populated, next_run };
+    let engine = Engine::new(now, settings, inherited, &mut effects);
     let mut shell = Shell {
         engine,
         effects,

@@ -93,6 +93,16 @@ impl Containment {
         Ok(Some(procs))
     }
 
+    /// Units that have a cgroup here, empty or not, whoever made it.
+    pub fn known_units(&self) -> BTreeSet<UnitName> {
+        match &self.kind {
+            Kind::Groups { tree, .. } => {
+                tree.units().iter().filter_map(|name| UnitName::parse(name).ok()).collect()
+            }
+            Kind::Weak { sessions } => sessions.keys().cloned().collect(),
+        }
+    }
+
     /// A run of the unit began its session.
     pub fn on_spawned(&mut self, unit: &UnitName, pid: i32) {
         if let Kind::Weak { sessions } = &mut self.kind {

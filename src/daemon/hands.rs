@@ -33,7 +33,7 @@ use crate::store::row::{EventRow, NewEvent};
 use crate::store::writer::{Batch, Committed, Store, Write};
 use crate::sys::clock;
 use crate::telemetry::observe::{Stamp, observe};
-use crate::unit::spec::{ReadyWhen, StderrTo, UnitSpec};
+use crate::unit::spec::{ReadyWhen, StderrTo, UnitSpec, WhenFull};
 
 /// How long a run's last words may take to reach the disk before the keeper lets go of its
 /// pipe all the same (a full disk, or a grandchild that goes on writing).
@@ -234,7 +234,7 @@ impl Hands {
         let request = Request::Spawn { run, tag, plan, fds: prepared.fds };
         self.tools.keeper.send(request).map_err(refused_at(SpawnStep::Prepare))?;
         for (stream, pipe, spool) in prepared.captured {
-            self.capture(run, stream, pipe, spool);
+            self.capture(unit, run, stream, pipe, spool);
         }
         if let Some(pipe) = prepared.notify_fd {
             follow::watch_notify_fd(run, pipe, self.tools.sources.clone());
@@ -271,9 +271,10 @@ impl Hands {
     }
 
     /// Moves what `run` writes into its spool from now on.
-    pub fn capture(&mut self, run: RunId, stream: Stream, pipe: OwnedFd, spool: Arc<Spool>) {
+    pub fn capture(&mut self, unit: &UnitName, run: RunId, stream: Stream, pipe: OwnedFd, spool: Arc<Spool>) {
+        let when_full = self.specs.get(unit).map_or(WhenFull::Block, |spec| spec.log.when_full);
         self.pipes.entry(run).or_default().insert(stream);
-        self.tools.capture.add(run, stream, pipe, spool);
+        self.tools.capture.add(run, stream, pipe, spool, when_full);
     }
 
     fn probe(&self, unit: &UnitName, run: RunId) {
@@ -321,12 +322,13 @@ impl Hands {
     /// Looks at a unit that may have become empty; `Emptied` is told once.
     pub fn on_maybe_empty(&mut self, unit: &UnitName) {
         let living = self.runs.values().any(|live| live.unit == *unit && !live.ended);
-        // While a run lives, its end will ask again.
-        if living || self.tools.containment.rest(unit, &[]) == Rest::Alive {
+        if !living && self.tools.containment.rest(unit, &[]) == Rest::Alive {
             return;
         }
-        if let Some(task) = self.watched.remove(unit) {
-            task.abort();
+        let Some(task) = self.watched.remove(unit) else { return };
+        task.abort();
+        // While a run lives, its end will ask again.
+        if !living {
             self.answers.push_back(Event::Emptied { unit: unit.clone() });
         }
     }
