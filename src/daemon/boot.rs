@@ -90,15 +90,18 @@ fn resolve(places: &Places) -> Result<Home, String> {
 fn prepare(places: &Places) -> Result<(OwnedFd, Vec<CString>), String> {
     let home = resolve(places)?;
     for (path, mode) in directories(&home) {
-        sys_files::own_dir(&path, mode).map_err(|error| format!("cannot make {}: {error}", path.display()))?;
+        sys_files::own_dir(&path, mode)
+            .map_err(|error| format!("cannot make {}: {error}", path.display()))?;
     }
     let lock = home.run_dir.join(LOCK_FILE);
     let lock = Lock::take(&lock).map_err(|error| match error {
         LockError::Held { pid } => {
             let who = pid.map_or("another process".to_string(), |pid| format!("process {pid}"));
             let dir = home.run_dir.display();
-            format!("cannot start: {who} runs a daemon on this home already (it has the lock in {dir}); \
-                     use it, stop it, or choose another --home")
+            format!(
+                "cannot start: {who} runs a daemon on this home already (it has the lock in {dir}); \
+                     use it, stop it, or choose another --home"
+            )
         }
         LockError::Io(cause) => format!("cannot take the lock {}: {cause}", lock.display()),
     })?;
@@ -119,7 +122,8 @@ fn directories(home: &Home) -> Vec<(PathBuf, u32)> {
 fn engine_argv(places: &Places) -> Result<Vec<CString>, String> {
     let mut words = vec![b"upright".to_vec(), b"engine".to_vec()];
     let mut add = |flag: &str, path: &Path| -> Result<(), String> {
-        let path = std::path::absolute(path).map_err(|error| format!("cannot use {}: {error}", path.display()))?;
+        let path =
+            std::path::absolute(path).map_err(|error| format!("cannot use {}: {error}", path.display()))?;
         words.push(flag.as_bytes().to_vec());
         words.push(path.as_os_str().as_bytes().to_vec());
         Ok(())

@@ -35,7 +35,9 @@ enum Kind {
         units: BTreeMap<UnitName, UnitGroup>,
     },
     /// Pids of the unit's runs since it was last seen empty: each began a session.
-    Weak { sessions: BTreeMap<UnitName, BTreeSet<i32>> },
+    Weak {
+        sessions: BTreeMap<UnitName, BTreeSet<i32>>,
+    },
 }
 
 /// Wakes up when a unit may have become empty.

@@ -115,7 +115,14 @@ impl Shell {
         let _ = reply.send(answer); // whoever asked has left
     }
 
-    fn act(&mut self, peer: Peer, verb: Verb, units: Vec<UnitName>, until: Until, reply: oneshot::Sender<Answer>) {
+    fn act(
+        &mut self,
+        peer: Peer,
+        verb: Verb,
+        units: Vec<UnitName>,
+        until: Until,
+        reply: oneshot::Sender<Answer>,
+    ) {
         if units.is_empty() {
             let _ = reply.send(json(&ActionReply { outcomes: Vec::new() })); // whoever asked has left
             return;
@@ -131,7 +138,14 @@ impl Shell {
     }
 
     /// Writes down who asked for what, gives it to the engine, and sees to the answer.
-    fn order(&mut self, peer: Peer, order: Order, units: &[UnitName], until: Until, reply: oneshot::Sender<Answer>) {
+    fn order(
+        &mut self,
+        peer: Peer,
+        order: Order,
+        units: &[UnitName],
+        until: Until,
+        reply: oneshot::Sender<Answer>,
+    ) {
         self.audit(peer, &order, units);
         match until {
             Until::Done => self.order_and_wait(order, reply),
@@ -250,7 +264,8 @@ impl Shell {
         if failed || !self.config_errors.is_empty() {
             return "red";
         }
-        let missing = views.iter().any(|view| view.wanted && view.state != StateWord::Active && !is_done(view));
+        let missing =
+            views.iter().any(|view| view.wanted && view.state != StateWord::Active && !is_done(view));
         if missing || self.hands.store_trouble().is_some() { "yellow" } else { "green" }
     }
 

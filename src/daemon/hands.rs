@@ -222,7 +222,8 @@ impl Hands {
             return Err(Refused { step: SpawnStep::Prepare, errno: Errno::ENOENT as i32, why });
         };
         let plan = plan::plan(&spec, role, run, &self.tools.around)?;
-        let cgroup = self.tools.containment.enter(unit, &spec.resources).map_err(refused_at(SpawnStep::Cgroup))?;
+        let cgroup =
+            self.tools.containment.enter(unit, &spec.resources).map_err(refused_at(SpawnStep::Cgroup))?;
         let out = self.spool_or_nothing(unit, Stream::Stdout);
         let err = match spec.log.stderr {
             StderrTo::Merge => None,
@@ -427,7 +428,9 @@ pub fn stamp(at: Monotonic) -> Stamp {
 
 /// Want of fds, memory or pids, which passes and is not the unit's fault.
 fn is_shortage(errno: i32) -> bool {
-    [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EAGAIN].into_iter().any(|short| short as i32 == errno)
+    [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EAGAIN]
+        .into_iter()
+        .any(|short| short as i32 == errno)
 }
 
 fn refused_at(step: SpawnStep) -> impl Fn(io::Error) -> Refused {

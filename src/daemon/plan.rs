@@ -213,8 +213,10 @@ fn rlimits_of(limits: &Limits) -> Vec<(u32, u64, u64)> {
         (Resource::RLIMIT_FSIZE, limits.fsize_bytes),
         (Resource::RLIMIT_AS, limits.as_bytes),
     ];
-    let mut all: Vec<(u32, u64, u64)> =
-        set.into_iter().filter_map(|(resource, value)| value.map(|value| (resource as u32, value, value))).collect();
+    let mut all: Vec<(u32, u64, u64)> = set
+        .into_iter()
+        .filter_map(|(resource, value)| value.map(|value| (resource as u32, value, value)))
+        .collect();
     let nofile = match limits.nofile {
         Some(value) => (value, value),
         None => {

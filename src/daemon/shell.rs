@@ -93,7 +93,8 @@ impl Shell {
     /// The keeper is gone, or the kernel refuses a timer. The keeper starts another engine.
     pub async fn run(&mut self, mut ears: Ears) -> io::Result<()> {
         let keeper = watched(self.hands.tools.keeper.as_fd().try_clone_to_owned()?, Wake::Data)?;
-        let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
+        let timer =
+            TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
         let fired = watched(timer.as_fd().try_clone_to_owned()?, Wake::Data)?;
         let mut armed = None;
         self.settle();
@@ -414,7 +415,8 @@ impl Hands {
     }
 
     fn kill_everything(&mut self) {
-        let units: Vec<_> = self.runs.values().filter(|live| !live.ended).map(|live| live.unit.clone()).collect();
+        let units: Vec<_> =
+            self.runs.values().filter(|live| !live.ended).map(|live| live.unit.clone()).collect();
         for unit in units {
             if let Err(error) = self.tools.containment.kill_all(&unit) {
                 tracing::warn!("cannot kill everything of {unit}: {error}");

@@ -67,7 +67,9 @@ pub async fn last_lines(sources: Vec<LogSource>, lines: usize) -> Vec<LogLine> {
     let read = tokio::task::spawn_blocking(move || {
         let mut all = Vec::new();
         for source in &sources {
-            all.extend(tail_of(source, lines, Unfinished::Show).lines.iter().map(|line| to_line(source, line)));
+            all.extend(
+                tail_of(source, lines, Unfinished::Show).lines.iter().map(|line| to_line(source, line)),
+            );
         }
         all
     });

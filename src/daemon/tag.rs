@@ -63,7 +63,9 @@ mod tests {
             assert!(tag.len() <= TAG_LEN_MAX);
             assert_eq!(from_tag(&tag), Some((unit.clone(), role)));
         }
-        for bad in [&b""[..], b"web", b"web\0", b"web\0main 1", b"web\0start-pre", b"Web\0main", b"\xff\0main"] {
+        for bad in
+            [&b""[..], b"web", b"web\0", b"web\0main 1", b"web\0start-pre", b"Web\0main", b"\xff\0main"]
+        {
             assert_eq!(from_tag(bad), None, "{bad:?}");
         }
     }

@@ -87,7 +87,12 @@ pub fn accepted(unit: &UnitName, state: Option<StateWord>) -> UnitOutcome {
     unit_outcome(unit, "accepted", None, state)
 }
 
-fn unit_outcome(unit: &UnitName, word: &str, message: Option<String>, state: Option<StateWord>) -> UnitOutcome {
+fn unit_outcome(
+    unit: &UnitName,
+    word: &str,
+    message: Option<String>,
+    state: Option<StateWord>,
+) -> UnitOutcome {
     UnitOutcome {
         unit: unit.to_string(),
         outcome: word.to_string(),

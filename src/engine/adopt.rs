@@ -131,11 +131,8 @@ impl Engine {
             ended.push(Ended { run, at: now, exit: Exit::Unknown, rest });
         }
         unit.strays = unit.living.is_empty() && rest == Rest::Alive;
-        let state = if unit.is_empty() {
-            resting_state(unit, now)
-        } else {
-            living_state(unit, rows, now, fx)
-        };
+        let state =
+            if unit.is_empty() { resting_state(unit, now) } else { living_state(unit, rows, now, fx) };
         if let (State::Deactivating { step: StopStep::Terminating { .. }, .. }, Some(unit)) =
             (&state, self.units.get(name))
         {
