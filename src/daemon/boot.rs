@@ -42,6 +42,9 @@ use crate::unit::daemon_file::DaemonSpec;
 /// The daemon cannot be started.
 const EXIT_FAILED: i32 = 1;
 
+/// As of a Rust program whose main thread panicked.
+const EXIT_PANICKED: i32 = 101;
+
 /// Calls that wait for the loop. Above it the server's connections wait, which are bounded.
 const CALLS_MAX: usize = 256;
 
@@ -67,6 +70,7 @@ pub fn run_keeper(places: &Places) -> i32 {
 /// unless it was told to end.
 pub fn run_engine(places: &Places) -> i32 {
     let guard = log_to_stderr();
+    end_with_any_thread();
     let code = match engine(places) {
         Ok(()) => 0,
         Err(why) => {
@@ -76,6 +80,20 @@ pub fn run_engine(places: &Places) -> i32 {
     };
     drop(guard);
     code
+}
+
+/// An engine without its store or its log capture would look alive and not be: a panic on
+/// one of those threads ends the process, and the keeper starts another. A panic of the
+/// loop ends it anyway; one in a connection's task ends that connection.
+fn end_with_any_thread() {
+    let told = std::panic::take_hook();
+    let main = std::thread::current().id();
+    std::panic::set_hook(Box::new(move |panic| {
+        told(panic);
+        if std::thread::current().id() != main {
+            std::process::exit(EXIT_PANICKED);
+        }
+    }));
 }
 
 fn fail(why: &str) -> i32 {
@@ -291,7 +309,7 @@ fn serve(listener: OwnedFd, daemon: &DaemonSpec) -> io::Result<mpsc::Receiver<As
     let (operators, unknown_operators) = access::resolve(&daemon.api.operators);
     let (viewers, unknown_viewers) = access::resolve(&daemon.api.viewers);
     for name in unknown_operators.iter().chain(&unknown_viewers) {
-        tracing::warn!("[api] names `{name}`, which is no user or group here");
+        tracing::info!("[api] names `{name}`, which is no user or group here");
     }
     let access = Access { own_uid, operators, viewers };
     let listener = server::listener_from(listener)?;

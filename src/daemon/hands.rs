@@ -29,7 +29,7 @@ use crate::logs::Stream;
 use crate::logs::capture::{Capture, Drained, Writers};
 use crate::logs::spool::Spool;
 use crate::store::open::RUNS_PER_RESERVE;
-use crate::store::row::{EventRow, NewEvent};
+use crate::store::row::{EventRow, Level, NewEvent};
 use crate::store::writer::{Batch, Committed, Store, Write};
 use crate::sys::clock;
 use crate::telemetry::observe::{Stamp, observe};
@@ -188,7 +188,11 @@ impl Hands {
 
     fn record(&mut self, record: &Record, stamp: Stamp) {
         let event = observe(record, stamp);
-        tracing::info!(unit = record.unit.as_ref().map(UnitName::as_str), "{}", event.message);
+        match event.level {
+            Level::Info => tracing::info!("{}", event.message),
+            Level::Warn => tracing::warn!("{}", event.message),
+            Level::Error => tracing::error!("{}", event.message),
+        }
         self.writes.push(Write::Event(event));
     }
 

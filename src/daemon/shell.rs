@@ -350,7 +350,11 @@ impl Shell {
         message: String,
         data: [(&str, Value); N],
     ) {
-        tracing::info!("{message}");
+        match level {
+            Level::Info => tracing::info!("{message}"),
+            Level::Warn => tracing::warn!("{message}"),
+            Level::Error => tracing::error!("{message}"),
+        }
         let mut line = note(level, event, message, stamp(clock::monotonic()));
         line.data.extend(data.map(|(key, value)| (key.to_string(), value)));
         self.hands.note(line);
