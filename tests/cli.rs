@@ -138,6 +138,7 @@ fn story() -> Vec<EventLine> {
     vec![
         event(1, "INFO", "engine.started", None, "the engine has taken over 6 units"),
         event(2, "WARN", "unit.failed", Some("redis"), "was killed (SIGKILL)"),
+        event(2, "INFO", "unit.waiting", Some("worker"), "worker waits for redis"),
         event(3, "ERROR", "retry.exhausted", Some("mailer"), "gave up after 3 failures\n2026 FORGED\u{7}"),
     ]
 }
