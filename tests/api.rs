@@ -96,6 +96,12 @@ fn handler(calls: Calls) -> impl Fn(Peer, Call) -> std::future::Ready<Answer> + 
 fn answer(call: Call) -> Answer {
     match call {
         Call::Livez | Call::Readyz => Answer::Plain(200, "ok"),
+        // Says nothing, and does not end.
+        Call::Logs { units, follow: true, .. } if units == ["quiet"] => {
+            let (sender, items) = tokio::sync::mpsc::channel(1);
+            tokio::spawn(async move { sender.closed().await });
+            Answer::Stream(items)
+        }
         Call::Events { follow: true, .. } | Call::Logs { follow: true, .. } => {
             let (sender, items) = tokio::sync::mpsc::channel(8);
             for n in 1..=3 {
@@ -366,13 +372,25 @@ fn a_huge_head_is_refused() {
     assert_eq!(exchange(server.connect(), &get("/livez")).expect("an answer").status, 200);
 }
 
+/// Slots that this process can fill.
+fn room() -> usize {
+    if own_uid() == 0 { 256 } else { 248 }
+}
+
 #[test]
-fn a_crowd_is_told_that_it_is_full_and_slots_come_back() {
-    let limits = Limits { header_timeout: PATIENCE, ..Limits::default() };
-    let server = Server::start(Access { own_uid: own_uid(), ..Access::default() }, limits);
-    let room = if own_uid() == 0 { 256 } else { 248 };
-    let crowd: Vec<UnixStream> = (0..room).map(|_| server.connect()).collect();
-    for _ in room..300 {
+fn a_crowd_of_followers_is_told_that_it_is_full_and_slots_come_back() {
+    let server = Server::start(Access { own_uid: own_uid(), ..Access::default() }, Limits::default());
+    let follow = "GET /v1/units/quiet/logs?follow=true HTTP/1.1\r\nhost: x\r\n\r\n";
+    let crowd: Vec<UnixStream> = (0..room())
+        .map(|_| {
+            let mut stream = server.connect();
+            stream.write_all(follow.as_bytes()).expect("request");
+            // The head of the answer: from here on the slot is in use.
+            assert!(stream.read(&mut [0; 512]).expect("head") > 0);
+            stream
+        })
+        .collect();
+    for _ in room()..300 {
         let reply = exchange(server.connect(), b"").expect("an answer");
         assert_eq!((reply.status, reply.code().as_str()), (503, "server.busy"));
     }
@@ -382,6 +400,28 @@ fn a_crowd_is_told_that_it_is_full_and_slots_come_back() {
         assert!(Instant::now() < until, "no slot came back");
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn idle_and_slow_ones_make_room_for_whoever_asks() {
+    let limits = Limits { header_timeout: PATIENCE, ..Limits::default() };
+    let server = Server::start(Access { own_uid: own_uid(), ..Access::default() }, limits);
+    let mut crowd = Vec::new();
+    for _ in 0..600 {
+        let mut stream = server.connect();
+        stream.write_all(b"GET /livez HTTP/1.1\r\n").expect("half a head");
+        crowd.push(stream);
+    }
+    let begun = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(exchange(server.connect(), &get("/livez")).map(|reply| reply.status), Some(200));
+    }
+    assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
+    // The first of the crowd were hung up on, and the last are still there.
+    assert_eq!(crowd[0].read(&mut [0; 8]).unwrap_or(0), 0);
+    let last = crowd.pop().expect("a crowd");
+    let rest = b"host: x\r\nconnection: close\r\n\r\n";
+    assert_eq!(exchange(last, rest).map(|reply| reply.status), Some(200));
 }
 
 #[test]

@@ -138,7 +138,8 @@ fn story() -> Vec<EventLine> {
     vec![
         event(1, "INFO", "engine.started", None, "the engine has taken over 6 units"),
         event(2, "WARN", "unit.failed", Some("redis"), "was killed (SIGKILL)"),
-        event(3, "ERROR", "retry.exhausted", Some("mailer"), "gave up after 3 failures\n2026 FORGED\u{7}"),
+        event(3, "INFO", "unit.waiting", Some("worker"), "worker waits for redis"),
+        event(4, "ERROR", "retry.exhausted", Some("mailer"), "gave up after 3 failures\n2026 FORGED\u{7}"),
     ]
 }
 
@@ -460,7 +461,7 @@ fn a_reader_that_leaves_is_no_error() {
 #[test]
 fn streams_are_shown_as_they_come_and_end_with_their_reader() {
     let daemon = Canned::start(zoo());
-    for (words, count) in [(&["events", "-f"][..], 3), (&["logs", "-f", "--json"], 3)] {
+    for (words, count) in [(&["events", "-f"][..], 4), (&["logs", "-f", "--json"], 3)] {
         let mut child = daemon.upright(words).stdout(Stdio::piped()).spawn().expect("spawn");
         let mut out = BufReader::new(child.stdout.take().expect("stdout")).lines();
         for _ in 0..count {

@@ -12,9 +12,18 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
+use crate::api::slots::Busy;
+
 /// What hyper sends.
 #[derive(Debug)]
-pub enum ReplyBody {
+pub struct ReplyBody {
+    content: Content,
+    /// The connection's slot is in use for as long as this lives.
+    _busy: Option<Busy>,
+}
+
+#[derive(Debug)]
+enum Content {
     Whole(Option<Bytes>),
     /// Server-sent events (WHATWG HTML, 9.2): `data: {json}`, an empty line. A comment line
     /// now and then, so that a dead client is noticed by the write.
@@ -26,14 +35,19 @@ pub enum ReplyBody {
 
 impl ReplyBody {
     pub fn whole(bytes: impl Into<Bytes>) -> ReplyBody {
-        ReplyBody::Whole(Some(bytes.into()))
+        ReplyBody { content: Content::Whole(Some(bytes.into())), _busy: None }
     }
 
     /// A stream; the first heartbeat at once, so that the client sees the head of the answer.
     pub fn events(items: mpsc::Receiver<Bytes>, every: Duration) -> ReplyBody {
         let mut heartbeat = interval_at(Instant::now(), every);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ReplyBody::Events { items, heartbeat }
+        ReplyBody { content: Content::Events { items, heartbeat }, _busy: None }
+    }
+
+    /// Holds `busy` until the body is sent or given up.
+    pub fn until_sent(self, busy: Busy) -> ReplyBody {
+        ReplyBody { _busy: Some(busy), ..self }
     }
 }
 
@@ -45,9 +59,9 @@ impl Body for ReplyBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        match self.get_mut() {
-            ReplyBody::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            ReplyBody::Events { items, heartbeat } => match items.poll_recv(cx) {
+        match &mut self.get_mut().content {
+            Content::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Content::Events { items, heartbeat } => match items.poll_recv(cx) {
                 Poll::Ready(Some(item)) => Poll::Ready(Some(Ok(Frame::data(event(&item))))),
                 Poll::Ready(None) => Poll::Ready(None),
                 Poll::Pending => {
@@ -58,13 +72,13 @@ impl Body for ReplyBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, ReplyBody::Whole(None))
+        matches!(self.content, Content::Whole(None))
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            ReplyBody::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            ReplyBody::Events { .. } => SizeHint::default(),
+        match &self.content {
+            Content::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Content::Events { .. } => SizeHint::default(),
         }
     }
 }

@@ -11,5 +11,6 @@ pub mod openapi;
 pub mod request;
 pub mod routes;
 pub mod server;
+pub mod slots;
 pub mod stall;
 pub mod types;

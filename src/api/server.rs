@@ -26,6 +26,7 @@ use crate::api::call::{Answer, Call, Peer};
 use crate::api::openapi;
 use crate::api::request::{self, Refusal};
 use crate::api::routes::{self, Found, Need};
+use crate::api::slots::{Calls, Slots};
 use crate::api::stall::Stall;
 use crate::api::types::{ErrorBody, ErrorReply};
 
@@ -97,20 +98,23 @@ where
 {
     let access = Arc::new(access);
     let mut connections = JoinSet::new();
+    let mut slots = Slots::new(limits.connections_max, limits.slots_kept_for_root);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    if let Some(peer) = admit(&stream, connections.len(), &limits) {
-                        let handler = handler.clone();
-                        connections.spawn(serve_connection(stream, peer, access.clone(), limits, handler));
+                    if let Some(peer) = admit(&stream, &mut slots) {
+                        let calls = Calls::default();
+                        let shared = Shared { peer, access: access.clone(), limits, calls: calls.clone() };
+                        let task = connections.spawn(converse(stream, shared, handler.clone()));
+                        slots.take(peer.uid, task, calls);
                     }
                 }
                 // EMFILE, ENFILE, ENOMEM: the queue stays readable, so asking again at
                 // once would spin.
                 Err(_) => tokio::time::sleep(limits.accept_pause).await,
             },
-            // An ended connection frees its slot. One that panicked took only itself along.
+            // Its slot is free. One that panicked took only itself along.
             Some(_) = connections.join_next() => {}
         }
     }
@@ -118,11 +122,10 @@ where
 
 /// Who it is, if there is a slot for them. Those turned away are told so, as far as the
 /// socket takes it without waiting.
-fn admit(stream: &UnixStream, taken: usize, limits: &Limits) -> Option<Peer> {
+fn admit(stream: &UnixStream, slots: &mut Slots) -> Option<Peer> {
     let cred = stream.peer_cred().ok()?;
     let peer = Peer { uid: cred.uid(), gid: cred.gid(), pid: cred.pid().unwrap_or(0) };
-    let kept = if peer.uid == 0 { 0 } else { limits.slots_kept_for_root };
-    if taken < limits.connections_max.saturating_sub(kept) {
+    if slots.make_room(peer.uid) {
         return Some(peer);
     }
     let refusal = Refusal::new(
@@ -146,6 +149,7 @@ struct Shared {
     peer: Peer,
     access: Arc<Access>,
     limits: Limits,
+    calls: Calls,
 }
 
 /// One connection, from its first byte to its last, for a peer that is already known.
@@ -159,7 +163,15 @@ pub async fn serve_connection<F, Fut>(
     F: Fn(Peer, Call) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = Answer> + Send + 'static,
 {
-    let shared = Shared { peer, access, limits };
+    converse(stream, Shared { peer, access, limits, calls: Calls::default() }, handler).await;
+}
+
+async fn converse<F, Fut>(stream: UnixStream, shared: Shared, handler: F)
+where
+    F: Fn(Peer, Call) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = Answer> + Send + 'static,
+{
+    let limits = shared.limits;
     let service = service_fn(move |request| {
         let (shared, handler) = (shared.clone(), handler.clone());
         async move { Ok::<_, Infallible>(reply(request, shared, handler).await) }
@@ -179,7 +191,11 @@ where
     Fut: Future<Output = Answer>,
 {
     match understand(request, &shared).await {
-        Ok(Some(call)) => from_answer(handler(shared.peer, call).await, &shared.limits),
+        Ok(Some(call)) => {
+            let busy = shared.calls.begin();
+            let response = from_answer(handler(shared.peer, call).await, &shared.limits);
+            response.map(|body| body.until_sent(busy))
+        }
         Ok(None) => json(StatusCode::OK, openapi::text().into()),
         Err(response) => *response,
     }

@@ -144,6 +144,8 @@ pub fn render_line(event: &EventLine, look: &Look) -> String {
     let at = look.paint.dim(&when::local(&event.ts, &look.zone));
     let name = format!("{:18}", escape_line(&event.event));
     let unit = match &event.unit {
+        // Most messages begin with the name, as sentences do; once is enough.
+        Some(unit) if event.message.split(' ').next() == Some(unit) => String::new(),
         Some(unit) => format!("{}: ", look.paint.bold(&escape_line(unit))),
         None => String::new(),
     };
