@@ -2,6 +2,7 @@
 //!
 //! Refuses: values that only look right. A bare number is no duration, `0day` is no user.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -254,13 +255,8 @@ impl Reader<'_> {
     /// Each name once, in the order written.
     pub fn unit_names(&mut self, key: &Key, value: &Value<'_>) -> Option<Vec<UnitName>> {
         let names = self.list(key, value, "an array of unit names", Reader::unit_name)?;
-        let mut once: Vec<UnitName> = Vec::with_capacity(names.len());
-        for name in names {
-            if !once.contains(&name) {
-                once.push(name);
-            }
-        }
-        Some(once)
+        let mut seen = BTreeSet::new();
+        Some(names.into_iter().filter(|name| seen.insert(name.clone())).collect())
     }
 
     pub fn signal(&mut self, key: &Key, value: &Value<'_>) -> Option<Signal> {
@@ -349,18 +345,14 @@ impl Reader<'_> {
         })
     }
 
-    pub fn environment(
-        &mut self,
-        key: &Key,
-        value: &Value<'_>,
-    ) -> Option<std::collections::BTreeMap<String, String>> {
+    pub fn environment(&mut self, key: &Key, value: &Value<'_>) -> Option<BTreeMap<String, String>> {
         let Some(table) = value.get_ref().as_table() else {
             let help = Some("write { NAME = \"value\" }".into());
             self.wrong_type(key, value, "a table", help);
             return None;
         };
         let mut sound = true;
-        let mut environment = std::collections::BTreeMap::new();
+        let mut environment = BTreeMap::new();
         for (name, item) in table {
             let word = name.get_ref().as_ref();
             if !is_variable_name(word) {
