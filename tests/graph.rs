@@ -147,10 +147,11 @@ proptest! {
         stop.reverse();
         prop_assert_eq!(stop, start);
 
-        let needs = closure(oracle.count, &oracle.need);
-        for at in 0..oracle.count {
-            let falls: BTreeSet<UnitName> = (0..oracle.count).filter(|o| *o != at && needs[*o][at]).map(name).collect();
-            prop_assert_eq!(graph.dependents_of(&name(at)), falls);
+        let needs = &closure(oracle.count, &oracle.need);
+        for (fallen, unit) in graph.names().iter().enumerate() {
+            let needs_it = |other: &usize| *other != fallen && needs[*other][fallen];
+            let falls: BTreeSet<UnitName> = (0..oracle.count).filter(needs_it).map(name).collect();
+            prop_assert_eq!(graph.dependents_of(unit), falls);
         }
     }
 
@@ -182,8 +183,8 @@ const MANY: usize = 10_000;
 
 fn chain() -> Vec<Node> {
     let mut nodes: Vec<Node> = (0..MANY).map(node).collect();
-    for at in 1..MANY {
-        nodes[at].requires.push(name(at - 1));
+    for (at, node) in nodes.iter_mut().enumerate().skip(1) {
+        node.requires.push(name(at - 1));
     }
     nodes
 }

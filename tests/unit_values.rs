@@ -328,3 +328,15 @@ fn the_schema_has_every_key_with_its_words_and_default() {
     }
     assert_eq!(schema::schema()["$schema"], "https://json-schema.org/draft/2020-12/schema");
 }
+
+/// Editors read it through the `#:schema` line of a unit file. `BLESS=1` rewrites it.
+#[test]
+fn the_shipped_schema_is_the_one_that_the_table_makes() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("units/unit.schema.json");
+    let (text, code) = upright::cli::schema::run(upright::cli::schema::Of::Unit);
+    assert_eq!(code, 0);
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(&file, &text).expect("bless");
+    }
+    assert_eq!(fs::read_to_string(file).unwrap_or_default(), text, "run with BLESS=1 when this is meant");
+}

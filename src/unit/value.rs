@@ -55,11 +55,7 @@ impl Reader<'_> {
 
     /// An integer within what its key allows.
     pub fn integer(&mut self, key: &Key, value: &Value<'_>) -> Option<i64> {
-        let (low, high) = match key.kind {
-            Kind::Integer(low, high) => (low, high),
-            Kind::ExitCodes => (0, 255),
-            _ => (0, i64::MAX),
-        };
+        let (low, high) = if let Kind::Integer(low, high) = key.kind { (low, high) } else { (0, i64::MAX) };
         let DeValue::Integer(number) = value.get_ref() else {
             let text = value.get_ref().as_str().and_then(|text| text.trim().parse::<i64>().ok());
             self.wrong_type(key, value, "an integer", text.map(|number| format!("write {number}")));
@@ -183,10 +179,7 @@ impl Reader<'_> {
     }
 
     pub fn percent(&mut self, key: &Key, value: &Value<'_>) -> Option<u32> {
-        let most = match key.kind {
-            Kind::Percent(most) => most,
-            _ => 100,
-        };
+        let most = if let Kind::Percent(most) = key.kind { most } else { 100 };
         if let DeValue::Integer(number) = value.get_ref() {
             self.bad(key, value, "must be a string".into(), Some(format!("write \"{number}%\"")));
             return None;
@@ -372,7 +365,12 @@ impl Reader<'_> {
 
     pub fn exit_codes(&mut self, key: &Key, value: &Value<'_>) -> Option<Vec<u8>> {
         self.list(key, value, "an array of exit codes", |reader, key, item| {
-            reader.integer(key, item).and_then(|code| u8::try_from(code).ok())
+            let code = reader.integer(key, item)?;
+            let fits = u8::try_from(code).ok();
+            if fits.is_none() {
+                reader.bad(key, item, "must be 0 to 255".into(), None);
+            }
+            fits
         })
     }
 }
