@@ -24,9 +24,13 @@ pub enum Format {
 /// Checks the files and directories of `paths`; without any the home that `asked` names.
 /// The answer is the text for standard output, ending in a newline, and the exit code.
 pub fn run(paths: &[PathBuf], asked: &Asked, format: Format) -> (String, u8) {
+    let mut looked_in = paths.to_vec();
     let loaded = if paths.is_empty() {
         match Home::resolve(asked, &Surroundings::of_process()) {
-            Ok(home) => load(&home),
+            Ok(home) => {
+                looked_in.clone_from(&home.unit_dirs);
+                load(&home)
+            }
             Err(error) => return (format!("{error}\n"), EXIT_INVALID),
         }
     } else {
@@ -34,13 +38,13 @@ pub fn run(paths: &[PathBuf], asked: &Asked, format: Format) -> (String, u8) {
     };
     let code = if loaded.errors() > 0 { EXIT_INVALID } else { EXIT_OK };
     let text = match format {
-        Format::Text(colour) => as_text(&loaded, colour),
+        Format::Text(colour) => as_text(&loaded, &looked_in, colour),
         Format::Json => format!("{:#}\n", as_json(&loaded)),
     };
     (text, code)
 }
 
-fn as_text(loaded: &Loaded, colour: Colour) -> String {
+fn as_text(loaded: &Loaded, looked_in: &[PathBuf], colour: Colour) -> String {
     let mut by_file: BTreeMap<&str, Vec<Diagnostic>> = BTreeMap::new();
     for diagnostic in &loaded.diagnostics {
         by_file.entry(&diagnostic.file).or_default().push(diagnostic.clone());
@@ -49,6 +53,10 @@ fn as_text(loaded: &Loaded, colour: Colour) -> String {
     for (file, diagnostics) in by_file {
         let text = loaded.texts.get(file).map_or("", String::as_str);
         out.push_str(&render(&diagnostics, text, colour));
+    }
+    if loaded.units.is_empty() && loaded.diagnostics.is_empty() {
+        let places: Vec<String> = looked_in.iter().map(|path| path.display().to_string()).collect();
+        out.push_str(&format!("no unit files in {}\n", places.join(", ")));
     }
     out.push_str(&summary(loaded));
     out.push('\n');

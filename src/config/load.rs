@@ -67,7 +67,9 @@ pub fn load_paths(paths: &[PathBuf]) -> Loaded {
         if path.is_dir() {
             let inner = path.join("units");
             let config = path.join("upright.toml");
-            if config.symlink_metadata().is_ok() {
+            // In a directory called `units` it is the file of a unit with that name.
+            let is_home = path.file_name().is_none_or(|name| name != "units");
+            if is_home && config.symlink_metadata().is_ok() {
                 set.add_config(&config);
             }
             set.add_dir(if inner.is_dir() { &inner } else { path });
@@ -354,9 +356,9 @@ fn names(error: &GraphError, stem: &UnitName, reference: &Reference) -> bool {
     }
 }
 
-/// `*.toml`, but no hidden file and no editor's leftover.
+/// `*.toml`, but no hidden file and no editor's leftover. A name that is not UTF-8 counts:
+/// it is told as a bad name, not skipped.
 fn is_unit_file_name(path: &Path) -> bool {
-    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
-    let is_config = name == "upright.toml";
-    name.ends_with(".toml") && !name.starts_with(['.', '#']) && !is_config
+    let name = path.file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default();
+    name.ends_with(b".toml") && !name.starts_with(b".") && !name.starts_with(b"#")
 }

@@ -43,7 +43,7 @@ pub fn parse(file: &str, stem: &str, text: &str) -> Parsed {
     if reader.has_errors() {
         specs.clear();
     }
-    let references = references(&tree, text);
+    let references = references(&tree, text, specs.len());
     Parsed { specs, diagnostics: reader.finish(), references }
 }
 
@@ -110,16 +110,20 @@ fn first_instance_word(tree: &DeTable<'_>) -> Option<std::ops::Range<usize>> {
     first
 }
 
-fn references(tree: &DeTable<'_>, text: &str) -> Vec<Reference> {
+/// In a template each instance may name another unit: `"db@{instance}"`.
+fn references(tree: &DeTable<'_>, text: &str, instances: usize) -> Vec<Reference> {
     let lines = Lines::of(text);
     let unit = section(tree, "unit");
     let mut found = Vec::new();
     for key in ["requires", "wants", "after", "before", "conflicts"] {
         let items = unit.value(key).and_then(|value| value.get_ref().as_array());
         for item in items.into_iter().flatten() {
-            let name = item.get_ref().as_str().and_then(|text| UnitName::parse(text).ok());
-            if let Some(name) = name {
-                found.push(Reference { key, name, place: lines.place(item.span()) });
+            let word = item.get_ref().as_str().unwrap_or_default();
+            let many = if word.contains("{instance}") { instances } else { 1 };
+            for number in 1..=many {
+                if let Ok(name) = UnitName::parse(&word.replace("{instance}", &number.to_string())) {
+                    found.push(Reference { key, name, place: lines.place(item.span()) });
+                }
             }
         }
     }

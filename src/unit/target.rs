@@ -79,12 +79,9 @@ impl Reader<'_> {
 
     /// An array of commands; at most 255, so that their number fits a run's role.
     pub fn commands(&mut self, key: &Key, value: &Value<'_>) -> Option<Vec<Command>> {
-        let help_of = |items: &toml::de::DeArray<'_>| items.iter().all(|item| item.get_ref().is_str());
-        if let DeValue::Array(items) = value.get_ref()
-            && items.len() > 1
-            && help_of(items)
-            && items.iter().any(|item| item.get_ref().as_str().is_some_and(|text| text.starts_with('-')))
-        {
+        // `start_pre = ["./migrate", "--all"]`: one command was meant, two are written.
+        let is_option = |item: &Value<'_>| item.get_ref().as_str().is_some_and(|text| text.starts_with('-'));
+        if value.get_ref().as_array().is_some_and(|items| items.iter().any(is_option)) {
             let help = Some("it is an array of commands: write [[\"…\", \"…\"]]".into());
             self.bad(key, value, "an option stands where a command should".into(), help);
             return None;
@@ -171,11 +168,9 @@ impl Reader<'_> {
         read: impl Fn(&str) -> Result<T, Refusal>,
     ) -> Option<T> {
         if let DeValue::Integer(number) = value.get_ref() {
-            let help = match key.kind {
-                Kind::Http | Kind::Url => Some(format!("did you mean \"http://127.0.0.1:{number}/\"?")),
-                _ => Some(format!("did you mean \"127.0.0.1:{number}\"?")),
-            };
-            self.bad(key, value, "must be a string".into(), help);
+            let scheme = if key.kind == Kind::Http { "http://" } else { "" };
+            let help = format!("did you mean \"{scheme}127.0.0.1:{number}\"?");
+            self.bad(key, value, "must be a string".into(), Some(help));
             return None;
         }
         let text = self.text(key, value)?;

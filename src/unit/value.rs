@@ -2,6 +2,7 @@
 //!
 //! Refuses: values that only look right. A bare number is no duration, `0day` is no user.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -54,11 +55,7 @@ impl Reader<'_> {
 
     /// An integer within what its key allows.
     pub fn integer(&mut self, key: &Key, value: &Value<'_>) -> Option<i64> {
-        let (low, high) = match key.kind {
-            Kind::Integer(low, high) => (low, high),
-            Kind::ExitCodes => (0, 255),
-            _ => (0, i64::MAX),
-        };
+        let (low, high) = if let Kind::Integer(low, high) = key.kind { (low, high) } else { (0, i64::MAX) };
         let DeValue::Integer(number) = value.get_ref() else {
             let text = value.get_ref().as_str().and_then(|text| text.trim().parse::<i64>().ok());
             self.wrong_type(key, value, "an integer", text.map(|number| format!("write {number}")));
@@ -182,10 +179,7 @@ impl Reader<'_> {
     }
 
     pub fn percent(&mut self, key: &Key, value: &Value<'_>) -> Option<u32> {
-        let most = match key.kind {
-            Kind::Percent(most) => most,
-            _ => 100,
-        };
+        let most = if let Kind::Percent(most) = key.kind { most } else { 100 };
         if let DeValue::Integer(number) = value.get_ref() {
             self.bad(key, value, "must be a string".into(), Some(format!("write \"{number}%\"")));
             return None;
@@ -254,13 +248,8 @@ impl Reader<'_> {
     /// Each name once, in the order written.
     pub fn unit_names(&mut self, key: &Key, value: &Value<'_>) -> Option<Vec<UnitName>> {
         let names = self.list(key, value, "an array of unit names", Reader::unit_name)?;
-        let mut once: Vec<UnitName> = Vec::with_capacity(names.len());
-        for name in names {
-            if !once.contains(&name) {
-                once.push(name);
-            }
-        }
-        Some(once)
+        let mut seen = BTreeSet::new();
+        Some(names.into_iter().filter(|name| seen.insert(name.clone())).collect())
     }
 
     pub fn signal(&mut self, key: &Key, value: &Value<'_>) -> Option<Signal> {
@@ -349,18 +338,14 @@ impl Reader<'_> {
         })
     }
 
-    pub fn environment(
-        &mut self,
-        key: &Key,
-        value: &Value<'_>,
-    ) -> Option<std::collections::BTreeMap<String, String>> {
+    pub fn environment(&mut self, key: &Key, value: &Value<'_>) -> Option<BTreeMap<String, String>> {
         let Some(table) = value.get_ref().as_table() else {
             let help = Some("write { NAME = \"value\" }".into());
             self.wrong_type(key, value, "a table", help);
             return None;
         };
         let mut sound = true;
-        let mut environment = std::collections::BTreeMap::new();
+        let mut environment = BTreeMap::new();
         for (name, item) in table {
             let word = name.get_ref().as_ref();
             if !is_variable_name(word) {
@@ -380,7 +365,12 @@ impl Reader<'_> {
 
     pub fn exit_codes(&mut self, key: &Key, value: &Value<'_>) -> Option<Vec<u8>> {
         self.list(key, value, "an array of exit codes", |reader, key, item| {
-            reader.integer(key, item).and_then(|code| u8::try_from(code).ok())
+            let code = reader.integer(key, item)?;
+            let fits = u8::try_from(code).ok();
+            if fits.is_none() {
+                reader.bad(key, item, "must be 0 to 255".into(), None);
+            }
+            fits
         })
     }
 }
