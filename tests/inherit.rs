@@ -80,7 +80,7 @@ fn limits_mask_and_niceness_are_those_of_the_plan() {
     plan.oom_score_adj = Some(321);
     plan.no_new_privs = true;
     plan.cwd = Some(b"/usr".to_vec());
-    plan.rlimits = vec![(libc::RLIMIT_NOFILE as u32, 64, 128), (libc::RLIMIT_CORE as u32, 0, 0)];
+    plan.rlimits = vec![(libc::RLIMIT_NOFILE, 64, 128), (libc::RLIMIT_CORE, 0, 0)];
     let text = probed(Parent::Clean, plan, vec![(FdUse::Child(40), pipe::null().expect("null"))]);
     has(&text, "fds: [0, 1, 2, 40]");
     has(&text, "Umask: 0027");
@@ -124,6 +124,9 @@ fn a_child_enters_its_cgroup() {
     tree.remove().expect("removed");
 }
 
+/// What is asked for, the fds with it, and what comes back.
+type Case = (SpawnPlan, Vec<(FdUse, OwnedFd)>, SpawnStep, i32);
+
 /// Every step that can be made to fail: step and errno come back, and nothing is executed.
 #[test]
 fn a_failed_step_means_no_exec_and_is_named() {
@@ -146,7 +149,7 @@ fn a_failed_step_means_no_exec_and_is_named() {
     let null = || pipe::null().expect("null");
     let read_only = || OwnedFd::from(fs::File::open("/proc/self/status").expect("open"));
     use SpawnStep::{Cgroup, Chdir, Exec, Fds, Limits, Prepare};
-    let mut cases: Vec<(SpawnPlan, Vec<(FdUse, OwnedFd)>, SpawnStep, i32)> = vec![
+    let mut cases: Vec<Case> = vec![
         (with(&|plan| plan.cwd = Some(b"/nowhere".to_vec())), vec![], Chdir, libc::ENOENT),
         (with(&|plan| plan.cwd = Some(b"/bin/sh".to_vec())), vec![], Chdir, libc::ENOTDIR),
         (plan("/nowhere/x", &["x"]), vec![], Exec, libc::ENOENT),
@@ -159,7 +162,7 @@ fn a_failed_step_means_no_exec_and_is_named() {
         (with(&|plan| plan.path = b"a\0b".to_vec()), vec![], Prepare, libc::EINVAL),
         (with(&|plan| plan.path = Vec::new()), vec![], Prepare, libc::EINVAL),
     ];
-    let nofile = libc::RLIMIT_NOFILE as u32;
+    let nofile = libc::RLIMIT_NOFILE;
     let above = with(&|plan| plan.rlimits = vec![(nofile, hard, hard.saturating_add(1))]);
     if fs::read_to_string("/proc/self/status").is_ok_and(|text| may_raise_limits(&text)) {
         eprintln!("skipped one case: CAP_SYS_RESOURCE may raise hard limits");

@@ -11,8 +11,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
 use keeping::{
-    DEADLINE, Keeper, PROBE_MARK, Parent, TREE_MARK, await_that, keeper_command, kill, plan, shell,
-    wait_child,
+    DEADLINE, Keeper, Parent, TREE_MARK, await_that, keeper_command, kill, plan, shell, wait_child,
 };
 use nix::libc;
 use upright::base::exit::{Exit, RunId};
@@ -234,6 +233,19 @@ fn a_keeper_without_engine_can_be_ended() {
     assert!(lines().contains("exited (code 9)"), "{}", lines());
 }
 
+/// The same with a service: it gets its SIGTERM from the keeper, and nothing stays behind.
+#[test]
+fn a_keeper_whose_engines_die_ends_the_services_itself() {
+    let mut keeper = Keeper::start(Parent::Clean);
+    keeper.spawn(1, plan("/bin/sleep", &["sleep", "1000"]), vec![]);
+    let pid = keeper.await_executed(1);
+    keeper.break_engines();
+    keeper.kill_engine();
+    keeper.signal(libc::SIGTERM);
+    assert_eq!(keeper.wait(), Some(1));
+    assert!(!exists(pid));
+}
+
 /// A keeper with many open fds gives a child with a low limit the right ones all the same.
 #[test]
 fn a_low_limit_of_the_child_does_not_disturb_many_fds_of_the_keeper() {
@@ -244,7 +256,7 @@ fn a_low_limit_of_the_child_does_not_disturb_many_fds_of_the_keeper() {
     }
     let (read, write) = pipe::pair().expect("pipe");
     let mut plan = shell("echo fine");
-    plan.rlimits = vec![(libc::RLIMIT_NOFILE as u32, 16, 16)];
+    plan.rlimits = vec![(libc::RLIMIT_NOFILE, 16, 16)];
     keeper.spawn(100, plan, vec![(FdUse::Child(1), write)]);
     assert_eq!(keeper.await_exit(100), Exit::Code(0));
     let mut words = String::new();
@@ -260,16 +272,18 @@ fn the_keeper_stays_small() {
         keeper.await_exit(run);
         keeper.client.send(Request::Release { run: RunId(run) }).expect("release");
     }
-    let before = anonymous_kib(keeper.pid());
+    let before = status_kib(keeper.pid(), "RssAnon:");
     for run in 201..=400 {
         keeper.spawn(run, plan("/bin/true", &["true"]), vec![]);
         keeper.await_exit(run);
         keeper.client.send(Request::Release { run: RunId(run) }).expect("release");
     }
-    let after = anonymous_kib(keeper.pid());
+    let after = status_kib(keeper.pid(), "RssAnon:");
     assert!(after <= before + 16, "grew from {before} to {after} KiB over 200 runs");
     // File pages of the binary are shared with the engine; what is ours alone is this.
     assert!(after <= 2_048, "{after} KiB of anonymous memory");
+    let all = status_kib(keeper.pid(), "VmRSS:");
+    eprintln!("keeper: {after} KiB anonymous, {all} KiB resident with the pages of this binary");
     assert_eq!(keeper.end(0), Some(0));
 }
 
@@ -279,7 +293,6 @@ fn grow(keeper: &mut Keeper, mut fds: Vec<(FdUse, OwnedFd)>) -> (i32, i32) {
     let mut plan = plan("/proc/self/exe", &["tree"]);
     let path = file.to_str().expect("utf-8");
     plan.env = vec![format!("{TREE_MARK}={path}").into_bytes(), b"UPRIGHT_UNIT=deaf".to_vec()];
-    assert!(!PROBE_MARK.is_empty());
     fds.push((FdUse::Child(0), pipe::null().expect("null")));
     keeper.spawn(1, plan, fds);
     let main = keeper.await_executed(1);
@@ -307,9 +320,9 @@ fn zombies_of(parent: i32) -> usize {
     stats.filter(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(&mark))).count()
 }
 
-fn anonymous_kib(pid: i32) -> u64 {
+fn status_kib(pid: i32, what: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("RssAnon");
+    let line = status.lines().find_map(|line| line.strip_prefix(what)).expect("line");
     line.split_whitespace().next().and_then(|kib| kib.parse().ok()).expect("number")
 }
 

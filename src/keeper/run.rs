@@ -432,6 +432,9 @@ impl Keeper {
     fn end_if_done(&mut self, now: Monotonic) -> Option<i32> {
         match self.ending {
             Ending::No if self.end_signals != 0 && self.engine.short_lives() >= SHORT_LIVES_MAX => {
+                if self.tidings.table.living().next().is_none() {
+                    return Some(EXIT_ABANDONED);
+                }
                 say("no engine can be started: ending the services");
                 self.signal_living(Signal::TERM);
                 self.ending = Ending::Terminating { kill_at: now + ABANDON_GRACE };

@@ -136,6 +136,9 @@ fn engine() -> i32 {
     let Some(path) = std::env::var_os(SOCKET_MARK) else {
         return 90;
     };
+    if PathBuf::from(&path).with_extension("broken").exists() {
+        return 9;
+    }
     let Ok(mut test) = UnixStream::connect(path) else {
         return 91;
     };
@@ -221,6 +224,11 @@ impl Keeper {
         // The duplicate that the test holds is an engine's socket too.
         let (mine, _other) = socket::seqpacket_pair().expect("pair");
         self.client = Client::over(mine).expect("client");
+    }
+
+    /// Every engine from now on dies at its start.
+    pub fn break_engines(&self) {
+        fs::write(self.dir.path().join("test.broken"), "").expect("write");
     }
 
     pub fn await_engine(&mut self) {
