@@ -246,6 +246,36 @@ fn a_keeper_whose_engines_die_ends_the_services_itself() {
     assert!(!exists(pid));
 }
 
+/// Out of fds: the spawn is refused with its run named, nothing else breaks, and a new engine
+/// still comes up.
+#[test]
+fn a_keeper_without_fds_says_so_and_still_gets_its_engine() {
+    let mut keeper = Keeper::start(Parent::Poor);
+    let mut run = 0;
+    let refused = loop {
+        run += 1;
+        let holds = (1..=4).map(|label| (FdUse::Hold(label), pipe::null().expect("null")));
+        keeper.spawn(run, shell("exit 0"), holds.collect());
+        match keeper.next() {
+            News::Spawned { .. } => assert_eq!(keeper.await_exit(run), Exit::Code(0)),
+            News::SpawnShort { run, errno } => {
+                assert_eq!(errno, libc::EMFILE);
+                break run.0;
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(refused, run);
+    keeper.kill_engine();
+    keeper.await_engine();
+    for done in 1..run {
+        keeper.client.send(Request::Release { run: RunId(done) }).expect("release");
+    }
+    keeper.spawn(1_000, shell("exit 6"), vec![]);
+    assert_eq!(keeper.await_exit(1_000), Exit::Code(6));
+    assert_eq!(keeper.end(0), Some(0));
+}
+
 /// A keeper with many open fds gives a child with a low limit the right ones all the same.
 #[test]
 fn a_low_limit_of_the_child_does_not_disturb_many_fds_of_the_keeper() {

@@ -206,7 +206,6 @@ impl Keeper {
             self.unwatch_engine();
             let sentence = self.engine.ended(now, exit);
             self.tidings.short = None;
-            self.tidings.signals |= self.end_signals;
             if matches!(self.ending, Ending::No) {
                 say(&sentence);
             }
@@ -310,6 +309,7 @@ impl Keeper {
     fn on_request(&mut self, request: Request) {
         match request {
             Request::Hello => {
+                self.tidings.signals |= self.end_signals;
                 if let Some(link) = self.engine.link_mut() {
                     link.talk = Talk::Welcome;
                 }

@@ -157,6 +157,8 @@ pub enum Parent {
     Clean,
     /// Leaks fds 7 and 9, blocks TERM, HUP, USR1 and 40, ignores INT, PIPE and 33.
     Dirty,
+    /// Allows 48 open fds and no more.
+    Poor,
 }
 
 pub struct Keeper {
@@ -191,6 +193,16 @@ pub fn keeper_command(parent: Parent) -> Command {
                 let ignore = [libc::SIG_IGN as u64, 0, 0, 0];
                 let none = std::ptr::null_mut::<u64>();
                 libc::syscall(libc::SYS_rt_sigaction, 33_i64, ignore.as_ptr(), none, 8_usize);
+                Ok(())
+            });
+        }
+    }
+    if parent == Parent::Poor {
+        // SAFETY: one system call on local memory.
+        unsafe {
+            command.pre_exec(|| {
+                let limit = libc::rlimit { rlim_cur: 48, rlim_max: 48 };
+                libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
                 Ok(())
             });
         }
