@@ -25,6 +25,8 @@ const ATTACH_MAX: Duration = Duration::from_secs(10);
 pub struct Client {
     socket: OwnedFd,
     waiting: VecDeque<Encoded>,
+    /// Told before the table was asked for; given out first.
+    early: VecDeque<News>,
 }
 
 /// What the keeper knew when this engine came.
@@ -56,7 +58,7 @@ impl Client {
     /// As fcntl(2).
     pub fn over(socket: OwnedFd) -> io::Result<Client> {
         pipe::set_nonblocking(&socket)?;
-        Ok(Client { socket, waiting: VecDeque::new() })
+        Ok(Client { socket, waiting: VecDeque::new(), early: VecDeque::new() })
     }
 
     /// Says hello and takes the table over. Waits at most 10 s; the only call that waits.
@@ -68,7 +70,7 @@ impl Client {
         let deadline = clock::monotonic() + ATTACH_MAX;
         let mut attached = None;
         loop {
-            let Some(news) = self.recv()? else {
+            let Some(news) = self.recv_told()? else {
                 self.wait(deadline)?;
                 continue;
             };
@@ -80,6 +82,11 @@ impl Client {
                 (News::Row(row), Some(attached)) => attached.rows.push(row),
                 (News::Held { name, fd }, Some(attached)) => attached.held.push((name, fd)),
                 (News::TableEnd, Some(_)) => break,
+                // On a socket that an earlier image of this engine used before exec.
+                (News::Spawned { .. } | News::Executed { .. } | News::Exited { .. }, None) => {}
+                (early @ (News::SpawnShort { .. } | News::OrphanReaped | News::Signalled { .. }), None) => {
+                    self.early.push_back(early);
+                }
                 (
                     News::Row(_)
                     | News::Held { .. }
@@ -142,6 +149,13 @@ impl Client {
     /// # Errors
     /// UnexpectedEof when the keeper is gone; InvalidData for what cannot be understood.
     pub fn recv(&mut self) -> io::Result<Option<News>> {
+        match self.early.pop_front() {
+            Some(news) => Ok(Some(news)),
+            None => self.recv_told(),
+        }
+    }
+
+    fn recv_told(&mut self) -> io::Result<Option<News>> {
         self.flush()?;
         let mut bytes = [0; MESSAGE_BYTES_MAX];
         let mut fds = Vec::new();

@@ -15,7 +15,7 @@ use crate::base::time::Monotonic;
 use crate::keeper::talk::Talk;
 use crate::keeper::wire::ENGINE_SOCKET_FD;
 use crate::sys::spawn::{Born, ChildPlan, Outcome, read_outcome, spawn};
-use crate::sys::{process, socket};
+use crate::sys::{pipe, process, socket};
 
 /// An engine that ends sooner than this after its start has not really lived.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
@@ -28,6 +28,9 @@ const WAIT_MIN: Duration = Duration::from_millis(100);
 
 /// Longest wait: services without an engine are not restarted, so it stays short.
 const WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// A start needs a socket pair and a pipe.
+const RESERVE_FDS: usize = 4;
 
 /// Our end of the talk with a living engine.
 pub struct Link {
@@ -53,6 +56,8 @@ pub struct Engine {
     state: State,
     starts: u32,
     short_lives: u32,
+    /// Fds kept back, so that services which take all the others cannot keep the engine away.
+    reserve: Vec<OwnedFd>,
 }
 
 impl Engine {
@@ -63,7 +68,13 @@ impl Engine {
         });
         let plan =
             ChildPlan { path: process::SELF_EXE.into(), argv, env: env.collect(), ..ChildPlan::default() };
-        Engine { plan, state: State::Due { at: Monotonic::ZERO }, starts: 0, short_lives: 0 }
+        Engine {
+            plan,
+            state: State::Due { at: Monotonic::ZERO },
+            starts: 0,
+            short_lives: 0,
+            reserve: Vec::with_capacity(RESERVE_FDS),
+        }
     }
 
     pub fn starts(&self) -> u32 {
@@ -113,7 +124,10 @@ impl Engine {
     /// # Errors
     /// What fork or socketpair said; it counts as a short life.
     pub fn start(&mut self, now: Monotonic) -> Result<(), Errno> {
-        match self.try_start() {
+        self.reserve.clear();
+        let started = self.try_start();
+        self.keep_reserve();
+        match started {
             Ok((Born { pid, outcome }, socket)) => {
                 self.starts = self.starts.saturating_add(1);
                 let link = Some(Link { socket, talk: Talk::Silent });
@@ -123,6 +137,15 @@ impl Engine {
             Err(errno) => {
                 self.wait_after_short_life(now);
                 Err(errno)
+            }
+        }
+    }
+
+    fn keep_reserve(&mut self) {
+        while self.reserve.len() < RESERVE_FDS {
+            match pipe::null() {
+                Ok(fd) => self.reserve.push(fd),
+                Err(_) => break, // as many as there are; the next start tries again
             }
         }
     }

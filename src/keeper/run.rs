@@ -62,14 +62,23 @@ enum Ending {
     },
 }
 
+/// What a look into the engine's socket found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Read {
+    One,
+    Empty,
+    Closed,
+}
+
 struct Keeper {
     epoll: Epoll,
     signals: Signals,
     tidings: Tidings,
     engine: Engine,
     ending: Ending,
-    /// TERM, INT or QUIT was received.
-    told_to_end: bool,
+    /// Bit n: signal n (TERM, INT, QUIT) was received. Told again to each new engine: the one
+    /// that was told may have died of it.
+    end_signals: u64,
 }
 
 /// Runs as the keeper until the end; the exit code. Call it before any thread exists.
@@ -108,7 +117,7 @@ impl Keeper {
             orphan_reaped: false,
         };
         let engine = Engine::new(engine_argv);
-        Ok(Keeper { epoll, signals, tidings, engine, ending: Ending::No, told_to_end: false })
+        Ok(Keeper { epoll, signals, tidings, engine, ending: Ending::No, end_signals: 0 })
     }
 
     /// One turn: wait, handle, tell. The exit code when it was the last.
@@ -119,7 +128,7 @@ impl Keeper {
         for event in events.iter().take(count) {
             match event.data() {
                 SIGNALS_TOKEN => self.on_signals(),
-                ENGINE_TOKEN => self.on_engine(event.events()),
+                ENGINE_TOKEN => self.on_engine(),
                 token => self.on_outcome(token),
             }
         }
@@ -169,9 +178,10 @@ impl Keeper {
             if signal.number() == libc::SIGCHLD {
                 continue;
             }
-            self.tidings.signals |= 1_u64.checked_shl(signal.number().unsigned_abs()).unwrap_or(0);
+            let bit = 1_u64.checked_shl(signal.number().unsigned_abs()).unwrap_or(0);
+            self.tidings.signals |= bit;
             if [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT].contains(&signal.number()) {
-                self.told_to_end = true;
+                self.end_signals |= bit;
             }
         }
         self.reap_all();
@@ -189,6 +199,10 @@ impl Keeper {
     fn on_reaped(&mut self, pid: i32, exit: Exit) {
         let now = clock::monotonic();
         if self.engine.life().is_some_and(|life| life.pid == pid) {
+            // Its last requests are still in the socket, `End` may be among them.
+            while self.read_request() == Read::One {
+                self.tidings.short = None;
+            }
             self.unwatch_engine();
             let sentence = self.engine.ended(now, exit);
             self.tidings.short = None;
@@ -245,36 +259,43 @@ impl Keeper {
         }
     }
 
-    fn on_engine(&mut self, flags: EpollFlags) {
-        let mut bytes = [0; MESSAGE_BYTES_MAX];
+    fn on_engine(&mut self) {
         for _ in 0..REQUESTS_PER_TURN {
             // A refusal that the socket did not take yet: read on when it did.
             if self.tidings.short.is_some() {
                 self.tell();
-            }
-            let Some(link) = self.engine.link().filter(|_| self.tidings.short.is_none()) else {
-                return;
-            };
-            let mut fds = Vec::new();
-            match socket::recv(&link.socket, &mut bytes, &mut fds) {
-                Ok(got) if got.len == 0 => return self.lose_engine(),
-                Ok(got) => self.on_message(bytes.get(..got.len).unwrap_or(&[]), fds),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if flags.intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
-                        self.lose_engine();
-                    }
+                if self.tidings.short.is_some() {
                     return;
                 }
-                Err(_) => return self.lose_engine(),
+            }
+            match self.read_request() {
+                Read::One => {}
+                Read::Empty => return,
+                Read::Closed => return self.lose_engine(),
             }
         }
+    }
+
+    fn read_request(&mut self) -> Read {
+        let Some(link) = self.engine.link() else {
+            return Read::Empty;
+        };
+        let mut bytes = [0; MESSAGE_BYTES_MAX];
+        let mut fds = Vec::new();
+        match socket::recv(&link.socket, &mut bytes, &mut fds) {
+            Ok(got) if got.len == 0 => return Read::Closed,
+            Ok(got) => self.on_message(bytes.get(..got.len).unwrap_or(&[]), fds),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Read::Empty,
+            Err(_) => return Read::Closed,
+        }
+        Read::One
     }
 
     fn on_message(&mut self, bytes: &[u8], fds: Vec<OwnedFd>) {
         match decode_request(bytes, fds) {
             Ok(request) => self.on_request(request),
             Err(CodecError::FdsLost(run)) => self.tidings.short = Some((run, libc::EMFILE)),
-            Err(CodecError::Plan { run, errno }) => self.refuse(run, SpawnStep::Prepare, errno),
+            Err(CodecError::Plan { run, errno }) => self.refuse(run, b"", SpawnStep::Prepare, errno),
             Err(
                 error @ (CodecError::Short
                 | CodecError::Foreign
@@ -288,6 +309,7 @@ impl Keeper {
     fn on_request(&mut self, request: Request) {
         match request {
             Request::Hello => {
+                self.tidings.signals |= self.end_signals;
                 if let Some(link) = self.engine.link_mut() {
                     link.talk = Talk::Welcome;
                 }
@@ -322,7 +344,7 @@ impl Keeper {
             return;
         }
         let Some(plan) = child_plan(plan) else {
-            return self.refuse(run, SpawnStep::Prepare, libc::EINVAL);
+            return self.refuse(run, tag, SpawnStep::Prepare, libc::EINVAL);
         };
         let mut targets = Vec::with_capacity(fds.len());
         let mut cgroup = None;
@@ -335,7 +357,7 @@ impl Keeper {
         }
         let born = match spawn(&plan, &targets, cgroup) {
             Ok(born) => born,
-            Err(Errno::EBADF) => return self.refuse(run, SpawnStep::Fds, libc::EBADF),
+            Err(Errno::EBADF) => return self.refuse(run, tag, SpawnStep::Fds, libc::EBADF),
             Err(errno) => {
                 self.tidings.short = Some((run, errno as i32));
                 return;
@@ -362,10 +384,10 @@ impl Keeper {
     }
 
     /// The run ended before it began; the engine hears it like any other end.
-    fn refuse(&mut self, run: RunId, step: SpawnStep, errno: i32) {
+    fn refuse(&mut self, run: RunId, tag: &[u8], step: SpawnStep, errno: i32) {
         let now = clock::monotonic();
         let phase = Phase::Ended { at: now, exit: Exit::NotExecuted { step, errno } };
-        match self.tidings.table.insert(Slot::new(run, b"", 0, now, phase)) {
+        match self.tidings.table.insert(Slot::new(run, tag, 0, now, phase)) {
             Some(place) => self.tidings.table.note(place, Untold::EXITED),
             None => self.tidings.short = Some((run, libc::ENFILE)),
         }
@@ -409,7 +431,10 @@ impl Keeper {
 
     fn end_if_done(&mut self, now: Monotonic) -> Option<i32> {
         match self.ending {
-            Ending::No if self.told_to_end && self.engine.short_lives() >= SHORT_LIVES_MAX => {
+            Ending::No if self.end_signals != 0 && self.engine.short_lives() >= SHORT_LIVES_MAX => {
+                if self.tidings.table.living().next().is_none() {
+                    return Some(EXIT_ABANDONED);
+                }
                 say("no engine can be started: ending the services");
                 self.signal_living(Signal::TERM);
                 self.ending = Ending::Terminating { kill_at: now + ABANDON_GRACE };

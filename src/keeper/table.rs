@@ -1,6 +1,8 @@
 //! The table of runs: what lives, what has ended, what of it the engine has not been told.
 //!
-//! Refuses: growing. Everything is reserved at the start; memory is touched only when used.
+//! Refuses: growing beyond `RUNS_MAX`. Slots are reserved at the start and touched only when used;
+//! the two indexes grow with the most runs there ever were, when a run is taken in and never else
+//! (reserved whole, their scattered entries would touch a megabyte).
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -134,8 +136,8 @@ impl Table {
         Table {
             cells: Vec::with_capacity(RUNS_MAX),
             free: Vec::with_capacity(RUNS_MAX),
-            by_run: HashMap::with_capacity(RUNS_MAX),
-            by_pid: HashMap::with_capacity(RUNS_MAX),
+            by_run: HashMap::new(),
+            by_pid: HashMap::new(),
             queue: VecDeque::with_capacity(RUNS_MAX),
         }
     }

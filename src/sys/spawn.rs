@@ -113,6 +113,8 @@ struct Birth<'a> {
     fds: Vec<(RawFd, RawFd)>,
     /// Targets above 2, sorted: what survives exec besides 0, 1, 2.
     kept: Vec<RawFd>,
+    /// Sources, sorted: all that the child needs of what the parent has open.
+    needed: Vec<RawFd>,
     /// The first number above every target.
     high: RawFd,
     cgroup: Option<RawFd>,
@@ -135,6 +137,10 @@ impl<'a> Birth<'a> {
             fds.iter().map(|(target, _)| *target).filter(|target| *target > 2).collect();
         kept.sort_unstable();
         kept.dedup();
+        let sources = fds.iter().map(|(_, source)| source.as_raw_fd());
+        let mut needed: Vec<RawFd> = sources.chain(cgroup.map(|fd| fd.as_raw_fd())).chain([report]).collect();
+        needed.sort_unstable();
+        needed.dedup();
         let (_, hard) = crate::sys::process::nofile().unwrap_or((1024, 1024));
         Birth {
             plan,
@@ -143,6 +149,7 @@ impl<'a> Birth<'a> {
             fds: fds.iter().map(|(target, source)| (source.as_raw_fd(), *target)).collect(),
             high: kept.last().copied().unwrap_or(2) + 1,
             kept,
+            needed,
             cgroup: cgroup.map(|fd| fd.as_raw_fd()),
             oom_score_adj: plan.oom_score_adj.map(|score| format!("{score}\n")),
             report,
@@ -153,6 +160,7 @@ impl<'a> Birth<'a> {
     /// The child's way to exec. Returns only with the step that failed.
     fn be_born(&mut self) -> Result<Infallible, (SpawnStep, i32)> {
         self.reset_signals()?;
+        self.close_others();
         // SAFETY: setsid(2) and umask(2) take no memory.
         checked(SpawnStep::Session, i64::from(unsafe { libc::setsid() }))?;
         if let Some(fd) = self.cgroup {
@@ -286,6 +294,19 @@ impl<'a> Birth<'a> {
             checked(SpawnStep::Groups, groups)?;
             checked(SpawnStep::Gid, libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
             checked(SpawnStep::Uid, libc::syscall(libc::SYS_setresuid, uid, uid, uid))
+        }
+    }
+
+    /// A parent near its limit of fds leaves the child no room to move its own. Nothing hangs
+    /// on success: `mark_the_rest_cloexec` has the last word.
+    fn close_others(&self) {
+        let mut from = 3;
+        for end in self.needed.iter().copied().chain([RawFd::MAX]).filter(|fd| *fd > 2) {
+            if from < end {
+                // SAFETY: close_range(2) with numbers only; after fork these fds are the child's.
+                unsafe { libc::syscall(libc::SYS_close_range, i64::from(from), i64::from(end - 1), 0_i64) };
+            }
+            from = end.saturating_add(1);
         }
     }
 
