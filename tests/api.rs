@@ -471,6 +471,27 @@ fn a_quiet_stream_has_a_heartbeat() {
 }
 
 #[test]
+fn a_client_that_never_reads_loses_its_slot() {
+    let (ours, theirs) = UnixStream::pair().expect("pair");
+    theirs.set_nonblocking(true).expect("nonblocking");
+    let limits = Limits { write_timeout: Duration::from_millis(50), ..Limits::default() };
+    let begun = Instant::now();
+    let thread = std::thread::spawn(move || {
+        runtime().block_on(async {
+            let stream = tokio::net::UnixStream::from_std(theirs).expect("stream");
+            let peer = Peer { uid: 0, gid: 0, pid: 1 };
+            // More than any socket buffer holds.
+            let handler = |_, _| std::future::ready(Answer::Json(vec![b' '; 8_000_000].into()));
+            server::serve_connection(stream, peer, Arc::default(), limits, handler).await;
+        });
+    });
+    let mut ours = patient(ours);
+    ours.write_all(&get("/v1/units")).expect("request");
+    thread.join().expect("server");
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+}
+
+#[test]
 fn the_client_tells_the_three_misfortunes_apart() {
     let server = Server::start(Access { own_uid: own_uid(), ..Access::default() }, Limits::default());
     let gone = Client::new(&server.socket.with_extension("gone")).expect("client");

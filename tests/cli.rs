@@ -398,12 +398,23 @@ fn status_exits_as_the_units_are() {
     let (code, out, err) = ran(&mut daemon.upright(&["status"]));
     assert_eq!((code, err.as_str(), out.lines().count()), (3, "", 7));
     assert_eq!(ran(&mut daemon.upright(&["status", "postgres"])).0, 0);
-    assert_eq!(ran(&mut daemon.upright(&["status", "postgres", "cron"])).0, 0);
+    assert_eq!(ran(&mut daemon.upright(&["status", "postgres", "cron"])).0, 3);
+    assert_eq!(ran(&mut daemon.upright(&["status", "cron"])).0, 3);
     assert_eq!(ran(&mut daemon.upright(&["status", "backend"])).0, 3);
     for words in [&["status", "postgre"][..], &["status", "cron", "postgre"], &["start", "postgre"]] {
         let (code, out, err) = ran(&mut daemon.upright(words));
         let want = "error: there is no unit `postgre`\nhelp: did you mean `postgres`?\n";
         assert_eq!((code, out.as_str(), err.as_str()), (4, "", want), "{words:?}");
+    }
+    let off = |name| Unit { wanted: false, ..unit(name, "inactive", "stopped by an operator") };
+    for (units, want) in [
+        (vec![], 0),
+        (vec![off("a"), unit("b", "active", "ready")], 0),
+        (vec![off("a"), off("b")], 3),
+        (vec![unit("a", "degraded", "redis is down")], 3),
+    ] {
+        let daemon = Canned::start(list(units.clone()));
+        assert_eq!(ran(&mut daemon.upright(&["status"])).0, want, "{units:?}");
     }
     let (_, out, _) = ran(&mut daemon.upright(&["status", "--json"]));
     assert_eq!(serde_json::from_str::<UnitList>(&out).expect("json"), zoo());

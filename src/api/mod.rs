@@ -11,4 +11,5 @@ pub mod openapi;
 pub mod request;
 pub mod routes;
 pub mod server;
+pub mod stall;
 pub mod types;

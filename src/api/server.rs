@@ -26,6 +26,7 @@ use crate::api::call::{Answer, Call, Peer};
 use crate::api::openapi;
 use crate::api::request::{self, Refusal};
 use crate::api::routes::{self, Found, Need};
+use crate::api::stall::Stall;
 use crate::api::types::{ErrorBody, ErrorReply};
 
 /// The bounds of the server. `Default` is what the daemon uses.
@@ -35,6 +36,8 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// From the end of the head to the end of the body.
     pub body_timeout: Duration,
+    /// How long a client may leave what is written to it unread.
+    pub write_timeout: Duration,
     pub header_bytes_max: usize,
     pub body_bytes_max: usize,
     pub connections_max: usize,
@@ -51,6 +54,7 @@ impl Default for Limits {
         Limits {
             header_timeout: Duration::from_secs(5),
             body_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(30),
             header_bytes_max: 16 * 1024,
             body_bytes_max: 64 * 1024,
             connections_max: 256,
@@ -165,7 +169,7 @@ pub async fn serve_connection<F, Fut>(
         .header_read_timeout(limits.header_timeout)
         .max_header_size(limits.header_bytes_max)
         .max_buf_size(limits.header_bytes_max.max(8 * 1024))
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(Stall::new(TokioIo::new(stream), limits.write_timeout), service);
     let _ = connection.await; // a broken connection is the client's affair
 }
 

@@ -136,7 +136,7 @@ pub struct ActionReply {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct UnitOutcome {
     pub unit: String,
-    /// done | already | failed | superseded
+    /// done | already | failed | superseded; `accepted` when nobody waits for the end
     pub outcome: String,
     /// Why, when it failed.
     pub message: Option<String>,

@@ -65,7 +65,7 @@ pub fn run(context: &mut Context, verb: Verb, order: &OrderArgs) -> Result<u8, F
 
 /// 0 when every unit is as ordered.
 pub fn exit_code(reply: &ActionReply) -> u8 {
-    let good = |outcome: &UnitOutcome| matches!(outcome.outcome.as_str(), "done" | "already");
+    let good = |outcome: &UnitOutcome| matches!(outcome.outcome.as_str(), "done" | "already" | "accepted");
     if reply.outcomes.iter().all(good) { 0 } else { EXIT_FAILED }
 }
 
@@ -106,6 +106,7 @@ pub fn render_outcomes(
                 }
             }
             "already" => format!("already {state}"),
+            "accepted" => format!("{} ordered", verb.as_str()),
             "superseded" => format!("a newer order took over ({state})"),
             _ => format!("cannot {}: {} ({state})", verb.as_str(), why(outcome)),
         };

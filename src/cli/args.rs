@@ -112,9 +112,9 @@ pub enum Command {
         after_help = "Examples:\n  upright check                  the unit files of this home\n  upright check units/ web.toml"
     )]
     Check(CheckArgs),
-    /// Print the JSON Schema of a unit file, for editors
+    /// Print the JSON Schema of unit files, for editors
     #[command(after_help = "Examples:\n  upright schema > units/unit.schema.json")]
-    Schema,
+    Schema(SchemaArgs),
     /// The engine; the keeper starts it
     #[command(hide = true)]
     Engine,
@@ -236,6 +236,13 @@ pub struct CheckArgs {
     /// Files and directories; none = the unit files of this home
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct SchemaArgs {
+    /// The schema of upright.toml instead
+    #[arg(long)]
+    pub daemon: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -171,7 +171,8 @@ fn start_it(global: &GlobalArgs) -> String {
     format!("is it running? start it with `upright daemon{home}`")
 }
 
-fn look(when: ColorWhen) -> Look {
+/// How stdout may look.
+pub fn look(when: ColorWhen) -> Look {
     let stdout = std::io::stdout();
     let forbidden = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
         || std::env::var_os("TERM").is_some_and(|term| term == "dumb");

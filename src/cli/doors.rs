@@ -1,12 +1,17 @@
-//! The commands that need no daemon to ask: each is one call into another room.
+//! The commands that ask no daemon: each is one call into another room.
 //!
 //! Refuses: doing anything itself.
 
 use std::io::Write;
 use std::path::PathBuf;
 
-use crate::cli::args::{DemoArgs, GlobalArgs};
-use crate::cli::context::EXIT_FAILED;
+use crate::cli::args::{DemoArgs, GlobalArgs, SchemaArgs};
+use crate::cli::context::{EXIT_FAILED, Fail, look};
+use crate::cli::out::Out;
+use crate::cli::render::Paint;
+use crate::cli::{check, find, schema};
+use crate::demo::{self, Afterwards};
+use crate::unit::Colour;
 
 pub fn daemon(_global: &GlobalArgs) -> u8 {
     absent("daemon")
@@ -16,24 +21,44 @@ pub fn engine(_global: &GlobalArgs) -> u8 {
     absent("engine")
 }
 
-pub fn demo(_args: &DemoArgs) -> u8 {
-    absent("demo")
-}
-
-pub fn puppet(_words: &[String]) -> u8 {
-    absent("puppet")
-}
-
-pub fn check(_global: &GlobalArgs, _paths: &[PathBuf]) -> u8 {
-    absent("check")
-}
-
-pub fn schema() -> u8 {
-    absent("schema")
-}
-
 /// Until the room is merged.
 fn absent(room: &str) -> u8 {
     let _ = writeln!(std::io::stderr().lock(), "error: this build has no `{room}`"); // nobody to tell
     EXIT_FAILED
+}
+
+pub fn demo(args: &DemoArgs) -> u8 {
+    exit_code(demo::run(if args.keep { Afterwards::Keep } else { Afterwards::Remove }))
+}
+
+pub fn puppet(words: &[String]) -> u8 {
+    exit_code(demo::puppet::run(words))
+}
+
+/// # Errors
+/// Stdout cannot be written.
+pub fn check(global: &GlobalArgs, paths: &[PathBuf]) -> Result<u8, Fail> {
+    let colour = match look(global.color).paint {
+        Paint::Plain => Colour::Plain,
+        Paint::Colored => Colour::Coloured,
+    };
+    let format = if global.json { check::Format::Json } else { check::Format::Text(colour) };
+    print(check::run(paths, &find::asked(global), format))
+}
+
+/// # Errors
+/// Stdout cannot be written.
+pub fn schema(args: &SchemaArgs) -> Result<u8, Fail> {
+    print(schema::run(if args.daemon { schema::Of::Daemon } else { schema::Of::Unit }))
+}
+
+fn print((text, code): (String, u8)) -> Result<u8, Fail> {
+    let mut out = Out::stdout();
+    let _ = out.write(&text)?; // Break: nothing else is to be written
+    let _ = out.flush()?; // the same
+    Ok(code)
+}
+
+fn exit_code(code: i32) -> u8 {
+    u8::try_from(code).unwrap_or(EXIT_FAILED)
 }

@@ -32,7 +32,7 @@ pub fn run(context: &mut Context, args: &SignalArgs) -> Result<u8, Fail> {
             let lines = all.outcomes.iter().map(|outcome| {
                 let unit = escape_line(&outcome.unit);
                 match outcome.outcome.as_str() {
-                    "done" | "already" => format!("{unit}: {signal} sent\n"),
+                    "done" | "already" | "accepted" => format!("{unit}: {signal} sent\n"),
                     _ => format!("{unit}: cannot send {signal}: {}\n", act::why(outcome)),
                 }
             });

@@ -43,7 +43,7 @@ fn run_card(context: &mut Context, name: &str) -> Result<u8, Fail> {
             context.print(&text)?;
         }
     }
-    Ok(exit_code([&card.unit]))
+    Ok(exit_of_named(&[card.unit]))
 }
 
 /// An unknown name is answered with the nearest known one.
@@ -83,7 +83,7 @@ fn run_table(context: &mut Context, names: &[String]) -> Result<u8, Fail> {
             context.print(&text)?;
         }
     }
-    Ok(exit_code(&list.units))
+    Ok(if names.is_empty() { exit_of_all(&list.units) } else { exit_of_named(&list.units) })
 }
 
 fn decoded<T: serde::de::DeserializeOwned>(object: &Value) -> Result<T, Fail> {
@@ -93,9 +93,17 @@ fn decoded<T: serde::de::DeserializeOwned>(object: &Value) -> Result<T, Fail> {
     })
 }
 
-fn exit_code<'u>(units: impl IntoIterator<Item = &'u Unit>) -> u8 {
-    let all = units.into_iter().all(|unit| !unit.wanted || unit.state == "active");
-    if all { 0 } else { EXIT_NOT_ACTIVE }
+/// Whoever names a unit asks whether it is active.
+fn exit_of_named(units: &[Unit]) -> u8 {
+    if units.iter().all(|unit| unit.state == "active") { 0 } else { EXIT_NOT_ACTIVE }
+}
+
+/// All that are wanted must be active. After `stop --all` nothing is wanted, and nothing
+/// active is no "all active" either.
+fn exit_of_all(units: &[Unit]) -> u8 {
+    let active = |unit: &Unit| unit.state == "active";
+    let well = units.iter().all(|unit| active(unit) || !unit.wanted);
+    if well && (units.is_empty() || units.iter().any(active)) { 0 } else { EXIT_NOT_ACTIVE }
 }
 
 /// The table, a line a unit, then what is to be known about the daemon itself.

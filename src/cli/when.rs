@@ -44,7 +44,11 @@ pub fn ago(since: &str, now: Timestamp) -> String {
 pub fn until(at: &str, now: Timestamp) -> String {
     let Ok(at) = at.parse::<Timestamp>() else { return "-".to_string() };
     match Duration::try_from(at.duration_since(now)) {
-        Ok(left) if left > Duration::ZERO => format!("in {}", render::took(left)),
+        // Rounded up: "in 0s" would be over already.
+        Ok(left) if left > Duration::ZERO => {
+            let whole = Duration::from_secs(left.as_secs() + u64::from(left.subsec_nanos() > 0));
+            format!("in {}", render::rough(whole))
+        }
         Ok(_) | Err(_) => "now".to_string(),
     }
 }
@@ -71,7 +75,7 @@ mod tests {
         assert!(parse("yesterday").is_err());
         assert_eq!(ago("2026-11-21T19:56:48Z", now), "3m 12s ago");
         assert_eq!(ago("2026-11-21T21:00:00Z", now), "0s ago");
-        assert_eq!(until("2026-11-21T20:00:07Z", now), "in 7.0s");
+        assert_eq!(until("2026-11-21T20:00:07Z", now), "in 7s");
         assert_eq!(until("2026-11-21T19:00:07Z", now), "now");
     }
 }
