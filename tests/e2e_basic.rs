@@ -44,6 +44,7 @@ fn an_ordinary_user_can_run_it() {
     }
     let mut home = Home::new();
     home.unit("a", sleeper());
+    home.use_own_copy();
     chown(home.path(), Some(NOBODY), Some(NOBODY)).expect("chown");
     let id = NOBODY.to_string();
     home.daemon_through(&["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"]);

@@ -125,7 +125,7 @@ fn boottime_ns() -> i64 {
 
 #[test]
 fn the_stack_starts_in_order_and_each_part_comes_back_alone_after_five_seconds() {
-    if support::skip(lacking()) {
+    if support::skip_tool(lacking()) {
         return;
     }
     let stack = Stack::start();
@@ -146,7 +146,7 @@ fn the_stack_starts_in_order_and_each_part_comes_back_alone_after_five_seconds()
 
 #[test]
 fn sessions_accepted_while_postgres_is_away_are_all_there_once() {
-    if support::skip(lacking()) {
+    if support::skip_tool(lacking()) {
         return;
     }
     let stack = Stack::start();
@@ -170,7 +170,7 @@ fn sessions_accepted_while_postgres_is_away_are_all_there_once() {
 
 #[test]
 fn stop_all_stops_in_reverse_order_and_postgres_shuts_down_cleanly() {
-    if support::skip(lacking()) {
+    if support::skip_tool(lacking()) {
         return;
     }
     let mut stack = Stack::start();

@@ -43,13 +43,19 @@ pub fn is_root() -> bool {
     Uid::effective().is_root()
 }
 
-/// True when the test has to be left out, with the reason on stderr. Under `tests/run`, which
-/// has installed everything, a missing tool is a failure.
+/// True when the test has to be left out, because this account may not do what it does; the
+/// reason goes to stderr.
 pub fn skip(lacking: Option<&str>) -> bool {
     let Some(lacking) = lacking else { return false };
-    assert!(std::env::var_os("UPRIGHT_TESTS_COMPLETE").is_none(), "cannot run without {lacking}");
     eprintln!("SKIPPED: cannot run without {lacking}");
     true
+}
+
+/// The same for a tool. Under `tests/run`, which has found everything, its lack is a failure.
+pub fn skip_tool(lacking: Option<&str>) -> bool {
+    let complete = std::env::var_os("UPRIGHT_TESTS_COMPLETE").is_some();
+    assert!(lacking.is_none() || !complete, "cannot run without {lacking:?}");
+    skip(lacking)
 }
 
 /// Looks until `look` answers; panics with `what` at the deadline.
@@ -91,6 +97,7 @@ impl Daemon {
 /// that no process, socket or cgroup is left.
 pub struct Home {
     dir: TempDir,
+    exe: PathBuf,
     daemon: Option<Daemon>,
     cgroups: Vec<PathBuf>,
 }
@@ -101,7 +108,15 @@ impl Home {
         // Services of other accounts live in here too.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
         fs::create_dir(dir.path().join("units")).expect("units/");
-        Home { dir, daemon: None, cgroups: Vec::new() }
+        Home { dir, exe: UPRIGHT.into(), daemon: None, cgroups: Vec::new() }
+    }
+
+    /// Runs a copy of the binary from inside the home: other accounts may not be able to enter
+    /// the directory that it was built in.
+    pub fn use_own_copy(&mut self) -> &mut Home {
+        self.exe = self.path().join("upright");
+        fs::copy(UPRIGHT, &self.exe).expect("a copy of the binary");
+        self
     }
 
     pub fn path(&self) -> &Path {
@@ -156,9 +171,10 @@ impl Home {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path().join("daemon.out"));
         let log = log.expect("daemon.out");
         let mut words = prefix.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        words.extend([UPRIGHT.to_owned(), "daemon".to_owned(), "--home".to_owned()]);
+        words.push(self.exe.to_str().expect("UTF-8").to_owned());
         Command::new(&words[0])
             .args(&words[1..])
+            .args(["daemon", "--home"])
             .arg(self.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
