@@ -396,3 +396,47 @@ fn a_daemon_that_was_cut_down_is_a_fatal_stop() {
     home.start();
     assert_eq!(home.json("/api/system/health")["fatal_stops"], 1);
 }
+
+#[test]
+fn a_store_that_cannot_be_written_stops_nobody() {
+    let home = Home::started(&[("web", SLEEPER)]);
+    home.until_state("web", "active");
+    home.until("the start is on the disk", |home| {
+        home.history().iter().any(|line| line["event"] == "unit.active")
+    });
+    let db = rusqlite::Connection::open(home.path("state/upright.db")).expect("opens");
+    db.execute_batch("BEGIN IMMEDIATE").expect("locks");
+    let pid = home.pid("web");
+    signal(pid, Signal::SIGKILL);
+    home.until("web is back", |home| home.unit("web")["state"] == "active" && home.pid("web") != pid);
+    home.until("health says it", |home| home.json("/api/system/health")["status"] == "yellow");
+    assert!(
+        !home.history().iter().any(|line| line["event"] == "unit.failed"),
+        "nothing is said that is not kept"
+    );
+    db.execute_batch("ROLLBACK").expect("unlocks");
+    home.until("history has it", |home| home.history().iter().any(|line| line["event"] == "unit.recovered"));
+    home.until("health is green", |home| home.json("/api/system/health")["status"] == "green");
+    let ids: Vec<u64> = home.history().iter().map(|line| line["id"].as_u64().expect("id")).collect();
+    assert!(ids.iter().copied().eq(1..=ids.len() as u64), "event ids are dense: {ids:?}");
+}
+
+#[test]
+fn an_older_run_s_words_do_not_make_a_newer_one_ready() {
+    let flag = tempfile::tempdir().expect("dir");
+    let first = flag.path().join("first").display().to_string();
+    let script =
+        format!("test -e {first} || {{ touch {first}; echo ready; sleep 0.3; exit 1; }}; exec sleep 1000");
+    let unit = format!(
+        "[service]\ncommand = [\"/bin/sh\", \"-c\", \"{script}\"]\n[readiness]\nlog = \"ready\"\n[restart]\ndelays = [\"50ms\"]\n"
+    );
+    let home = Home::started(&[("web", &unit)]);
+    home.until("the second run lives", |home| {
+        home.history().iter().any(|line| line["event"] == "unit.restarted")
+    });
+    home.until_state("web", "activating");
+    home.kill_engine();
+    home.until("it is seen again", |home| home.history().iter().any(|line| line["event"] == "unit.adopted"));
+    let active = home.history().iter().filter(|line| line["event"] == "unit.active").count();
+    assert_eq!((home.unit("web")["state"].as_str(), active), (Some("activating"), 1));
+}

@@ -12,7 +12,7 @@ use crate::base::exit::RunId;
 use crate::base::name::UnitName;
 use crate::daemon::follow;
 use crate::daemon::hands::{Hands, Live};
-use crate::daemon::tag::from_tag;
+use crate::daemon::tag::Tag;
 use crate::engine::Adopted;
 use crate::engine::event::Rest;
 use crate::keeper::wire::{HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT, Request, TableRow};
@@ -79,12 +79,12 @@ pub fn runs(rows: Vec<TableRow>, hands: &mut Hands) -> Vec<Adopted> {
 
 fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
     let TableRow { run, tag, pid, spawned_at, executed, ended, held } = row;
-    let Some((unit, role)) = from_tag(&tag) else {
+    let Some(Tag { unit, role, log_from }) = Tag::from_bytes(&tag) else {
         tracing::error!("run {run} (process {pid}) has the tag `{}`, which says nothing", tag.escape_ascii());
         return None;
     };
     let ended_now = ended.is_some();
-    let live = Live { unit: unit.clone(), role, pid: Some(pid), log_from: 0, ended: ended_now };
+    let live = Live { unit: unit.clone(), role, pid: Some(pid), log_from, ended: ended_now };
     hands.runs.insert(run, live);
     hands.tools.containment.on_spawned(&unit, pid);
     for (label, fd) in held {

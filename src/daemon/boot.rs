@@ -167,12 +167,15 @@ fn engine(places: &Places) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let (mut shell, ears) = begin(home).map_err(|error| format!("cannot take over: {error}"))?;
         shell.run(ears).await.map_err(|error| format!("cannot go on: {error}"))?;
         shell.leave();
         Ok(())
-    })
+    });
+    // A thread that reads a log from a hung disk must not keep us.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Attaches, loads, adopts: the shell of an engine that goes on where the last one stopped.
@@ -230,7 +233,9 @@ fn begin(home: Home) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
         next_request: 0,
     };
     say_begin(&mut shell, boot, &loaded, begun);
-    shell.note_config_errors(&errors);
+    if boot == Boot::Fresh {
+        shell.note_config_errors(&errors);
+    }
     shell.perform(stamp(now));
     Ok((shell, Ears { sources: heard, calls, notify: NotifySocket::new(sockets.notify)? }))
 }

@@ -19,7 +19,7 @@ use crate::base::{limits, name::UnitName, time::Monotonic};
 use crate::daemon::containment::Containment;
 use crate::daemon::plan::{self, Refused, Surroundings};
 use crate::daemon::streams::{History, LogSource};
-use crate::daemon::tag::to_tag;
+use crate::daemon::tag::Tag;
 use crate::daemon::{follow, launch};
 use crate::engine::effect::{Effect, Outcome, Record, Role};
 use crate::engine::event::{Event, RequestId, Rest};
@@ -235,7 +235,7 @@ impl Hands {
         };
         let log_from = out.as_ref().map_or(0, |spool| spool.stored_bytes());
         let prepared = launch::fds(&spec, role, out, err, cgroup).map_err(refused_at(SpawnStep::Prepare))?;
-        let tag = to_tag(unit, role);
+        let tag = Tag { unit: unit.clone(), role, log_from }.to_bytes();
         let request = Request::Spawn { run, tag, plan, fds: prepared.fds };
         self.tools.keeper.send(request).map_err(refused_at(SpawnStep::Prepare))?;
         for (stream, pipe, spool) in prepared.captured {
