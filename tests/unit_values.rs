@@ -284,7 +284,11 @@ fn homes_are_where_the_contract_puts_them() {
     let user = Home::resolve(&Asked::default(), &around).expect("home");
     assert_eq!((user.run_dir, user.unit_dirs), ("/r/upright".into(), vec!["/c/upright/units".into()]));
 
+    let sockets = Home::sockets(&Asked::default(), &around).expect("sockets");
+    assert_eq!(sockets, [PathBuf::from("/run/upright/upright.sock"), "/r/upright/upright.sock".into()]);
+
     let around = Surroundings { upright_home: Some("/env".into()), ..around };
+    assert_eq!(Home::sockets(&Asked::default(), &around), Ok(vec!["/env/run/upright.sock".into()]));
     let asked = Asked {
         home: Some("/flag".into()),
         units: vec!["/u1".into(), "/u2".into()],

@@ -93,6 +93,20 @@ impl Home {
         Ok(home)
     }
 
+    /// Where a client looks for the daemon, in this order: the home that was named; without
+    /// one the socket of root, then that of the user.
+    ///
+    /// # Errors
+    /// As `resolve`, when a home was named.
+    pub fn sockets(asked: &Asked, around: &Surroundings) -> Result<Vec<PathBuf>, HomeError> {
+        if asked.home.is_some() || around.upright_home.is_some() {
+            return Ok(vec![Home::resolve(asked, around)?.socket]);
+        }
+        let user = Home::of_user(around).ok().filter(|_| around.uid != 0);
+        let homes = std::iter::once(Home::of_root()).chain(user);
+        Ok(homes.map(|home| home.socket).collect())
+    }
+
     /// Everything under one directory.
     pub fn under(dir: &Path) -> Home {
         let config = dir.to_path_buf();

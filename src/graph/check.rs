@@ -114,7 +114,7 @@ pub fn expand(specs: &mut [UnitSpec]) {
 }
 
 /// How many unknown names are compared with all names: each costs a walk over up to 10,000.
-const GUESSES_MAX: usize = 200;
+const GUESSES_MAX: usize = 50;
 
 /// Everything that is wrong between these units, unit by unit, cycles last. `also` holds
 /// names that exist but are not among the nodes (their files are broken, or were not read).
