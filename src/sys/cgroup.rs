@@ -289,6 +289,12 @@ fn remove_all(path: &Path, depth: usize) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::CString;
+    use std::io::Read;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use crate::sys::spawn::{ChildPlan, spawn};
 
     const HYBRID: &str = "\
 29 23 0:26 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro
@@ -307,6 +313,40 @@ mod tests {
         assert_eq!(under_mount("/", &unified, "/a/b"), Some(unified.join("a/b")));
         assert_eq!(under_mount("/user.slice", &blank, "/user.slice/me"), Some(blank.join("me")));
         assert_eq!(under_mount("/user.slice", &blank, "/user.slices"), None);
+    }
+
+    /// The way of kernels before 5.14.
+    #[test]
+    fn without_cgroup_kill_everything_dies_too() {
+        let label = format!("frozen-{}", std::process::id());
+        let Some(tree) = Tree::create(&label) else {
+            eprintln!("skipped: no cgroup2 that we may write to");
+            return;
+        };
+        let unit = tree.unit("x").expect("unit");
+        let procs = unit.procs_fd().expect("procs");
+        let argv = ["sh", "-c", "sleep 1000 & sleep 1000 & wait"].map(|arg| CString::new(arg).expect("arg"));
+        let plan = ChildPlan { path: c"/bin/sh".into(), argv: argv.to_vec(), ..ChildPlan::default() };
+        let born = spawn(&plan, &[], Some(procs.as_fd())).expect("spawned");
+        let mut end = [0; 5];
+        let mut outcome = File::from(born.outcome);
+        pollable(&outcome);
+        assert_eq!(outcome.read(&mut end).expect("executed"), 0);
+        unit.kill_frozen().expect("kill");
+        let pid = nix::unistd::Pid::from_raw(born.pid);
+        let status = nix::sys::wait::waitpid(pid, None).expect("reaped");
+        let killed = nix::sys::signal::Signal::SIGKILL;
+        assert_eq!(status, nix::sys::wait::WaitStatus::Signaled(pid, killed, false));
+        while !unit.is_empty() {
+            let mut fds = [PollFd::new(unit.events_fd(), PollFlags::POLLPRI)];
+            assert_eq!(poll(&mut fds, PollTimeout::from(30_000_u16)), Ok(1));
+        }
+        tree.remove().expect("removed");
+    }
+
+    fn pollable(fd: &File) {
+        let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::from(30_000_u16)), Ok(1));
     }
 
     #[test]

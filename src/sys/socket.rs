@@ -61,7 +61,7 @@ pub fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// Sends one message; never SIGPIPE, never waits on a non-blocking socket.
 ///
 /// # Errors
-/// WouldBlock; BrokenPipe or ConnectionReset when the other end is gone; InvalidInput for
+/// WouldBlock, also for too many fds in flight; BrokenPipe or ConnectionReset when the other end is gone; InvalidInput for
 /// more than `MESSAGE_FDS_MAX` fds.
 pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     if fds.len() > MESSAGE_FDS_MAX {
@@ -88,7 +88,15 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resu
         }
         retry(|| libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL))
     };
-    sent.map(|_| ())
+    match sent {
+        Ok(_) => Ok(()),
+        // An unprivileged user has as many fds in flight as RLIMIT_NOFILE allows (unix(7)): it
+        // passes when the receivers have read, like a full buffer.
+        Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Receives one message; its fds are appended to `fds`.

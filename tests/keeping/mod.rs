@@ -144,8 +144,14 @@ fn engine() -> i32 {
     };
     // SAFETY: the keeper left the socket there; borrowed for one call.
     let inherited = unsafe { std::os::fd::BorrowedFd::borrow_raw(ENGINE_SOCKET_FD) };
-    if socket::send(&test, b"engine", &[inherited]).is_err() {
-        return 92;
+    loop {
+        match socket::send(&test, b"engine", &[inherited]) {
+            Ok(()) => break,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let _ = poll(&mut [], PollTimeout::from(2_u8));
+            }
+            Err(_) => return 92,
+        }
     }
     let _ = test.read(&mut [0; 1]);
     0
