@@ -202,6 +202,32 @@ fn a_lock_held_by_somebody_else_is_trouble_that_ends() {
 }
 
 #[test]
+fn a_store_that_cannot_be_written_at_the_start_is_read_and_written_later() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    let mut store = reopen(&path).0.start(|_| {}).expect("thread");
+    store.submit(Batch { writes: vec![Write::Save { unit: unit("web"), durable: full_row() }] });
+    drop(store);
+    let db = rusqlite::Connection::open(&path).expect("opens");
+    db.execute_batch("BEGIN IMMEDIATE").expect("locks");
+    let (opened, loaded) = open::open(&path, "boot-2").expect("opens");
+    assert!(loaded.trouble.is_some());
+    assert_eq!(loaded.durable.get(&unit("web")), Some(&full_row().after_reboot()));
+    let (tell, told) = mpsc::channel();
+    let mut store = opened.start(move |c| drop(tell.send(c))).expect("thread");
+    assert!(store.trouble().is_some());
+    let number = store.submit(one("unit.failed", 1));
+    db.execute_batch("ROLLBACK").expect("unlocks");
+    while told.recv_timeout(PATIENCE).expect("commits").through < number {}
+    assert_eq!(store.trouble(), None);
+    drop(store);
+    let (_opened, again) = open::open(&path, "boot-2").expect("opens");
+    assert_eq!(again.boot_id.as_deref(), Some("boot-2"));
+    assert_eq!(again.next_run, RunId(loaded.next_run.0 + RUNS_PER_RESERVE));
+    assert_eq!((again.durable, again.last_event_id), (loaded.durable, 1));
+}
+
+#[test]
 fn ten_thousand_events_share_their_commits() {
     let dir = tempfile::tempdir().expect("dir");
     let path = dir.path().join("upright.db");

@@ -257,6 +257,10 @@ fn say_begin(shell: &mut Shell, boot: Boot, loaded: &Loaded, begun: Monotonic) {
         let message = format!("the store was corrupt; it stands aside as {}", aside.display());
         shell.note(Level::Error, "store.corrupt", message, []);
     }
+    if let Some(trouble) = &loaded.trouble {
+        let message = format!("the store cannot be written, supervision goes on: {trouble}");
+        shell.note(Level::Error, "store.trouble", message, []);
+    }
     let took_us = u64::try_from(clock::monotonic().since(begun).as_micros()).unwrap_or(u64::MAX);
     let runs = shell.hands.runs.len();
     let data = [("runs", runs.into()), ("took_us", took_us.into())];

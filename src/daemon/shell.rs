@@ -111,7 +111,7 @@ impl Shell {
                     armed = None;
                     self.on_due();
                 }
-                Turn::Source(source) => self.on_source(source),
+                Turn::Source(source) => self.on_source(source)?,
                 Turn::Call(asked) => self.on_call(asked),
                 Turn::Notices(notices) => notices.into_iter().for_each(|sent| self.on_notice(&sent)),
             }
@@ -283,19 +283,16 @@ impl Shell {
         self.handle(Event::Tick);
     }
 
-    fn on_source(&mut self, source: Source) {
+    fn on_source(&mut self, source: Source) -> io::Result<()> {
         match source {
             Source::Event(event) => self.handle(event),
             Source::Committed(committed) => self.hands.on_committed(committed),
             Source::Drained(drained) => self.hands.on_drained(&drained),
             Source::DrainOverdue(run) => self.hands.on_drain_overdue(run),
             Source::MaybeEmpty(unit) => self.hands.on_maybe_empty(&unit),
-            Source::KeeperHasMore => {
-                if let Err(error) = self.on_keeper() {
-                    tracing::error!("cannot hear the keeper: {error}"); // the loop will find out, too
-                }
-            }
+            Source::KeeperHasMore => self.on_keeper()?,
         }
+        Ok(())
     }
 
     fn on_notice(&mut self, sent: &Sent) {

@@ -9,11 +9,12 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
 
 use crate::base::{exit::RunId, name::UnitName};
 use crate::engine::durable::UnitDurable;
 use crate::store::row::{EventQuery, EventRow};
+use crate::store::writer::Write;
 use crate::store::{StoreError, row};
 
 /// SQLite 3.7.0 to 3.51.2 can corrupt a WAL that is reset while it is written
@@ -89,6 +90,8 @@ pub struct Loaded {
     pub next_run: RunId,
     pub last_event_id: u64,
     pub life: Life,
+    /// Why nothing can be written now; run ids are not reserved then. It is tried again.
+    pub trouble: Option<String>,
     /// The file was corrupt and stands aside under this name; history begins anew.
     pub moved_aside: Option<PathBuf>,
 }
@@ -96,6 +99,9 @@ pub struct Loaded {
 /// An open store whose thread does not run yet: what must be read first is read here.
 pub struct Opened {
     pub(crate) db: Connection,
+    /// What could not be written when it was opened.
+    pub(crate) owed: Vec<Write>,
+    pub(crate) trouble: Option<String>,
     pub(crate) path: PathBuf,
     pub(crate) last_event_id: u64,
     /// Unlike any other open of this home (it is the first reserved run id).
@@ -136,11 +142,40 @@ fn open_once(path: &Path, boot_id: &str) -> Result<(Opened, Loaded), StoreError>
     create_private(path).map_err(|cause| file_error(path, cause))?;
     let mut db = connect(path)?;
     migrate(&mut db, path)?;
+    let (mut loaded, owed) = look(&db, boot_id)?;
+    let mut opened = Opened {
+        db,
+        owed: Vec::new(),
+        trouble: None,
+        path: path.to_path_buf(),
+        last_event_id: loaded.last_event_id,
+        epoch: loaded.next_run.0,
+    };
+    match write_all(&mut opened.db, &owed) {
+        Ok(()) => {}
+        Err(error) if passes(&error) => {
+            opened.owed = owed;
+            opened.trouble = Some(error.to_string());
+            loaded.trouble = opened.trouble.clone();
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok((opened, loaded))
+}
+
+/// Trouble that may end by itself: supervision begins without waiting for it.
+fn passes(error: &rusqlite::Error) -> bool {
+    use ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull, ReadOnly, SystemIoFailure};
+    let code = error.sqlite_error_code();
+    matches!(code, Some(DatabaseBusy | DatabaseLocked | DiskFull | ReadOnly | SystemIoFailure))
+}
+
+fn write_all(db: &mut Connection, writes: &[Write]) -> Result<(), rusqlite::Error> {
     let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let loaded = take_over(&tx, boot_id)?;
-    tx.commit()?;
-    let last_event_id = loaded.last_event_id;
-    Ok((Opened { db, path: path.to_path_buf(), last_event_id, epoch: loaded.next_run.0 }, loaded))
+    for write in writes {
+        row::write(&tx, write)?;
+    }
+    tx.commit()
 }
 
 /// A connection set up as every connection of ours is. The schema is not looked at.
@@ -166,8 +201,12 @@ fn create_private(path: &Path) -> io::Result<()> {
 
 fn migrate(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
     let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    let version = |db: &Connection| db.pragma_query_value(None, "user_version", |row| row.get(0));
+    if version(db)? == known {
+        return Ok(()); // nothing to write, which may be impossible now
+    }
     let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let found: i64 = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let found: i64 = version(&tx)?;
     if found > known || found < 0 {
         return Err(StoreError::Newer { path: path.to_path_buf(), found, known });
     }
@@ -182,23 +221,30 @@ fn migrate(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn take_over(tx: &Transaction<'_>, boot_id: &str) -> Result<Loaded, StoreError> {
-    let mut durable = row::load_units(tx)?;
-    let old_boot = read_meta(tx, "boot_id")?;
+/// Reads what is there; and says what has to be written for this life to begin.
+fn look(db: &Connection, boot_id: &str) -> Result<(Loaded, Vec<Write>), StoreError> {
+    let mut owed = Vec::new();
+    let mut durable = row::load_units(db)?;
+    let old_boot = read_meta(db, "boot_id")?;
     if old_boot.as_deref().is_some_and(|old| old != boot_id) {
         durable = durable.into_iter().map(|(name, row)| (name, row.after_reboot())).collect();
-        for (name, unit) in &durable {
-            row::save_unit(tx, name, unit)?;
-        }
+        let saves = durable.iter().map(|(unit, row)| (unit.clone(), row.clone()));
+        owed.extend(saves.map(|(unit, durable)| Write::Save { unit, durable }));
     }
-    let reserved = read_meta(tx, "next_run")?;
+    let reserved = read_meta(db, "next_run")?;
     let next_run: u64 = reserved.as_deref().and_then(|text| text.parse().ok()).unwrap_or(1);
-    write_meta(tx, "next_run", &next_run.saturating_add(RUNS_PER_RESERVE).to_string())?;
-    write_meta(tx, "boot_id", boot_id)?;
-    let last_event_id = last_event_id(tx)?;
-    let life = read_life(tx)?;
-    let next_run = RunId(next_run);
-    Ok(Loaded { durable, boot_id: old_boot, next_run, last_event_id, life, moved_aside: None })
+    owed.push(Write::ReserveRuns { until: RunId(next_run.saturating_add(RUNS_PER_RESERVE)) });
+    owed.push(Write::Boot { id: boot_id.to_string() });
+    let loaded = Loaded {
+        durable,
+        boot_id: old_boot,
+        next_run: RunId(next_run),
+        last_event_id: last_event_id(db)?,
+        life: read_life(db)?,
+        trouble: None,
+        moved_aside: None,
+    };
+    Ok((loaded, owed))
 }
 
 fn read_life(db: &Connection) -> Result<Life, StoreError> {

@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 
 use crate::base::{exit::RunId, limits, name::UnitName, time::Monotonic};
 use crate::engine::durable::{Desired, UnitDurable};
-use crate::store::StoreError;
+use crate::store::writer::Write;
+use crate::store::{StoreError, open};
 
 /// How much an event matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,6 +79,18 @@ fn signed(value: u64) -> i64 {
 
 fn unsigned(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
+}
+
+/// Everything but an event, which needs a number.
+pub(crate) fn write(db: &Connection, write: &Write) -> Result<(), rusqlite::Error> {
+    match write {
+        Write::Save { unit, durable } => save_unit(db, unit, durable),
+        Write::Forget { unit } => forget_unit(db, unit),
+        Write::ReserveRuns { until } => open::write_meta(db, "next_run", &until.0.to_string()),
+        Write::Life(life) => open::write_life(db, *life),
+        Write::Boot { id } => open::write_meta(db, "boot_id", id),
+        Write::Event(_) => Ok(()),
+    }
 }
 
 /// Inserts `event` as number `id`; false when this failure of this run stands there
@@ -164,7 +177,7 @@ fn name_of(text: &str) -> Result<UnitName, StoreError> {
 }
 
 /// Replaces the whole row of `unit`.
-pub(crate) fn save_unit(db: &Connection, unit: &UnitName, row: &UnitDurable) -> Result<(), rusqlite::Error> {
+fn save_unit(db: &Connection, unit: &UnitName, row: &UnitDurable) -> Result<(), rusqlite::Error> {
     let ordered = row.ordered.map(|desired| match desired {
         Desired::Up => "up",
         Desired::Down => "down",
@@ -193,7 +206,7 @@ pub(crate) fn save_unit(db: &Connection, unit: &UnitName, row: &UnitDurable) -> 
 }
 
 /// Drops the row of `unit`; its history stays.
-pub(crate) fn forget_unit(db: &Connection, unit: &UnitName) -> Result<(), rusqlite::Error> {
+fn forget_unit(db: &Connection, unit: &UnitName) -> Result<(), rusqlite::Error> {
     db.prepare_cached("DELETE FROM unit WHERE name = ?1")?.execute([unit.as_str()])?;
     Ok(())
 }

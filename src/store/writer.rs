@@ -46,6 +46,10 @@ pub enum Write {
         until: RunId,
     },
     Life(Life),
+    /// The boot that the times in the rows belong to.
+    Boot {
+        id: String,
+    },
 }
 
 /// Writes that are kept together or not at all: the effects of one step of the engine.
@@ -94,14 +98,17 @@ impl Opened {
     /// No thread can be made.
     pub fn start(self, tell: impl FnMut(Committed) + Send + 'static) -> std::io::Result<Store> {
         let (commands, waiting) = mpsc::channel();
-        let trouble = Arc::new(Mutex::new(None));
+        let trouble = Arc::new(Mutex::new(self.trouble));
+        let pending_writes = self.owed.len();
+        // Batch 0: nobody waits for it, and it goes before all others.
+        let owed = Some((0, Batch { writes: self.owed })).filter(|_| pending_writes > 0);
         let writer = Writer {
             path: self.path,
             db: Some(self.db),
             epoch: self.epoch,
             last_event_id: self.last_event_id,
-            pending: VecDeque::new(),
-            pending_writes: 0,
+            pending: owed.into_iter().collect(),
+            pending_writes,
             lost_events: 0,
             tell: Box::new(tell),
             trouble: Arc::clone(&trouble),
@@ -225,7 +232,9 @@ impl Writer {
                 Write::Save { unit, .. } | Write::Forget { unit } => {
                     units.insert(unit.clone(), write);
                 }
-                Write::Event(_) | Write::ReserveRuns { .. } | Write::Life(_) => rest.push_back(write),
+                Write::Event(_) | Write::ReserveRuns { .. } | Write::Life(_) | Write::Boot { .. } => {
+                    rest.push_back(write);
+                }
             }
         }
         let mut kept = Vec::new();
@@ -279,16 +288,13 @@ impl Writer {
         let writes = self.pending.iter().flat_map(|(_, batch)| &batch.writes);
         for write in lost.iter().chain(writes) {
             match write {
-                Write::Save { unit, durable } => row::save_unit(&tx, unit, durable)?,
-                Write::Forget { unit } => row::forget_unit(&tx, unit)?,
-                Write::ReserveRuns { until } => open::write_meta(&tx, "next_run", &until.0.to_string())?,
-                Write::Life(life) => open::write_life(&tx, *life)?,
                 Write::Event(event) => {
                     if row::insert_event(&tx, next_id, event)? {
                         events.push(EventRow { id: next_id, event: event.clone() });
                         next_id += 1;
                     }
                 }
+                other => row::write(&tx, other)?,
             }
         }
         let through = self.pending.back().map_or(0, |(number, _)| *number);
@@ -353,7 +359,11 @@ fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option<Write> {
     }
     let oldest = pending.iter().flat_map(|(_, batch)| &batch.writes).find_map(|write| match write {
         Write::Event(event) => Some(event),
-        Write::Save { .. } | Write::Forget { .. } | Write::ReserveRuns { .. } | Write::Life(_) => None,
+        Write::Save { .. }
+        | Write::Forget { .. }
+        | Write::ReserveRuns { .. }
+        | Write::Life(_)
+        | Write::Boot { .. } => None,
     })?;
     let mut data = serde_json::Map::new();
     data.insert("events".into(), lost.into());
