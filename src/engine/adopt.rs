@@ -15,8 +15,8 @@ use crate::engine::durable::{Desired, UnitDurable};
 use crate::engine::effect::{Effect, Effects, Mark, RecordKind, Role};
 use crate::engine::event::Rest;
 use crate::engine::state::{
-    Activating, Active, Hold, Hooks, Living, Probing, Reloading, StartStep, State, StopStep, Then, Unit,
-    WhyInactive,
+    Activating, Active, Asked, Hold, Hooks, Living, Probing, Reloading, StartStep, State, StopStep, Then,
+    Unit, WhyInactive,
 };
 use crate::engine::{Adopted, Engine, Settings};
 use crate::unit::spec::{ReadyWhen, ServiceType, UnitSpec};
@@ -90,6 +90,9 @@ impl Engine {
         }
         engine.queue.extend(names);
         engine.finish_step(now, fx);
+        // What fell due while no engine lived is done now, not at the next tick.
+        engine.on_tick(now, fx);
+        engine.finish_step(now, fx);
         engine
     }
 
@@ -103,8 +106,19 @@ impl Engine {
         fx: &mut Effects,
     ) {
         let Some(unit) = self.units.get_mut(name) else { return };
-        for row in rows {
-            unit.living.insert(row.run, Living { role: row.role, pid: Some(row.pid).filter(|pid| *pid > 0) });
+        // An end that is counted, with newer runs after it, is history: only to be released.
+        let counted = unit.durable.counted_run;
+        let newer = rows.iter().any(|row| Some(row.run) > counted);
+        let (history, rows): (Vec<&Adopted>, Vec<&Adopted>) =
+            rows.iter().partition(|row| newer && row.ended.is_some() && Some(row.run) <= counted);
+        for row in history {
+            fx.push_late(Effect::Release { run: row.run });
+        }
+        let commanded = rows.iter().any(|row| row.role == Role::StopCommand);
+        for row in &rows {
+            let asked = if commanded { Asked::ToEnd } else { row.asked };
+            let pid = Some(row.pid).filter(|pid| *pid > 0);
+            unit.living.insert(row.run, Living { role: row.role, pid, asked });
             self.runs.insert(row.run, name.clone());
             match row.ended {
                 Some((at, exit)) => ended.push(Ended { run: row.run, at, exit, rest }),
@@ -117,22 +131,38 @@ impl Engine {
                 }
             }
         }
-        unit.main = rows.iter().filter(|row| row.role == Role::Main).map(|row| row.run).max();
-        let vanished = unit.durable.ready.map(|(run, _)| run).filter(|run| {
-            rows.is_empty()
-                && unit.durable.counted_run < Some(*run)
-                && unit.durable.stopping_run != Some(*run)
+        // The newest attempt decides the state; ends of older ones are only counted.
+        let begins = |row: &&&Adopted| matches!(row.role, Role::Main | Role::StartPre(_));
+        let newest = rows.iter().filter(begins).max_by_key(|row| row.run);
+        let (attempt, role) = newest.map_or((RunId(0), None), |row| (row.run, Some(row.role)));
+        unit.main = (role == Some(Role::Main)).then_some(attempt);
+        let current: Vec<&Adopted> = rows.iter().filter(|row| row.run >= attempt).copied().collect();
+        // A start that followed a failure, and whose row was not committed.
+        let restart = rows.iter().rev().find(|row| {
+            matches!(row.role, Role::Main | Role::StartPre(0)) && unit.durable.counted_run < Some(row.run)
         });
+        if let (Some(due), Some(row)) = (unit.durable.retry_at, restart) {
+            unit.durable.retry_at = None;
+            unit.durable.restarts += 1;
+            let late_us = u64::try_from(row.spawned_at.since(due).as_micros()).unwrap_or(u64::MAX);
+            let failures = unit.durable.failures;
+            fx.record(name, Some(row.run), RecordKind::Restarted { failures, late_us });
+        }
+        let vanished = unit
+            .durable
+            .ready
+            .map(|(run, _)| run)
+            .filter(|run| rows.is_empty() && unit.durable.counted_run < Some(*run));
         if let Some(run) = vanished {
             fx.mark(Mark::VanishedWithKeeper);
             unit.main = Some(run);
-            unit.living.insert(run, Living { role: Role::Main, pid: None });
+            unit.living.insert(run, Living { role: Role::Main, pid: None, asked: Asked::No });
             self.runs.insert(run, name.clone());
             ended.push(Ended { run, at: now, exit: Exit::Unknown, rest });
         }
         unit.strays = unit.living.is_empty() && rest == Rest::Alive;
         let state =
-            if unit.is_empty() { resting_state(unit, now) } else { living_state(unit, rows, now, fx) };
+            if unit.is_empty() { resting_state(unit, now) } else { living_state(unit, &current, now, fx) };
         if let (State::Deactivating { step: StopStep::Terminating { .. }, .. }, Some(unit)) =
             (&state, self.units.get(name))
         {
@@ -141,9 +171,8 @@ impl Engine {
                 let signal = unit.spec.stop.signal;
                 fx.push(Effect::SignalAll { unit: name.clone(), signal });
             }
-            for run in unit.living.keys() {
-                fx.push(Effect::Signal { run: *run, signal: unit.spec.stop.signal });
-            }
+            let over: Vec<RunId> = ended.iter().map(|end| end.run).collect();
+            self.ask_to_end(name, |run| !over.contains(&run), fx);
         }
         self.set_state(now, name, state);
     }
@@ -178,7 +207,7 @@ fn resting_state(unit: &Unit, now: Monotonic) -> State {
 }
 
 /// Something lives, or ended unseen: the state it must have been in.
-fn living_state(unit: &Unit, rows: &[Adopted], now: Monotonic, fx: &mut Effects) -> State {
+fn living_state(unit: &Unit, rows: &[&Adopted], now: Monotonic, fx: &mut Effects) -> State {
     let spec = &unit.spec;
     let row = &unit.durable;
     let hook = |wanted: fn(Role) -> Option<u8>| {
@@ -197,7 +226,7 @@ fn living_state(unit: &Unit, rows: &[Adopted], now: Monotonic, fx: &mut Effects)
         return State::Deactivating { step, then: then() };
     }
     let newest = unit.living.keys().next_back().copied();
-    let asked = row.stopping_run.is_some() && row.stopping_run == unit.main;
+    let asked = unit.main.and_then(|main| unit.living.get(&main)).is_some_and(|l| l.asked == Asked::ToEnd);
     let counted = row.counted_run >= newest && row.counted_run.is_some();
     let begun = rows.iter().map(|row| row.spawned_at).min().unwrap_or(now);
     let deadline_of = |at: Monotonic| spec.readiness.timeout.map(|timeout| at + timeout);
@@ -205,7 +234,8 @@ fn living_state(unit: &Unit, rows: &[Adopted], now: Monotonic, fx: &mut Effects)
         State::Activating(Activating { step, begun, deadline: deadline_of(since), last_seen: None })
     };
     let pre = hook(|role| if let Role::StartPre(i) = role { Some(i) } else { None });
-    match (unit.main, pre) {
+    let post = hook(|role| if let Role::StartPost(i) = role { Some(i) } else { None });
+    match (unit.main, pre.or(post)) {
         _ if asked || counted => {
             let step = StopStep::Terminating { kill_at: now + spec.stop.timeout, hooks: Hooks::Follow };
             State::Deactivating { step, then: then() }
@@ -220,10 +250,8 @@ fn living_state(unit: &Unit, rows: &[Adopted], now: Monotonic, fx: &mut Effects)
                 return State::Active(active);
             }
             fx.mark(Mark::AdoptedActivating);
-            if let Some((run, index, at)) =
-                hook(|role| if let Role::StartPost(i) = role { Some(i) } else { None })
-            {
-                return activating(StartStep::Post { main, index, run }, at);
+            if let Some((run, index, at)) = post {
+                return activating(StartStep::Post { index, run }, at);
             }
             let main_row = rows.iter().find(|row| row.run == main);
             let spawned_at = main_row.map_or(now, |row| row.spawned_at);
@@ -244,7 +272,10 @@ fn living_state(unit: &Unit, rows: &[Adopted], now: Monotonic, fx: &mut Effects)
         }
         (None, Some((run, index, at))) => {
             fx.mark(Mark::AdoptedActivating);
-            activating(StartStep::Pre { index, run }, at)
+            // A oneshot's process is gone and forgotten when its start_post runs.
+            let is_post = post.is_some_and(|(post_run, ..)| post_run == run);
+            let step = if is_post { StartStep::Post { index, run } } else { StartStep::Pre { index, run } };
+            activating(step, at)
         }
         (None, None) => {
             let step = StopStep::Terminating { kill_at: now + spec.stop.timeout, hooks: Hooks::Follow };

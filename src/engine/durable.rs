@@ -36,21 +36,12 @@ pub struct UnitDurable {
     pub held: Option<String>,
     /// A oneshot, or a success exit under `on-failure`: done, with this outcome.
     pub finished: bool,
-    /// A stop was under way for this run (operator, restart): its exit is no failure.
-    pub stopping_run: Option<RunId>,
 }
 
 impl UnitDurable {
     /// The same row after a reboot: no process lives, no deadline means anything, but what
     /// was asked for and the count of failures hold (design: never reset by a reboot).
     pub fn after_reboot(self) -> UnitDurable {
-        UnitDurable {
-            retry_at: None,
-            down_since: None,
-            ready: None,
-            finished: false,
-            stopping_run: None,
-            ..self
-        }
+        UnitDurable { retry_at: None, down_since: None, ready: None, finished: false, ..self }
     }
 }

@@ -32,6 +32,8 @@ pub enum Effect {
     Spawn { unit: UnitName, run: RunId, role: Role },
     /// Signal the process of this run (not its children). A run that is gone is no error.
     Signal { run: RunId, signal: Signal },
+    /// The same, to make it end: the keeper notes that its end was asked for.
+    End { run: RunId, signal: Signal },
     /// Signal every process of the unit.
     SignalAll { unit: UnitName, signal: Signal },
     /// SIGKILL to everything the unit ever forked. Answer: `Emptied`, unless something is stuck.
@@ -251,6 +253,8 @@ marks! {
     OlderRunCounted,
     /// An end that was counted before the engine crashed came again.
     CountedTwiceRefused,
+    /// A failure whose consequences were met before it was counted (after an engine crash).
+    CountedLate,
     SpawnWasShort,
     NotExecuted,
     ReadyTimedOut,

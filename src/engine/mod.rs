@@ -32,6 +32,7 @@ pub use crate::engine::effect::Effects;
 use crate::engine::effect::{Cause, Effect, Mark, RecordKind, Role};
 use crate::engine::event::{Event, RequestId, Rest};
 use crate::engine::order::Job;
+pub use crate::engine::state::Asked;
 use crate::engine::state::{Hold, Living, StartStep, State, StopStep, Then, Unit, WhyInactive};
 use crate::unit::spec::UnitSpec;
 
@@ -53,7 +54,19 @@ pub struct Adopted {
     pub pid: i32,
     pub spawned_at: Monotonic,
     pub executed: bool,
+    /// An engine asked it to end.
+    pub asked: Asked,
     pub ended: Option<(Monotonic, Exit)>,
+}
+
+/// A run has ended: the news, with what we knew of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended {
+    run: RunId,
+    role: Role,
+    at: Monotonic,
+    exit: Exit,
+    asked: Asked,
 }
 
 #[derive(Debug)]
@@ -178,7 +191,7 @@ impl Engine {
         self.next_run += 1;
         self.runs.insert(run, name.clone());
         if let Some(unit) = self.units.get_mut(name) {
-            unit.living.insert(run, Living { role, pid: None });
+            unit.living.insert(run, Living { role, pid: None, asked: Asked::No });
             if role == Role::Main {
                 unit.main = Some(run);
             }
@@ -287,10 +300,11 @@ impl Engine {
         if matches!(exit, Exit::NotExecuted { .. }) {
             fx.mark(Mark::NotExecuted);
         }
+        let ended = Ended { run, role: living.role, at, exit, asked: living.asked };
         match living.role {
-            Role::Main => self.on_main_exited(now, &name, run, at, exit, fx),
+            Role::Main => self.on_main_exited(now, &name, ended, fx),
             Role::StartPre(_) | Role::StartPost(_) | Role::ReadyCheck => {
-                self.on_start_hook_exited(now, &name, run, at, exit, fx)
+                self.on_start_hook_exited(now, &name, ended, fx)
             }
             Role::StopCommand | Role::StopPost(_) => self.on_stop_hook_exited(now, &name, run, exit, fx),
             Role::ReloadCommand => self.on_reload_exited(&name, run, exit, fx),
@@ -308,18 +322,11 @@ impl Engine {
         self.conclude_if_empty(now, name, fx);
     }
 
-    fn on_main_exited(
-        &mut self,
-        now: Monotonic,
-        name: &UnitName,
-        run: RunId,
-        at: Monotonic,
-        exit: Exit,
-        fx: &mut Effects,
-    ) {
+    fn on_main_exited(&mut self, now: Monotonic, name: &UnitName, ended: Ended, fx: &mut Effects) {
+        let Ended { run, at, exit, .. } = ended;
+        let asked = ended.asked == Asked::ToEnd;
         let Some(unit) = self.units.get_mut(name) else { return };
         let spec = unit.spec.clone();
-        let asked = unit.durable.stopping_run == Some(run);
         if unit.main != Some(run) {
             if !asked && restart::judge(spec.service.kind, &spec.restart, exit) == restart::Ending::Failure {
                 fx.mark(Mark::OlderRunCounted);
@@ -335,7 +342,21 @@ impl Engine {
                 fx.push(Effect::SignalAll { unit: name.clone(), signal: spec.stop.signal });
                 return;
             }
-            State::Deactivating { .. } | State::Failed { .. } => return,
+            State::Deactivating { step, .. } => {
+                let step = step.clone();
+                let counted = unit.durable.counted_run >= Some(run);
+                let failed =
+                    restart::judge(spec.service.kind, &spec.restart, exit) == restart::Ending::Failure;
+                if failed && !asked && !counted && !self.to_stop(name) {
+                    // Only after a crash of ours: its end led to what was found under way
+                    // (a stop_post hook, strays), but its failure was not committed.
+                    fx.mark(Mark::CountedLate);
+                    let then = self.decide(name, run, at, Cause::Exited(exit), fx);
+                    self.set_state(now, name, State::Deactivating { step, then });
+                }
+                return;
+            }
+            State::Failed { .. } => return,
             State::Inactive { .. } | State::Waiting { .. } | State::Backoff { .. } => {
                 let _ = crate::never!(true, "a main process ended in a unit at rest: {name}");
                 return;
@@ -384,32 +405,35 @@ impl Engine {
         cause: Cause,
         fx: &mut Effects,
     ) {
+        let then = self.decide(name, run, at, cause, fx);
+        self.end(now, name, then, fx);
+    }
+
+    /// Counts a failure and says what follows from it.
+    fn decide(&mut self, name: &UnitName, run: RunId, at: Monotonic, cause: Cause, fx: &mut Effects) -> Then {
         let sentence = cause.to_string();
-        let Some(failures) = self.count(name, run, at, cause, fx) else {
-            // Counted before a crash of ours: what follows from it stands in the row.
-            let then = self.units.get(name).map(|unit| unit.then_by_row(at));
-            return self.end(now, name, then.unwrap_or(Then::Backoff { retry_at: at }), fx);
+        let failures = self.count(name, run, at, cause, fx);
+        let Some(unit) = self.units.get_mut(name) else { return Then::Backoff { retry_at: at } };
+        let Some(failures) = failures else {
+            return unit.then_by_row(at); // counted before a crash of ours
         };
-        let Some(unit) = self.units.get_mut(name) else { return };
         unit.last = Some(sentence.clone());
         let spec = unit.spec.clone();
-        let then = if restart::gives_up(&spec.restart, failures) {
+        if restart::gives_up(&spec.restart, failures) {
             let held = format!("gave up after {failures} failure{}: {sentence}", plural(failures));
             unit.durable.held = Some(held.clone());
             unit.durable.retry_at = None;
             self.fail_jobs(name, &held, fx);
-            Then::Hold(held)
-        } else {
-            let wait = restart::delay(&spec.restart, failures, &mut self.luck);
-            let retry_at = at + wait;
-            unit.durable.retry_at = Some(retry_at);
-            let delay_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-            fx.record(name, Some(run), RecordKind::RestartScheduled { at: retry_at, delay_ms, failures });
-            let next = crate::base::duration::Pretty(wait);
-            self.fail_jobs(name, &format!("{sentence}; next try in {next}"), fx);
-            Then::Backoff { retry_at }
-        };
-        self.end(now, name, then, fx);
+            return Then::Hold(held);
+        }
+        let wait = restart::delay(&spec.restart, failures, &mut self.luck);
+        let retry_at = at + wait;
+        unit.durable.retry_at = Some(retry_at);
+        let delay_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        fx.record(name, Some(run), RecordKind::RestartScheduled { at: retry_at, delay_ms, failures });
+        let next = crate::base::duration::Pretty(wait);
+        self.fail_jobs(name, &format!("{sentence}; next try in {next}"), fx);
+        Then::Backoff { retry_at }
     }
 
     fn end_episode(&mut self, name: &UnitName, fx: &mut Effects) {

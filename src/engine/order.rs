@@ -112,7 +112,6 @@ impl Engine {
         self.want_with_requirements(now, name, fx);
         self.make_way(name, fx);
         self.end_episode(name, fx);
-        self.supersede(name, Goal::Up, fx);
         let unit = self.units.get_mut(name)?;
         unit.durable.held = None;
         match unit.state.clone() {
@@ -161,6 +160,7 @@ impl Engine {
                 self.end_episode(&next, fx);
                 self.set_waiting(now, &next);
             }
+            self.supersede(&next, Goal::Up, fx);
             self.touched.insert(next.clone());
             self.queue_around(&next);
         }

@@ -9,11 +9,11 @@ use crate::base::exit::{Exit, RunId};
 use crate::base::limits;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
-use crate::engine::Engine;
 use crate::engine::effect::{Cause, Effect, Effects, Mark, RecordKind, Role};
 use crate::engine::state::{
-    Activating, Active, Blockers, Probing, StartStep, State, Then, Unit, WhyInactive,
+    Activating, Active, Blockers, Probing, StartStep, State, StopStep, Then, Unit, WhyInactive,
 };
+use crate::engine::{Asked, Ended, Engine};
 use crate::unit::spec::{ReadyWhen, ServiceType};
 
 impl Engine {
@@ -117,7 +117,10 @@ impl Engine {
                 | State::Backoff { .. }
                 | State::Failed { .. } => false,
             };
-            if !on_its_way || self.to_stop(&next) {
+            let rival_stays = self.rivals(&next).iter().any(|rival| {
+                self.units.get(rival).is_some_and(|unit| !unit.at_rest()) && !self.to_stop(rival)
+            });
+            if !on_its_way || rival_stays || self.to_stop(&next) {
                 return false;
             }
             open.extend(unit.spec.unit.requires.iter().cloned());
@@ -136,7 +139,6 @@ impl Engine {
         let due = unit.durable.retry_at.take();
         unit.durable.held = None;
         unit.durable.finished = false;
-        unit.durable.stopping_run = None;
         unit.restarting = false;
         if let Some(due) = due {
             // A try after a shortage comes here without a due time: one restart counts once.
@@ -269,17 +271,17 @@ impl Engine {
             activating.deadline = None;
             return self.set_start_step(now, name, StartStep::Settling { main, until: now + settle });
         }
-        self.run_post_hook(now, name, main, 0, fx);
+        self.run_post_hook(now, name, 0, fx);
     }
 
-    fn run_post_hook(&mut self, now: Monotonic, name: &UnitName, main: RunId, index: u8, fx: &mut Effects) {
+    fn run_post_hook(&mut self, now: Monotonic, name: &UnitName, index: u8, fx: &mut Effects) {
         let Some(unit) = self.units.get(name) else { return };
         if usize::from(index) >= unit.spec.service.start_post.len() {
             return self.activate(now, name, fx);
         }
         let timeout = unit.spec.readiness.timeout;
         let run = self.spawn(name, Role::StartPost(index), fx);
-        self.set_start_step(now, name, StartStep::Post { main, index, run });
+        self.set_start_step(now, name, StartStep::Post { index, run });
         if let Some(unit) = self.units.get_mut(name)
             && let State::Activating(activating) = &mut unit.state
         {
@@ -319,9 +321,9 @@ impl Engine {
                     self.fail(now, name, run, now, Cause::HookTimeout { timeout_ms }, fx);
                 }
             }
-            StartStep::Settling { main, until } => {
+            StartStep::Settling { until, .. } => {
                 if until <= now {
-                    self.run_post_hook(now, name, main, 0, fx);
+                    self.run_post_hook(now, name, 0, fx);
                 }
             }
             StartStep::Spawning { main } | StartStep::Checking { main, .. } if out_of_time => {
@@ -340,14 +342,24 @@ impl Engine {
         &mut self,
         now: Monotonic,
         name: &UnitName,
-        run: RunId,
-        at: Monotonic,
-        exit: Exit,
+        ended: Ended,
         fx: &mut Effects,
     ) {
+        let Ended { run, at, exit, .. } = ended;
         let Some(unit) = self.units.get(name) else { return };
-        let State::Activating(activating) = unit.state.clone() else { return };
         let good = exit == Exit::Code(0);
+        let activating = match unit.state.clone() {
+            State::Activating(activating) => activating,
+            State::Deactivating { step, .. } if !good => {
+                return self.count_hook_late(now, name, ended, step, fx);
+            }
+            State::Inactive { .. }
+            | State::Waiting { .. }
+            | State::Active(_)
+            | State::Backoff { .. }
+            | State::Deactivating { .. }
+            | State::Failed { .. } => return,
+        };
         match activating.step {
             StartStep::Pre { index, run: hook } if hook == run => {
                 if good {
@@ -357,9 +369,9 @@ impl Engine {
                     self.fail(now, name, run, at, Cause::Hook { hook: "start_pre", exit }, fx);
                 }
             }
-            StartStep::Post { main, index, run: hook } if hook == run => {
+            StartStep::Post { index, run: hook } if hook == run => {
                 if good {
-                    self.run_post_hook(now, name, main, index.saturating_add(1), fx);
+                    self.run_post_hook(now, name, index.saturating_add(1), fx);
                 } else {
                     fx.mark(Mark::PostHookFailed);
                     self.fail(now, name, run, at, Cause::Hook { hook: "start_post", exit }, fx);
@@ -379,6 +391,33 @@ impl Engine {
             | StartStep::Settling { .. }
             | StartStep::Post { .. } => {}
         }
+    }
+
+    /// Only after a crash of ours: a hook failed, what followed from it was found under way,
+    /// but the failure was not committed.
+    fn count_hook_late(
+        &mut self,
+        now: Monotonic,
+        name: &UnitName,
+        ended: Ended,
+        step: StopStep,
+        fx: &mut Effects,
+    ) {
+        let hook = match ended.role {
+            Role::StartPre(_) => "start_pre",
+            Role::StartPost(_) => "start_post",
+            Role::Main | Role::StopPost(_) | Role::StopCommand | Role::ReloadCommand | Role::ReadyCheck => {
+                return;
+            }
+        };
+        let counted = self.units.get(name).is_some_and(|u| u.durable.counted_run >= Some(ended.run));
+        if ended.asked == Asked::ToEnd || counted || self.to_stop(name) {
+            return;
+        }
+        fx.mark(Mark::CountedLate);
+        let cause = Cause::Hook { hook, exit: ended.exit };
+        let then = self.decide(name, ended.run, ended.at, cause, fx);
+        self.set_state(now, name, State::Deactivating { step, then });
     }
 
     /// Fds, memory or pids were short: try again soon; the unit is not to blame.
@@ -443,7 +482,7 @@ impl Engine {
         }
         if let Some(reload) = reload_over {
             active.reload = None;
-            fx.push(Effect::Signal { run: reload.run, signal: crate::base::signal::Signal::KILL });
+            fx.push(Effect::End { run: reload.run, signal: crate::base::signal::Signal::KILL });
             self.reload_failed(name, reload.run, "it did not end in time".to_string(), fx);
         }
         if episode_over {

@@ -97,7 +97,6 @@ pub(crate) enum StartStep {
         until: Monotonic,
     },
     Post {
-        main: RunId,
         index: u8,
         run: RunId,
     },
@@ -186,6 +185,14 @@ pub(crate) struct Living {
     pub role: Role,
     /// None until the keeper has forked it.
     pub pid: Option<i32>,
+    /// We asked it to end (the keeper remembers this too): its end is no failure.
+    pub asked: Asked,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    No,
+    ToEnd,
 }
 
 #[derive(Clone, Debug)]

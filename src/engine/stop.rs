@@ -9,7 +9,7 @@ use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::Engine;
 use crate::engine::effect::{Cause, Effect, Effects, Mark, RecordKind, Role};
-use crate::engine::state::{Hold, Hooks, State, StopStep, Then, WhyInactive};
+use crate::engine::state::{Asked, Hold, Hooks, State, StopStep, Then, WhyInactive};
 
 impl Engine {
     /// A unit that has to go down (or to restart): now, or once its followers are at rest.
@@ -32,7 +32,8 @@ impl Engine {
             }
             State::Activating(_) | State::Active(_) => {
                 if self.held_back(name) {
-                    return fx.mark(Mark::StopHeldBack);
+                    fx.mark(Mark::StopHeldBack);
+                    return self.evaluate_requirements(name, fx);
                 }
                 self.bring_down(now, name, fx);
             }
@@ -58,12 +59,14 @@ impl Engine {
         if activating {
             fx.mark(Mark::StoppedWhileActivating);
         }
-        unit.durable.stopping_run = main;
         unit.durable.ready = None;
         unit.durable.finished = false;
         fx.record(name, unit.main, RecordKind::Stopping);
         let then = Then::Again { not_before: None };
         if spec.stop.command.is_some() && main.is_some() && !activating {
+            if let Some(living) = main.and_then(|main| unit.living.get_mut(&main)) {
+                living.asked = Asked::ToEnd; // by the command, so the keeper does not know it
+            }
             let run = self.spawn(name, Role::StopCommand, fx);
             let step = StopStep::Command { run, deadline: now + spec.stop.timeout };
             self.set_state(now, name, State::Deactivating { step, then });
@@ -77,7 +80,6 @@ impl Engine {
         let Some(unit) = self.units.get_mut(name) else { return };
         unit.durable.ready = None;
         unit.durable.finished = false;
-        unit.durable.stopping_run = unit.living_main();
         self.terminate(now, name, then, fx);
     }
 
@@ -85,12 +87,8 @@ impl Engine {
     fn terminate(&mut self, now: Monotonic, name: &UnitName, then: Then, fx: &mut Effects) {
         let Some(unit) = self.units.get(name) else { return };
         let (main, spec) = (unit.living_main(), unit.spec.clone());
-        if let Some(run) = main {
-            fx.push(Effect::Signal { run, signal: spec.stop.signal });
-        }
-        for run in unit.living.keys().filter(|run| Some(**run) != main) {
-            fx.push(Effect::Signal { run: *run, signal: Signal::TERM });
-        }
+        self.ask_to_end(name, |_| true, fx);
+        let Some(unit) = self.units.get(name) else { return };
         if unit.strays && main.is_none() {
             fx.mark(Mark::StraysLeft);
             fx.push(Effect::SignalAll { unit: name.clone(), signal: spec.stop.signal });
@@ -98,6 +96,16 @@ impl Engine {
         let step = StopStep::Terminating { kill_at: now + spec.stop.timeout, hooks: Hooks::Follow };
         self.set_state(now, name, State::Deactivating { step, then });
         self.conclude_if_empty(now, name, fx);
+    }
+
+    /// The main process by the unit's own signal, hooks and checks by SIGTERM.
+    pub(crate) fn ask_to_end(&mut self, name: &UnitName, which: impl Fn(RunId) -> bool, fx: &mut Effects) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        for (run, living) in unit.living.iter_mut().filter(|(run, _)| which(**run)) {
+            living.asked = Asked::ToEnd;
+            let signal = if living.role == Role::Main { unit.spec.stop.signal } else { Signal::TERM };
+            fx.push(Effect::End { run: *run, signal });
+        }
     }
 
     pub(crate) fn on_stop_deadline(
@@ -230,7 +238,6 @@ impl Engine {
     fn conclude(&mut self, now: Monotonic, name: &UnitName, then: Then, fx: &mut Effects) {
         let to_stop = self.to_stop(name);
         let Some(unit) = self.units.get_mut(name) else { return };
-        unit.durable.stopping_run = None;
         let (main, restarting) = (unit.main, unit.restarting);
         let orderly = matches!(then, Then::Again { not_before: None });
         if orderly || to_stop {

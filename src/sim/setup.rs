@@ -99,7 +99,13 @@ pub fn unit(tape: &mut Tape, index: u64) -> UnitSpec {
     spec.unit.enabled = !here(20, tape);
     spec.service.kind = *tape.pick(
         Domain::Setup,
-        &[ServiceType::Simple, ServiceType::Simple, ServiceType::Simple, ServiceType::Notify, ServiceType::Oneshot],
+        &[
+            ServiceType::Simple,
+            ServiceType::Simple,
+            ServiceType::Simple,
+            ServiceType::Notify,
+            ServiceType::Oneshot,
+        ],
     );
     spec.readiness.when = match (spec.service.kind, tape.below(Domain::Setup, 5)) {
         (ServiceType::Notify, _) => ReadyWhen::Notify,

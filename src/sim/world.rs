@@ -13,7 +13,7 @@ use crate::engine::adopt::Boot;
 use crate::engine::durable::UnitDurable;
 use crate::engine::effect::{Effect, Record, RecordKind, Role};
 use crate::engine::event::{Event, Rest};
-use crate::engine::Adopted;
+use crate::engine::{Adopted, Asked};
 use crate::sim::setup::Faults;
 use crate::sim::tape::{Domain, Tape};
 use crate::unit::spec::UnitSpec;
@@ -66,11 +66,24 @@ pub enum Happening {
     Ends(RunId, Exit),
     StrayEnds(UnitName),
     /// News arrives at the engine of that incarnation, and only there.
-    Arrives { engine: u64, event: Event },
-    ProbeAnswers { engine: u64, run: RunId },
-    Commits { engine: u64, batch: u64 },
-    Tick { engine: u64 },
-    EngineStarts { boot: Boot },
+    Arrives {
+        engine: u64,
+        event: Event,
+    },
+    ProbeAnswers {
+        engine: u64,
+        run: RunId,
+    },
+    Commits {
+        engine: u64,
+        batch: u64,
+    },
+    Tick {
+        engine: u64,
+    },
+    EngineStarts {
+        boot: Boot,
+    },
     Operator,
     Reconfigure,
     Heal,
@@ -203,7 +216,10 @@ impl World {
         let wrong = role == Role::Main && self.rate(Domain::Process, self.faults.start_per_mille / 4);
         if wrong {
             let step = crate::base::exit::SpawnStep::Exec;
-            return self.after(Duration::from_micros(200), Happening::Ends(run, Exit::NotExecuted { step, errno: 2 }));
+            return self.after(
+                Duration::from_micros(200),
+                Happening::Ends(run, Exit::NotExecuted { step, errno: 2 }),
+            );
         }
         self.after(Duration::from_micros(300), Happening::Executes(run));
     }
@@ -304,9 +320,15 @@ impl World {
         }
     }
 
+    /// Asked for its end by the engine; the keeper's table remembers.
+    pub fn ask(&mut self, run: RunId) {
+        if let Some(process) = self.table.get_mut(&run).filter(|process| process.lives()) {
+            process.asked = true;
+        }
+    }
+
     pub fn signal(&mut self, run: RunId, signal: Signal) {
         let Some(process) = self.table.get_mut(&run).filter(|process| process.lives()) else { return };
-        process.asked = true;
         let nature = process.nature;
         if signal == Signal::KILL {
             let exit = Exit::Signal { signal, core: false };
@@ -361,6 +383,7 @@ impl World {
                     Effect::Release { .. } | Effect::Reply { .. } | Effect::Finished => done.push(effect),
                     Effect::Spawn { .. }
                     | Effect::Signal { .. }
+                    | Effect::End { .. }
                     | Effect::SignalAll { .. }
                     | Effect::KillAll { .. }
                     | Effect::Probe { .. }
@@ -415,6 +438,7 @@ impl World {
             pid: process.pid,
             spawned_at: process.spawned_at,
             executed: process.executed,
+            asked: if process.asked { Asked::ToEnd } else { Asked::No },
             ended: process.ended,
         };
         self.table.iter().map(row).collect()

@@ -1,0 +1,561 @@
+//! The promises on the whole trace, judged against the truth of the fake world. The numbers
+//! are those of the list of invariants that the tests print.
+//!
+//! Refuses: asking the engine what it thinks, where the world knows better.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::exit::{Exit, RunId};
+use crate::base::name::UnitName;
+use crate::base::time::Monotonic;
+use crate::engine::Engine;
+use crate::engine::durable::Desired;
+use crate::engine::effect::{Cause, Effect, Outcome, Record, RecordKind, Role};
+use crate::engine::event::{Order, RequestId};
+use crate::engine::view::StateWord;
+use crate::sim::world::World;
+use crate::unit::spec::{RestartPolicy, ServiceType, UnitSpec};
+
+/// What went wrong, when, and which promise it breaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    pub promise: String,
+    pub unit: Option<UnitName>,
+    pub detail: String,
+}
+
+type Verdict = Result<(), Broken>;
+
+fn broken(promise: &str, unit: &UnitName, detail: impl Into<String>) -> Verdict {
+    Err(Broken { promise: promise.to_string(), unit: Some(unit.clone()), detail: detail.into() })
+}
+
+/// Every promise that the oracle watches (the engine's own `E…` come on top).
+pub const PROMISES: [&str; 26] = [
+    "I1 never two living main processes of a unit",
+    "I2 no new attempt while anything of an older one lives",
+    "I4 an answer comes after its commit, once for each order",
+    "I5 a unit is spawned only when all that it requires is ready",
+    "I7 a shutdown stops followers first",
+    "I9 no restart earlier than its delay",
+    "I9b a due restart is not forgotten",
+    "I11 failures count up by one, and start over only with a new episode",
+    "I12 every unexpected end is recorded once",
+    "I12b no failure is recorded of a process that lives",
+    "I16 a run is forgotten only when it ended and its failure is committed",
+    "I20 an operator's stop holds",
+    "I21 SIGKILL only after the full grace",
+    "I21b stuck means that SIGKILL was sent",
+    "I22 signals go only to runs of the table",
+    "I23 news of unknown runs changes nothing",
+    "I29 a reread of the same files does nothing",
+    "I32 effects of a step are bounded",
+    "I33 no more than 6 starts a minute with the delays 5, 10, 15",
+    "I34 no more starts at once than the cap",
+    "I35 a shutdown ends in bounded time, and nothing starts in it",
+    "I44 with faults gone, whatever is wanted stands in bounded time",
+    "I46 with faults gone, the engine comes to rest",
+    "S1 active means ready, degraded means that a requirement is not",
+    "I5b conflicting units never live together",
+    "S2 every state shows a reason",
+];
+
+#[derive(Debug, Default)]
+pub struct Oracle {
+    specs: BTreeMap<UnitName, Arc<UnitSpec>>,
+    cap: u32,
+    /// Earliest next spawn: failure plus delay. Lifted by an operator.
+    not_before: BTreeMap<UnitName, (Monotonic, RunId)>,
+    /// When the unit was first asked to end, since it last came to rest.
+    asked_at: BTreeMap<UnitName, Monotonic>,
+    killed: BTreeSet<UnitName>,
+    /// Stops whose answer was given.
+    down: BTreeSet<UnitName>,
+    /// The newest order that starts the unit.
+    lifted: BTreeMap<UnitName, RequestId>,
+    open_requests: BTreeMap<RequestId, Order>,
+    counts: BTreeMap<UnitName, u32>,
+    events_seen: usize,
+    starts: BTreeMap<UnitName, VecDeque<Monotonic>>,
+    /// Main runs that ended though nobody had asked them to: a failure is owed.
+    owed: BTreeMap<RunId, UnitName>,
+    /// Units that were starting after the last step of this engine.
+    starting: Option<usize>,
+    pub shutting_down: bool,
+    pub finished: bool,
+}
+
+impl Oracle {
+    pub fn new(specs: &[Arc<UnitSpec>], cap: u32) -> Oracle {
+        let mut oracle = Oracle { cap, ..Oracle::default() };
+        oracle.reconfigure(specs);
+        oracle
+    }
+
+    pub fn reconfigure(&mut self, specs: &[Arc<UnitSpec>]) {
+        // A running unit goes by its old file: the longer delay, the older edges stay in force.
+        for spec in specs {
+            self.specs.insert(spec.name.clone(), spec.clone());
+        }
+    }
+
+    /// Before an effect is performed.
+    pub fn before(&mut self, world: &World, engine: &Engine, effect: &Effect) -> Verdict {
+        match effect {
+            Effect::Spawn { unit, run, role } => self.on_spawn(world, engine, unit, *run, *role),
+            Effect::Signal { run, .. } | Effect::End { run, .. } => {
+                let Some(process) = world.table.get(run) else {
+                    let known = run.0 <= world.run_max;
+                    let unit = UnitName::parse("unknown").map_err(|_| never_named())?;
+                    return if known { Ok(()) } else { broken(PROMISES[14], &unit, format!("run {run}")) };
+                };
+                if matches!(effect, Effect::End { .. }) {
+                    self.asked_at.entry(process.unit.clone()).or_insert(world.now);
+                }
+                Ok(())
+            }
+            Effect::SignalAll { unit, .. } => {
+                self.asked_at.entry(unit.clone()).or_insert(world.now);
+                Ok(())
+            }
+            Effect::KillAll { unit } => self.on_kill(world, unit),
+            Effect::Record(record) => self.on_record(world, record),
+            Effect::Release { .. }
+            | Effect::Probe { .. }
+            | Effect::WatchLog { .. }
+            | Effect::Save { .. }
+            | Effect::Forget { .. }
+            | Effect::Reply { .. }
+            | Effect::Finished => Ok(()),
+        }
+    }
+
+    fn on_spawn(
+        &mut self,
+        world: &World,
+        engine: &Engine,
+        unit: &UnitName,
+        run: RunId,
+        role: Role,
+    ) -> Verdict {
+        let first = matches!(role, Role::Main | Role::StartPre(0));
+        if matches!(role, Role::StopPost(_)) {
+            self.asked_at.entry(unit.clone()).or_insert(world.now);
+        }
+        if role == Role::Main {
+            if let Some((other, _)) = world.lives_in(unit).find(|(_, process)| process.role == Role::Main) {
+                return broken(PROMISES[0], unit, format!("run {run} beside run {other}"));
+            }
+            if self.shutting_down && self.finished {
+                return broken(PROMISES[20], unit, "spawned after the end");
+            }
+        }
+        if !first {
+            return Ok(());
+        }
+        let Some(spec) = self.specs.get(unit).cloned() else { return Ok(()) };
+        let continues = role == Role::Main && !spec.service.start_pre.is_empty();
+        if continues {
+            return Ok(());
+        }
+        if !world.is_empty(unit) {
+            return broken(PROMISES[1], unit, format!("run {run}"));
+        }
+        if self.shutting_down {
+            return broken(PROMISES[20], unit, "spawned during a shutdown");
+        }
+        self.asked_at.remove(unit);
+        self.killed.remove(unit);
+        for other in &spec.unit.requires {
+            let ready = engine
+                .view_of(other)
+                .is_some_and(|view| matches!(view.state, StateWord::Active | StateWord::Degraded));
+            if !ready || self.truly_down(world, other) {
+                return broken(PROMISES[3], unit, format!("{other} is not ready"));
+            }
+        }
+        for other in &spec.unit.conflicts {
+            if !world.is_empty(other) {
+                return broken(PROMISES[24], unit, other.to_string());
+            }
+        }
+        if let Some((at, _)) = self.not_before.remove(unit)
+            && world.now < at
+        {
+            let early = at.since(world.now);
+            return broken(PROMISES[5], unit, format!("{early:?} early"));
+        }
+        if self.down.contains(unit) {
+            return broken(PROMISES[11], unit, "spawned after an answered stop");
+        }
+        self.on_start_rate(world.now, unit, &spec)
+    }
+
+    /// Nothing of the unit lives and it is no finished oneshot.
+    fn truly_down(&self, world: &World, unit: &UnitName) -> bool {
+        let oneshot = self.specs.get(unit).is_some_and(|spec| spec.service.kind == ServiceType::Oneshot);
+        // News travels up to some milliseconds: a death just now is not known yet.
+        let recent = world
+            .table
+            .values()
+            .filter(|process| process.unit == *unit)
+            .filter_map(|process| process.ended)
+            .any(|(at, _)| world.now.since(at) < Duration::from_millis(1_200));
+        !oneshot && world.lives_in(unit).next().is_none() && !recent
+    }
+
+    fn on_start_rate(&mut self, now: Monotonic, unit: &UnitName, spec: &UnitSpec) -> Verdict {
+        let slow = spec.restart.delays.iter().all(|delay| *delay >= Duration::from_secs(5))
+            && spec.restart.reset_after >= Duration::from_secs(60);
+        let starts = self.starts.entry(unit.clone()).or_default();
+        starts.push_back(now);
+        while starts.front().is_some_and(|at| now.since(*at) > Duration::from_secs(60)) {
+            starts.pop_front();
+        }
+        if slow && starts.len() > 6 {
+            return broken(PROMISES[18], unit, format!("{} in 60 s", starts.len()));
+        }
+        Ok(())
+    }
+
+    fn on_kill(&mut self, world: &World, unit: &UnitName) -> Verdict {
+        self.killed.insert(unit.clone());
+        let Some(spec) = self.specs.get(unit) else { return Ok(()) };
+        match self.asked_at.get(unit) {
+            Some(asked) if world.now >= *asked + spec.stop.timeout => Ok(()),
+            Some(asked) => broken(PROMISES[12], unit, format!("after {:?}", world.now.since(*asked))),
+            None => broken(PROMISES[12], unit, "never asked"),
+        }
+    }
+
+    fn on_record(&mut self, world: &World, record: &Record) -> Verdict {
+        let Some(unit) = &record.unit else { return Ok(()) };
+        match &record.kind {
+            RecordKind::Failed { cause, .. } => {
+                let run = record.run.unwrap_or(RunId(0));
+                let lives = world.table.get(&run).is_some_and(|process| process.lives());
+                if lives && matches!(cause, Cause::Exited(_)) {
+                    return broken(PROMISES[9], unit, format!("run {run}: {cause}"));
+                }
+                Ok(())
+            }
+            RecordKind::RestartScheduled { failures, .. } => {
+                let Some(spec) = self.specs.get(unit) else { return Ok(()) };
+                let last = spec.restart.delays.len() - 1;
+                let index = usize::try_from(failures.saturating_sub(1)).unwrap_or(last).min(last);
+                let ended = record.run.and_then(|run| world.table.get(&run)).and_then(|p| p.ended);
+                let failed_at = ended.map_or(world.now, |(at, _)| at);
+                let run = record.run.unwrap_or(RunId(0));
+                self.not_before.insert(unit.clone(), (failed_at + spec.restart.delays[index], run));
+                Ok(())
+            }
+            RecordKind::Shortage { .. } => {
+                if let Some(starts) = self.starts.get_mut(unit) {
+                    starts.pop_back(); // it never ran
+                }
+                Ok(())
+            }
+            RecordKind::Stuck if !self.killed.contains(unit) => broken(PROMISES[13], unit, ""),
+            RecordKind::Stopping if self.shutting_down => {
+                let follows = |other: &Arc<UnitSpec>| {
+                    let own = self.specs.get(unit);
+                    other.name != *unit
+                        && (other.unit.requires.contains(unit)
+                            || other.unit.after.contains(unit)
+                            || own.is_some_and(|own| own.unit.before.contains(&other.name)))
+                };
+                let alive = |other: &&Arc<UnitSpec>| {
+                    world.lives_in(&other.name).any(|(_, p)| !p.asked || p.nature.kill.is_zero())
+                        && !world.is_empty(&other.name)
+                };
+                match self.specs.values().filter(|other| follows(other)).find(alive) {
+                    Some(other) if !self.killed.contains(&other.name) => {
+                        broken(PROMISES[4], unit, format!("{} still lives", other.name))
+                    }
+                    Some(_) | None => Ok(()),
+                }
+            }
+            RecordKind::Active { .. } => self.on_active(world, unit, record.run),
+            RecordKind::Recovered { .. }
+            | RecordKind::Stuck
+            | RecordKind::Stopping
+            | RecordKind::Ordered { .. }
+            | RecordKind::Waiting { .. }
+            | RecordKind::Started { .. }
+            | RecordKind::Restarted { .. }
+            | RecordKind::EpisodeEnded { .. }
+            | RecordKind::Killed
+            | RecordKind::Stopped { .. }
+            | RecordKind::Finished { .. }
+            | RecordKind::GaveUp { .. }
+            | RecordKind::Unstuck
+            | RecordKind::Reloaded
+            | RecordKind::HookFailed { .. }
+            | RecordKind::Adopted { .. }
+            | RecordKind::Removed
+            | RecordKind::Degraded { .. }
+            | RecordKind::Restored => Ok(()),
+        }
+    }
+
+    fn on_active(&self, world: &World, unit: &UnitName, run: Option<RunId>) -> Verdict {
+        let Some(process) = run.and_then(|run| world.table.get(&run)) else { return Ok(()) };
+        let Some(spec) = self.specs.get(unit) else { return Ok(()) };
+        let truth = match (&spec.service.kind, &spec.readiness.when) {
+            (ServiceType::Oneshot, _) => matches!(process.ended, Some((_, Exit::Code(0)))),
+            (_, crate::unit::spec::ReadyWhen::Executed) => process.executed,
+            (_, crate::unit::spec::ReadyWhen::Exec(_)) => process.executed,
+            (_, _) => process.ready,
+        };
+        if truth { Ok(()) } else { broken(PROMISES[23], unit, "active, but not ready") }
+    }
+
+    /// The engine was given an order.
+    pub fn on_order(&mut self, request: RequestId, order: &Order) {
+        match order {
+            Order::Start(units) | Order::Restart(units) => self.lift(request, units),
+            Order::Clear(units) => {
+                for unit in units {
+                    self.starts.remove(unit);
+                }
+            }
+            Order::Shutdown => self.shutting_down = true,
+            Order::Stop(_) | Order::Reload(_) | Order::Signal(..) => {}
+        }
+        if !matches!(order, Order::Shutdown) {
+            self.open_requests.insert(request, order.clone());
+        }
+    }
+
+    /// An operator's start ends every wait and every stop, of the units and of all they need.
+    fn lift(&mut self, request: RequestId, units: &[UnitName]) {
+        let mut open = units.to_vec();
+        let mut seen = BTreeSet::new();
+        while let Some(unit) = open.pop() {
+            if !seen.insert(unit.clone()) {
+                continue;
+            }
+            self.not_before.remove(&unit);
+            self.down.remove(&unit);
+            self.lifted.insert(unit.clone(), request);
+            self.starts.remove(&unit);
+            if let Some(spec) = self.specs.get(&unit) {
+                open.extend(spec.unit.requires.iter().chain(&spec.unit.wants).cloned());
+            }
+        }
+    }
+
+    /// A committed answer.
+    pub fn on_reply(&mut self, request: RequestId, outcomes: &[(UnitName, Outcome)]) -> Verdict {
+        let unknown = UnitName::parse("request").map_err(|_| never_named())?;
+        let Some(order) = self.open_requests.remove(&request) else {
+            return broken(PROMISES[2], &unknown, format!("{request:?} answered twice"));
+        };
+        if let Order::Stop(_) = order {
+            for (unit, outcome) in outcomes {
+                let overtaken = self.lifted.get(unit).is_some_and(|start| *start > request);
+                if matches!(outcome, Outcome::Done | Outcome::Already) && !overtaken {
+                    self.down.insert(unit.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The engine was killed: those who waited for an answer were told that it is gone.
+    /// A verdict of its own (not ready, out of time) that was not committed never happened;
+    /// the end of a process did, and the keeper still knows of it.
+    pub fn on_crash(&mut self, world: &World) {
+        self.not_before.retain(|_, (_, run)| {
+            let process = world.table.get(run);
+            world.failed_runs.contains(run) || process.is_some_and(|p| !p.lives() && !p.asked)
+        });
+        self.open_requests.clear();
+        self.starting = None;
+    }
+
+    /// The keeper and all services are gone: nothing is owed, everything begins anew.
+    pub fn on_keeper_loss(&mut self) {
+        self.owed.clear();
+        self.asked_at.clear();
+        self.not_before.clear();
+    }
+
+    /// The truth: this process just ended.
+    pub fn on_death(&mut self, world: &World, run: RunId) {
+        let Some(process) = world.table.get(&run) else { return };
+        let Some(spec) = self.specs.get(&process.unit) else { return };
+        let Some((_, exit)) = process.ended else { return };
+        let success = exit == Exit::Code(0);
+        let expected = success
+            && (spec.service.kind == ServiceType::Oneshot || spec.restart.policy != RestartPolicy::Always);
+        if process.role == Role::Main && !process.asked && !expected {
+            self.owed.insert(run, process.unit.clone());
+        }
+    }
+
+    pub fn on_release(&mut self, world: &World, run: RunId) -> Verdict {
+        let Some(process) = world.table.get(&run) else { return Ok(()) };
+        let unit = process.unit.clone();
+        if process.lives() {
+            return broken(PROMISES[10], &unit, format!("run {run} lives"));
+        }
+        let settled = world.failed_runs.contains(&run) || self.pardoned(world, run);
+        if self.owed.remove(&run).is_some() && !settled {
+            return broken(PROMISES[8], &unit, format!("run {run} was forgotten unrecorded"));
+        }
+        Ok(())
+    }
+
+    /// An end without a failure record is right when an operator's stop or restart was
+    /// pending, or when the run's failure was already counted (not ready, a hook failed).
+    fn pardoned(&self, world: &World, run: RunId) -> bool {
+        let Some(unit) = self.owed.get(&run) else { return true };
+        let down = world.rows.get(unit).is_some_and(|row| row.ordered == Some(Desired::Down));
+        let known = self.specs.contains_key(unit) && world.rows.contains_key(unit);
+        let since_start =
+            world.events.iter().rev().filter(|record| record.unit.as_ref() == Some(unit)).take_while(
+                |record| !(matches!(record.kind, RecordKind::Started { .. }) && record.run == Some(run)),
+            );
+        let asked = since_start.into_iter().any(|record| match &record.kind {
+            RecordKind::Ordered { verb } => matches!(*verb, "stop" | "restart"),
+            RecordKind::Stopping | RecordKind::Stopped { .. } | RecordKind::Removed => true,
+            RecordKind::Failed { .. } => record.run >= Some(run),
+            _no_reason_to_end => false,
+        });
+        self.shutting_down || down || !known || asked
+    }
+
+    /// What was committed since the last look.
+    pub fn on_commit(&mut self, world: &World) -> Verdict {
+        while let Some(record) = world.events.get(self.events_seen) {
+            self.events_seen += 1;
+            let Some(unit) = &record.unit else { continue };
+            match &record.kind {
+                RecordKind::Failed { failures, .. } => {
+                    let count = self.counts.entry(unit.clone()).or_default();
+                    *count += 1;
+                    if count != failures {
+                        let detail = format!("failure {failures} where {count} was due");
+                        return broken(PROMISES[7], unit, detail);
+                    }
+                }
+                RecordKind::EpisodeEnded { .. } | RecordKind::Removed => {
+                    self.counts.insert(unit.clone(), 0);
+                }
+                _no_count_in_it => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// After every step.
+    pub fn after_step(&mut self, world: &World, engine: &Engine, effects: usize) -> Verdict {
+        engine.check().map_err(|violation| Broken {
+            promise: violation.invariant.to_string(),
+            unit: violation.unit,
+            detail: violation.detail,
+        })?;
+        let views = engine.view();
+        let any = UnitName::parse("all").map_err(|_| never_named())?;
+        if effects > 32 + 24 * views.len() {
+            return broken(PROMISES[17], &any, format!("{effects} effects, {} units", views.len()));
+        }
+        let starting = views.iter().filter(|view| view.state == StateWord::Activating).count();
+        // An engine may inherit more than the cap (a start whose end was not committed is
+        // taken up again), but it must not add to them.
+        let before = self.starting.replace(starting).unwrap_or(usize::MAX);
+        if starting > usize::try_from(self.cap).unwrap_or(usize::MAX) && starting > before {
+            return broken(PROMISES[19], &any, format!("{starting} starting, cap {}", self.cap));
+        }
+        for view in &views {
+            let ready = |name: &&UnitName| {
+                views.iter().any(|other| {
+                    other.name == **name && matches!(other.state, StateWord::Active | StateWord::Degraded)
+                })
+            };
+            let whole = view.requires.iter().all(|name| ready(&name));
+            let says = match view.state {
+                StateWord::Active => Some(true),
+                StateWord::Degraded => Some(false),
+                StateWord::Inactive
+                | StateWord::Waiting
+                | StateWord::Activating
+                | StateWord::Backoff
+                | StateWord::Deactivating
+                | StateWord::Failed => None,
+            };
+            if says.is_some_and(|says| says != whole) && !self.shutting_down {
+                return broken(PROMISES[23], &view.name, format!("{:?}", view.state));
+            }
+            if view.reason.is_empty() {
+                return broken(PROMISES[25], &view.name, format!("{:?}", view.state));
+            }
+            if let Some(due) = view.next_retry_at
+                && world.now.since(due) > Duration::from_millis(300)
+            {
+                return broken(PROMISES[6], &view.name, format!("due for {:?}", world.now.since(due)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Long after the faults are gone.
+    pub fn at_rest(&self, world: &World, engine: &Engine) -> Verdict {
+        let unknown = UnitName::parse("request").map_err(|_| never_named())?;
+        let views = engine.view();
+        let stands = |name: &UnitName| {
+            views.iter().any(|view| {
+                view.name == *name && matches!(view.state, StateWord::Active | StateWord::Degraded)
+            })
+        };
+        for view in &views {
+            let Some(spec) = self.specs.get(&view.name) else { continue };
+            let mut rivals = spec.unit.conflicts.clone();
+            rivals.extend(
+                self.specs
+                    .values()
+                    .filter(|other| other.unit.conflicts.contains(&view.name))
+                    .map(|other| other.name.clone()),
+            );
+            let excused = !view.wanted
+                || view.state == StateWord::Failed
+                || view.requires.iter().any(|name| !stands(name))
+                || rivals.iter().any(stands)
+                || (view.state == StateWord::Inactive && spec.restart.policy != RestartPolicy::Always)
+                || matches!(view.state, StateWord::Active | StateWord::Degraded);
+            if !excused {
+                return broken(PROMISES[21], &view.name, format!("{:?}: {}", view.state, view.reason));
+            }
+        }
+        if let Some((request, order)) = self.open_requests.iter().next() {
+            let waits = |unit: &UnitName| {
+                views.iter().any(|view| {
+                    view.name == *unit
+                        && (view.state == StateWord::Waiting || view.state == StateWord::Failed)
+                })
+            };
+            let excused = match order {
+                Order::Start(units) | Order::Restart(units) => units.iter().any(waits),
+                Order::Stop(_) | Order::Reload(_) | Order::Clear(_) | Order::Signal(..) | Order::Shutdown => {
+                    false
+                }
+            };
+            if !excused {
+                return broken(PROMISES[2], &unknown, format!("{request:?} {order:?} was never answered"));
+            }
+        }
+        for run in self.owed.keys() {
+            if !world.failed_runs.contains(run) && !self.pardoned(world, *run) {
+                return broken(PROMISES[8], &self.owed[run], format!("run {run} never recorded"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn never_named() -> Broken {
+    Broken { promise: "a fixed name is a name".to_string(), unit: None, detail: String::new() }
+}

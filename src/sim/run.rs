@@ -1,0 +1,473 @@
+//! One run: chaos, then healing, then the bounds of liveness, then (for some) a shutdown.
+//!
+//! Refuses: going on after the first broken promise.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::check::ProbeOutcome;
+use crate::base::exit::{Exit, RunId};
+use crate::base::name::UnitName;
+use crate::base::signal::Signal;
+use crate::base::time::Monotonic;
+use crate::engine::adopt::{Boot, Inheritance};
+use crate::engine::durable::UnitDurable;
+use crate::engine::effect::{Effect, Mark};
+use crate::engine::event::{Event, Order, RequestId, Rest};
+use crate::engine::{Effects, Engine, Settings};
+use crate::sim::bug::Bug;
+use crate::sim::oracle::{Broken, Oracle, PROMISES};
+use crate::sim::setup::{self, Setup};
+use crate::sim::tape::{Domain, Tape};
+use crate::sim::world::{Happening, World};
+use crate::unit::spec::UnitSpec;
+
+/// After healing, the time in which everything has to stand: the longest delay (15 s),
+/// the longest stop (10 s grace + 5 s + a stuck process of 30 s) and start (20 s), along
+/// a chain of seven units.
+const LIVENESS: Duration = Duration::from_secs(600);
+
+/// More steps than any world needs: beyond it the engine is running in a circle.
+const STEPS_MAX: u64 = 200_000;
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub broken: Option<Broken>,
+    pub marks: BTreeSet<Mark>,
+    pub steps: u64,
+    /// Virtual time that passed.
+    pub simulated: Duration,
+    pub units: usize,
+    /// Of every effect in order: equal for equal tapes.
+    pub hash: u64,
+    pub tape: Tape,
+    /// The last lines, for a reader.
+    pub trace: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trace {
+    Off,
+    On,
+}
+
+/// Runs the world of this tape, with a planted bug or without.
+pub fn run(mut tape: Tape, bug: Option<Bug>, trace: Trace) -> Report {
+    let setup = setup::draw(&mut tape);
+    let mut sim = Sim::new(tape, setup, bug, trace);
+    let broken = sim.play().err();
+    Report {
+        broken,
+        marks: sim.marks,
+        steps: sim.steps,
+        simulated: sim.world.now.since(Monotonic::ZERO),
+        units: sim.setup.units.len(),
+        hash: sim.hash,
+        tape: sim.world.tape,
+        trace: sim.trace_lines,
+    }
+}
+
+struct Sim {
+    world: World,
+    setup: Setup,
+    engine: Option<Engine>,
+    oracle: Oracle,
+    bug: Option<Bug>,
+    marks: BTreeSet<Mark>,
+    steps: u64,
+    hash: u64,
+    orders_left: u64,
+    reconfigurations_left: u64,
+    request: u64,
+    files: Vec<Arc<UnitSpec>>,
+    trace: Trace,
+    trace_lines: Vec<String>,
+}
+
+impl Sim {
+    fn new(tape: Tape, setup: Setup, bug: Option<Bug>, trace: Trace) -> Sim {
+        let mut world = World::new(tape, setup.faults);
+        for spec in &setup.units {
+            world.specs.insert(spec.name.clone(), UnitSpec::clone(spec));
+        }
+        Sim {
+            oracle: Oracle::new(&setup.units, setup.start_concurrency),
+            files: setup.units.clone(),
+            orders_left: setup.faults.orders,
+            reconfigurations_left: setup.faults.reconfigurations,
+            world,
+            setup,
+            engine: None,
+            bug,
+            marks: BTreeSet::new(),
+            steps: 0,
+            hash: 0xcbf2_9ce4_8422_2325,
+            request: 0,
+            trace,
+            trace_lines: Vec::new(),
+        }
+    }
+
+    fn play(&mut self) -> Result<(), Broken> {
+        let heal_at = self.world.now + self.setup.chaos;
+        self.world.at(self.world.now, Happening::EngineStarts { boot: Boot::Fresh });
+        self.world.at(heal_at, Happening::Heal);
+        for _ in 0..self.orders_left {
+            let within = self.setup.chaos.as_millis() as u64;
+            let wait = Duration::from_millis(self.world.tape.below(Domain::Operator, within));
+            self.world.after(wait, Happening::Operator);
+        }
+        for _ in 0..self.reconfigurations_left {
+            let within = self.setup.chaos.as_millis() as u64;
+            let wait = Duration::from_millis(self.world.tape.below(Domain::Operator, within));
+            self.world.after(wait, Happening::Reconfigure);
+        }
+        self.until(heal_at + LIVENESS)?;
+        let Some(engine) = &self.engine else { return self.fail(PROMISES[21], "no engine") };
+        self.oracle.at_rest(&self.world, engine)?;
+        self.quiet()?;
+        if self.setup.shutdown { self.shut_down() } else { Ok(()) }
+    }
+
+    fn until(&mut self, end: Monotonic) -> Result<(), Broken> {
+        while self.world.next_at().is_some_and(|at| at <= end) {
+            let Some(happening) = self.world.next() else { break };
+            self.happen(happening)?;
+            if self.steps > STEPS_MAX {
+                return self.fail(PROMISES[22], "the engine runs in a circle");
+            }
+        }
+        self.world.now = self.world.now.max(end);
+        Ok(())
+    }
+
+    /// I46: everything stands, so nothing may happen any more but the ends of episodes.
+    fn quiet(&mut self) -> Result<(), Broken> {
+        let before = self.steps;
+        self.until(self.world.now + Duration::from_secs(3_600))?;
+        if self.steps - before > 4 * self.setup.units.len() as u64 {
+            return self.fail(PROMISES[22], &format!("{} steps in a quiet hour", self.steps - before));
+        }
+        Ok(())
+    }
+
+    fn shut_down(&mut self) -> Result<(), Broken> {
+        self.request += 1;
+        let event = Event::Ordered { request: RequestId(self.request), order: Order::Shutdown };
+        self.step(event)?;
+        let grace = Duration::from_secs(15 * 4 + 60) * u32::try_from(self.setup.units.len()).unwrap_or(1);
+        self.until(self.world.now + grace)?;
+        if !self.oracle.finished {
+            return self.fail(PROMISES[20], "it did not end");
+        }
+        Ok(())
+    }
+
+    fn fail<T>(&self, promise: &str, detail: &str) -> Result<T, Broken> {
+        Err(Broken { promise: promise.to_string(), unit: None, detail: detail.to_string() })
+    }
+
+    fn happen(&mut self, happening: Happening) -> Result<(), Broken> {
+        match happening {
+            Happening::Executes(run) => self.world.executes(run),
+            Happening::GetsReady(run) => self.world.gets_ready(run),
+            Happening::Ends(run, exit) => {
+                let lived = self.world.table.get(&run).is_some_and(|process| process.lives());
+                self.world.ends(run, exit);
+                if lived {
+                    self.say(|| format!("        run {run} {exit}"));
+                    self.oracle.on_death(&self.world, run);
+                }
+            }
+            Happening::StrayEnds(unit) => self.world.stray_ends(&unit),
+            Happening::Arrives { engine, event } if engine == self.world.engine => return self.step(event),
+            Happening::ProbeAnswers { engine, run } if engine == self.world.engine => {
+                return self.answer_probe(run);
+            }
+            Happening::Commits { engine, batch } if engine == self.world.engine => return self.commit(batch),
+            Happening::Tick { engine } if engine == self.world.engine => return self.step(Event::Tick),
+            // These were on their way to an engine that is gone.
+            Happening::Arrives { .. }
+            | Happening::ProbeAnswers { .. }
+            | Happening::Commits { .. }
+            | Happening::Tick { .. } => {}
+            Happening::EngineStarts { boot } => return self.start_engine(boot),
+            Happening::Operator => return self.operate(),
+            Happening::Reconfigure => return self.reconfigure(),
+            Happening::Heal => return self.heal(),
+        }
+        Ok(())
+    }
+
+    fn start_engine(&mut self, boot: Boot) -> Result<(), Broken> {
+        let bug = self.bug;
+        let row = |(name, row): (&UnitName, &UnitDurable)| {
+            (name.clone(), bug.map_or(row.clone(), |bug| bug.row(row.clone())))
+        };
+        let cap = bug.map_or(self.setup.start_concurrency, |bug| bug.cap(self.setup.start_concurrency));
+        let inherited = Inheritance {
+            boot,
+            units: self.files.iter().map(|s| bug.map_or(s.clone(), |bug| bug.spec(s))).collect(),
+            durable: self.world.rows.iter().map(row).collect(),
+            adopted: self.world.adopted(),
+            populated: self.world.populated(),
+            next_run: RunId(self.world.run_max + 1),
+        };
+        let mut fx = Effects::default();
+        let settings = Settings { start_concurrency: cap, seed: self.world.engine };
+        let engine = Engine::new(self.world.now, settings, inherited, &mut fx);
+        self.engine = Some(engine);
+        self.say(|| "ENGINE STARTS".to_string());
+        self.perform(fx)
+    }
+
+    /// One event into the engine, its effects out into the world.
+    fn step(&mut self, event: Event) -> Result<(), Broken> {
+        let newest = self.world.table.iter().filter(|(_, p)| p.lives()).map(|(run, _)| *run).next_back();
+        let now = self.bug.map_or(self.world.now, |bug| bug.clock(self.world.now, &event));
+        self.say(|| format!("{event:?}"));
+        let event = match self.bug {
+            Some(bug) => match bug.event(event, newest) {
+                Some(event) => event,
+                None => return Ok(()),
+            },
+            None => event,
+        };
+        let Some(engine) = &mut self.engine else { return Ok(()) };
+        self.steps += 1;
+        let mut fx = Effects::default();
+        engine.step(now, event, &mut fx);
+        self.perform(fx)
+    }
+
+    fn perform(&mut self, mut fx: Effects) -> Result<(), Broken> {
+        self.marks.extend(fx.drain_marks());
+        let mut effects: Vec<Effect> = fx.drain().collect();
+        if let Some(bug) = self.bug {
+            effects = bug.effects(effects);
+        }
+        let count = effects.len();
+        let mut durable = Vec::new();
+        for effect in effects {
+            self.mix(&effect);
+            self.say(|| format!("    {effect:?}"));
+            let Some(engine) = &self.engine else { return Ok(()) };
+            self.oracle.before(&self.world, engine, &effect)?;
+            match effect {
+                Effect::Spawn { unit, run, role } => self.world.spawn(&unit, run, role),
+                Effect::Signal { run, signal } => self.world.signal(run, signal),
+                Effect::End { run, signal } => {
+                    self.world.ask(run);
+                    self.world.signal(run, signal);
+                }
+                Effect::SignalAll { unit, signal } => self.world.signal_all(&unit, signal),
+                Effect::KillAll { unit } => self.world.signal_all(&unit, Signal::KILL),
+                Effect::Probe { run, .. } => {
+                    let engine = self.world.engine;
+                    self.world.after(Duration::from_millis(2), Happening::ProbeAnswers { engine, run });
+                }
+                Effect::WatchLog { .. } => {}
+                Effect::Release { run } if self.bug == Some(Bug::EarlyRelease) => self.release(run)?,
+                Effect::Save { .. }
+                | Effect::Forget { .. }
+                | Effect::Record(_)
+                | Effect::Release { .. }
+                | Effect::Reply { .. }
+                | Effect::Finished => durable.push(effect),
+            }
+            if !self.world.healed && self.world.tape.chance(Domain::Crash, self.world.faults.crash_per_mille)
+            {
+                // What a step saves and records is one transaction: this one never began.
+                return self.crash();
+            }
+        }
+        self.world.submit(durable);
+        let Some(engine) = &self.engine else { return Ok(()) };
+        self.oracle.after_step(&self.world, engine, count)?;
+        if let Some(at) = engine.next_deadline() {
+            let incarnation = self.world.engine;
+            let late = !self.world.healed
+                && self.world.tape.chance(Domain::Delay, self.world.faults.late_tick_per_mille);
+            let wait = if late {
+                Duration::from_millis(self.world.tape.below(Domain::Delay, 200))
+            } else {
+                Duration::ZERO
+            };
+            self.world.at(at + wait, Happening::Tick { engine: incarnation });
+        }
+        self.disturb()
+    }
+
+    /// I23: now and then, news of a run that nobody knows. The engine must not move.
+    fn disturb(&mut self) -> Result<(), Broken> {
+        if self.world.healed || self.steps % 64 != 0 {
+            return Ok(());
+        }
+        let Some(engine) = &mut self.engine else { return Ok(()) };
+        let run = RunId(u64::MAX - 1);
+        let before = format!("{engine:?}");
+        let (at, exit) = (self.world.now, Exit::Code(1));
+        let news = [
+            Event::Exited { run, at, exit, rest: Rest::Alive },
+            Event::Executed { run },
+            Event::Spawned { run, pid: 1 },
+            Event::Probed { run, outcome: ProbeOutcome::Ok },
+            Event::NotifiedReady { run },
+            Event::SpawnShort { run, errno: 11 },
+        ];
+        for event in news {
+            let mut fx = Effects::default();
+            engine.step(self.world.now, event, &mut fx);
+            self.marks.extend(fx.drain_marks());
+            let moved = fx.drain().any(|effect| effect != Effect::Release { run });
+            if moved || format!("{engine:?}") != before {
+                return self.fail(PROMISES[15], "the state changed");
+            }
+        }
+        Ok(())
+    }
+
+    fn answer_probe(&mut self, run: RunId) -> Result<(), Broken> {
+        let ready = self.world.table.get(&run).is_some_and(|process| process.lives() && process.ready);
+        let refused = || ProbeOutcome::Failed("connection refused".to_string());
+        let outcome = if ready { ProbeOutcome::Ok } else { refused() };
+        self.step(Event::Probed { run, outcome })
+    }
+
+    fn commit(&mut self, batch: u64) -> Result<(), Broken> {
+        let done = self.world.commit(batch);
+        self.oracle.on_commit(&self.world)?;
+        for effect in done {
+            match effect {
+                Effect::Release { run } => self.release(run)?,
+                Effect::Reply { request, outcomes } => {
+                    self.say(|| format!("        {request:?} answered: {outcomes:?}"));
+                    self.oracle.on_reply(request, &outcomes)?;
+                }
+                Effect::Finished => self.oracle.finished = true,
+                _nothing_else_waits_for_a_commit => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, run: RunId) -> Result<(), Broken> {
+        self.oracle.on_release(&self.world, run)?;
+        self.world.release(run);
+        Ok(())
+    }
+
+    fn crash(&mut self) -> Result<(), Broken> {
+        self.say(|| "ENGINE KILLED".to_string());
+        self.engine = None;
+        self.world.crash();
+        self.oracle.on_crash(&self.world);
+        if self.world.faults.keeper_loss && self.world.tape.chance(Domain::Crash, 100) {
+            self.say(|| "KEEPER LOST".to_string());
+            self.world.lose_keeper();
+            self.oracle.on_keeper_loss();
+        }
+        self.oracle.on_commit(&self.world)
+    }
+
+    fn operate(&mut self) -> Result<(), Broken> {
+        if self.engine.is_none() {
+            return Ok(());
+        }
+        let tape = &mut self.world.tape;
+        let known: Vec<UnitName> = self.files.iter().map(|spec| spec.name.clone()).collect();
+        let mut units: Vec<UnitName> = vec![tape.pick(Domain::Operator, &known).clone()];
+        if tape.chance(Domain::Operator, 300) {
+            units = known;
+        }
+        let one = units[0].clone();
+        let order = match tape.below(Domain::Operator, 9) {
+            0 | 1 => Order::Start(units),
+            2 | 3 => Order::Stop(units),
+            4 | 5 => Order::Restart(units),
+            6 => Order::Reload(units),
+            7 => Order::Clear(units),
+            _ => Order::Signal(one, Signal::HUP),
+        };
+        self.request += 1;
+        let request = RequestId(self.request);
+        self.oracle.on_order(request, &order);
+        self.step(Event::Ordered { request, order })
+    }
+
+    /// A change of the files: the same again, or units less, or units changed.
+    fn reconfigure(&mut self) -> Result<(), Broken> {
+        let Some(engine) = &mut self.engine else { return Ok(()) };
+        let same: Vec<Arc<UnitSpec>> =
+            self.files.iter().map(|s| self.bug.map_or(s.clone(), |bug| bug.reconfigured(s))).collect();
+        let before = engine.view();
+        let mut fx = Effects::default();
+        engine.step(self.world.now, Event::Configured { units: same }, &mut fx);
+        if fx.drain().next().is_some() || engine.view() != before {
+            return self.fail(PROMISES[16], "the engine moved");
+        }
+        match self.world.tape.below(Domain::Operator, 3) {
+            0 => return Ok(()),
+            1 if self.files.len() > 1 => {
+                self.files.pop();
+            }
+            _ => {
+                let index = self.world.tape.below(Domain::Operator, self.files.len() as u64);
+                let changed = Arc::new(setup::unit(&mut self.world.tape, index));
+                let calm = UnitSpec {
+                    unit: self.files[index as usize].unit.clone(),
+                    restart: self.files[index as usize].restart.clone(),
+                    stop: self.files[index as usize].stop.clone(),
+                    service: self.files[index as usize].service.clone(),
+                    readiness: self.files[index as usize].readiness.clone(),
+                    ..UnitSpec::clone(&changed)
+                };
+                self.files[index as usize] = Arc::new(calm);
+            }
+        }
+        self.oracle.reconfigure(&self.files);
+        for spec in &self.files {
+            self.world.specs.insert(spec.name.clone(), UnitSpec::clone(spec));
+        }
+        let units = self.files.iter().map(|s| self.bug.map_or(s.clone(), |bug| bug.spec(s))).collect();
+        self.step(Event::Configured { units })
+    }
+
+    /// The faults are gone: processes that are already broken die, then everything is sound.
+    fn heal(&mut self) -> Result<(), Broken> {
+        self.say(|| "HEALED".to_string());
+        self.world.healed = true;
+        let exit = Exit::Signal { signal: Signal::KILL, core: false };
+        let living: Vec<RunId> =
+            self.world.table.iter().filter(|(_, p)| p.lives()).map(|(run, _)| *run).collect();
+        for run in living {
+            self.world.after(Duration::from_millis(1), Happening::Ends(run, exit));
+        }
+        let strays: Vec<(UnitName, usize)> =
+            self.world.strays.iter().map(|(unit, strays)| (unit.clone(), strays.len())).collect();
+        for (unit, count) in strays {
+            for _ in 0..count {
+                self.world.after(Duration::from_millis(2), Happening::StrayEnds(unit.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn mix(&mut self, effect: &Effect) {
+        let text = format!("{} {effect:?}", self.world.now.as_ns());
+        for byte in text.bytes() {
+            self.hash = (self.hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn say(&mut self, line: impl FnOnce() -> String) {
+        if self.trace == Trace::On {
+            let now = self.world.now.as_ns();
+            let (s, ms) = (now / 1_000_000_000, now / 1_000_000 % 1_000);
+            self.trace_lines.push(format!("{s:>6}.{ms:03} {}", line()));
+        }
+    }
+}
