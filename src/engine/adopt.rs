@@ -114,7 +114,14 @@ impl Engine {
         for row in history {
             fx.push_late(Effect::Release { run: row.run });
         }
-        let commanded = rows.iter().any(|row| row.role == Role::StopCommand);
+        // The newest attempt decides the state; ends of older ones are only counted.
+        let begins = |row: &&&Adopted| matches!(row.role, Role::Main | Role::StartPre(_));
+        let newest = rows.iter().filter(begins).max_by_key(|row| row.run);
+        let (attempt, role) = newest.map_or((RunId(0), None), |row| (row.run, Some(row.role)));
+        unit.main = (role == Some(Role::Main)).then_some(attempt);
+        unit.begun = newest.map_or(unit.begun, |row| row.spawned_at);
+        let current: Vec<&Adopted> = rows.iter().filter(|row| row.run >= attempt).copied().collect();
+        let commanded = current.iter().any(|row| row.role == Role::StopCommand);
         for row in &rows {
             let asked = if commanded { Asked::ToEnd } else { row.asked };
             let pid = Some(row.pid).filter(|pid| *pid > 0);
@@ -124,19 +131,16 @@ impl Engine {
                 Some((at, exit)) => ended.push(Ended { run: row.run, at, exit, rest }),
                 None => {
                     fx.record(name, Some(row.run), RecordKind::Adopted { pid: row.pid });
-                    if unit.durable.ordered != Some(Desired::Down) {
-                        // It ran, so something wanted it: an engine's crash does not stop it.
-                        unit.pulled = true;
-                    }
                 }
             }
         }
-        // The newest attempt decides the state; ends of older ones are only counted.
-        let begins = |row: &&&Adopted| matches!(row.role, Role::Main | Role::StartPre(_));
-        let newest = rows.iter().filter(begins).max_by_key(|row| row.run);
-        let (attempt, role) = newest.map_or((RunId(0), None), |row| (row.run, Some(row.role)));
-        unit.main = (role == Some(Role::Main)).then_some(attempt);
-        let current: Vec<&Adopted> = rows.iter().filter(|row| row.run >= attempt).copied().collect();
+        // It ran, or was about to, so something wanted it: an engine's crash does not stop it.
+        let row = &unit.durable;
+        let was_up = current.iter().any(|row| row.asked == Asked::No)
+            || row.ready.is_some()
+            || row.retry_at.is_some()
+            || row.held.is_some();
+        unit.pulled = was_up && row.ordered != Some(Desired::Down);
         // A start that followed a failure, and whose row was not committed.
         let restart = rows.iter().rev().find(|row| {
             matches!(row.role, Role::Main | Role::StartPre(0)) && unit.durable.counted_run < Some(row.run)
