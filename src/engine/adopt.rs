@@ -239,7 +239,10 @@ fn living_state(unit: &Unit, rows: &[&Adopted], now: Monotonic, fx: &mut Effects
     };
     let pre = hook(|role| if let Role::StartPre(i) = role { Some(i) } else { None });
     let post = hook(|role| if let Role::StartPost(i) = role { Some(i) } else { None });
-    match (unit.main, pre.or(post)) {
+    // A oneshot's process is gone and forgotten when its start_post runs; in any other
+    // unit a start_post without a process is what a failure left behind.
+    let oneshot_post = post.filter(|_| spec.service.kind == ServiceType::Oneshot);
+    match (unit.main, pre.or(oneshot_post)) {
         _ if asked || counted => {
             let step = StopStep::Terminating { kill_at: now + spec.stop.timeout, hooks: Hooks::Follow };
             State::Deactivating { step, then: then() }
@@ -276,8 +279,7 @@ fn living_state(unit: &Unit, rows: &[&Adopted], now: Monotonic, fx: &mut Effects
         }
         (None, Some((run, index, at))) => {
             fx.mark(Mark::AdoptedActivating);
-            // A oneshot's process is gone and forgotten when its start_post runs.
-            let is_post = post.is_some_and(|(post_run, ..)| post_run == run);
+            let is_post = oneshot_post.is_some_and(|(post_run, ..)| post_run == run);
             let step = if is_post { StartStep::Post { index, run } } else { StartStep::Pre { index, run } };
             activating(step, at)
         }
