@@ -28,6 +28,11 @@ pub const READINESS_INTERVAL: Duration = Duration::from_millis(100);
 /// short enough that a hung socket does not eat the readiness timeout whole.
 pub const READINESS_PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Least time between two spawns of one unit. Without it a unit with `delays = ["0s"]` whose
+/// command fails at once eats a core; with it such a loop costs 100 spawns a second. A unit
+/// that has lived longer than this is restarted at once.
+pub const SPAWN_GAP_MIN: Duration = Duration::from_millis(10);
+
 /// After SIGKILL, how long until what still lives is called stuck (D state).
 pub const KILL_GRACE: Duration = Duration::from_secs(5);
 

@@ -114,7 +114,14 @@ impl Engine {
         for row in history {
             fx.push_late(Effect::Release { run: row.run });
         }
-        let commanded = rows.iter().any(|row| row.role == Role::StopCommand);
+        // The newest attempt decides the state; ends of older ones are only counted.
+        let begins = |row: &&&Adopted| matches!(row.role, Role::Main | Role::StartPre(_));
+        let newest = rows.iter().filter(begins).max_by_key(|row| row.run);
+        let (attempt, role) = newest.map_or((RunId(0), None), |row| (row.run, Some(row.role)));
+        unit.main = (role == Some(Role::Main)).then_some(attempt);
+        unit.begun = newest.map_or(unit.begun, |row| row.spawned_at);
+        let current: Vec<&Adopted> = rows.iter().filter(|row| row.run >= attempt).copied().collect();
+        let commanded = current.iter().any(|row| row.role == Role::StopCommand);
         for row in &rows {
             let asked = if commanded { Asked::ToEnd } else { row.asked };
             let pid = Some(row.pid).filter(|pid| *pid > 0);
@@ -124,19 +131,16 @@ impl Engine {
                 Some((at, exit)) => ended.push(Ended { run: row.run, at, exit, rest }),
                 None => {
                     fx.record(name, Some(row.run), RecordKind::Adopted { pid: row.pid });
-                    if unit.durable.ordered != Some(Desired::Down) {
-                        // It ran, so something wanted it: an engine's crash does not stop it.
-                        unit.pulled = true;
-                    }
                 }
             }
         }
-        // The newest attempt decides the state; ends of older ones are only counted.
-        let begins = |row: &&&Adopted| matches!(row.role, Role::Main | Role::StartPre(_));
-        let newest = rows.iter().filter(begins).max_by_key(|row| row.run);
-        let (attempt, role) = newest.map_or((RunId(0), None), |row| (row.run, Some(row.role)));
-        unit.main = (role == Some(Role::Main)).then_some(attempt);
-        let current: Vec<&Adopted> = rows.iter().filter(|row| row.run >= attempt).copied().collect();
+        // It ran, or was about to, so something wanted it: an engine's crash does not stop it.
+        let row = &unit.durable;
+        let was_up = current.iter().any(|row| row.asked == Asked::No)
+            || row.ready.is_some()
+            || row.retry_at.is_some()
+            || row.held.is_some();
+        unit.pulled = was_up && row.ordered != Some(Desired::Down);
         // A start that followed a failure, and whose row was not committed.
         let restart = rows.iter().rev().find(|row| {
             matches!(row.role, Role::Main | Role::StartPre(0)) && unit.durable.counted_run < Some(row.run)
@@ -235,7 +239,10 @@ fn living_state(unit: &Unit, rows: &[&Adopted], now: Monotonic, fx: &mut Effects
     };
     let pre = hook(|role| if let Role::StartPre(i) = role { Some(i) } else { None });
     let post = hook(|role| if let Role::StartPost(i) = role { Some(i) } else { None });
-    match (unit.main, pre.or(post)) {
+    // A oneshot's process is gone and forgotten when its start_post runs; in any other
+    // unit a start_post without a process is what a failure left behind.
+    let oneshot_post = post.filter(|_| spec.service.kind == ServiceType::Oneshot);
+    match (unit.main, pre.or(oneshot_post)) {
         _ if asked || counted => {
             let step = StopStep::Terminating { kill_at: now + spec.stop.timeout, hooks: Hooks::Follow };
             State::Deactivating { step, then: then() }
@@ -272,8 +279,7 @@ fn living_state(unit: &Unit, rows: &[&Adopted], now: Monotonic, fx: &mut Effects
         }
         (None, Some((run, index, at))) => {
             fx.mark(Mark::AdoptedActivating);
-            // A oneshot's process is gone and forgotten when its start_post runs.
-            let is_post = post.is_some_and(|(post_run, ..)| post_run == run);
+            let is_post = oneshot_post.is_some_and(|(post_run, ..)| post_run == run);
             let step = if is_post { StartStep::Post { index, run } } else { StartStep::Pre { index, run } };
             activating(step, at)
         }

@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::base::exit::{Exit, RunId};
+use crate::base::limits;
 use crate::base::luck::Luck;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
@@ -336,7 +337,12 @@ impl Engine {
         }
         unit.last = Some(exit.to_string());
         match &unit.state {
-            State::Activating(_) | State::Active(_) => {}
+            State::Activating(activating) => {
+                if matches!(activating.step, StartStep::Settling { .. }) {
+                    fx.mark(Mark::SettleBroken);
+                }
+            }
+            State::Active(_) => {}
             State::Deactivating { step: StopStep::Terminating { .. }, .. } if unit.strays => {
                 fx.mark(Mark::StraysLeft);
                 fx.push(Effect::SignalAll { unit: name.clone(), signal: spec.stop.signal });
@@ -427,7 +433,7 @@ impl Engine {
             return Then::Hold(held);
         }
         let wait = restart::delay(&spec.restart, failures, &mut self.luck);
-        let retry_at = at + wait;
+        let retry_at = (at + wait).max(unit.begun + limits::SPAWN_GAP_MIN);
         unit.durable.retry_at = Some(retry_at);
         let delay_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         fx.record(name, Some(run), RecordKind::RestartScheduled { at: retry_at, delay_ms, failures });

@@ -20,6 +20,10 @@ impl Engine {
     /// A waiting unit: begin if nothing is missing, else remember what is.
     pub(crate) fn evaluate_start(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
         let blockers = self.blockers(name);
+        // Ready now, but about to restart.
+        let restarts =
+            |other: &&UnitName| self.units.get(*other).is_some_and(|u| u.is_ready() && u.restarting);
+        let held_back: Vec<UnitName> = blockers.requires.iter().filter(restarts).cloned().collect();
         let Some(unit) = self.units.get_mut(name) else { return };
         self.slot_waiters.remove(&(unit.since, name.clone()));
         let State::Waiting { not_before, blockers: known } = &mut unit.state else { return };
@@ -30,6 +34,9 @@ impl Engine {
         if blockers.slot && blockers.only_slot() {
             fx.mark(Mark::WaitedForSlot);
             self.slot_waiters.insert((unit.since, name.clone()));
+        }
+        if blockers.requires.iter().any(|other| held_back.contains(other)) {
+            fx.mark(Mark::StartHeldBack);
         }
         if !blockers.order.is_empty() {
             fx.mark(Mark::WaitedForOrder);
@@ -137,6 +144,7 @@ impl Engine {
         }
         let Some(unit) = self.units.get_mut(name) else { return };
         let due = unit.durable.retry_at.take();
+        unit.begun = now;
         unit.durable.held = None;
         unit.durable.finished = false;
         unit.restarting = false;

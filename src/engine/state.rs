@@ -210,6 +210,8 @@ pub(crate) struct Unit {
     pub strays: bool,
     /// The newest main run.
     pub main: Option<RunId>,
+    /// When the newest attempt began.
+    pub begun: Monotonic,
     /// A wanted unit needs or wants this one.
     pub pulled: bool,
     /// An operator's restart is under way: stop, then start.
@@ -234,6 +236,7 @@ impl Unit {
             living: BTreeMap::new(),
             strays: false,
             main: None,
+            begun: Monotonic::ZERO,
             pulled: false,
             restarting: false,
             removed: false,

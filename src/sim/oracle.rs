@@ -373,6 +373,8 @@ impl Oracle {
             world.failed_runs.contains(run) || process.is_some_and(|p| !p.lives() && !p.asked)
         });
         self.open_requests.clear();
+        // Verdicts that no commit kept are judged anew, so a minute may see more starts.
+        self.starts.clear();
         self.starting = None;
     }
 

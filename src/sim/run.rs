@@ -29,7 +29,7 @@ use crate::unit::spec::UnitSpec;
 const LIVENESS: Duration = Duration::from_secs(600);
 
 /// More steps than any world needs: beyond it the engine is running in a circle.
-const STEPS_MAX: u64 = 200_000;
+const STEPS_MAX: u64 = 1_000_000;
 
 /// What a run came to.
 #[derive(Clone, Debug)]
@@ -156,8 +156,9 @@ impl Sim {
 
     fn shut_down(&mut self) -> Result<(), Broken> {
         self.request += 1;
-        let event = Event::Ordered { request: RequestId(self.request), order: Order::Shutdown };
-        self.step(event)?;
+        let request = RequestId(self.request);
+        self.oracle.on_order(request, &Order::Shutdown);
+        self.step(Event::Ordered { request, order: Order::Shutdown })?;
         let grace = Duration::from_secs(15 * 4 + 60) * u32::try_from(self.setup.units.len()).unwrap_or(1);
         self.until(self.world.now + grace)?;
         if !self.oracle.finished {
