@@ -117,9 +117,11 @@ fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         Target::UnitLogs | Target::Logs => to_value(schemas.subschema_for::<LogLines>()),
         Target::Events => to_value(schemas.subschema_for::<EventList>()),
         Target::ConfigErrors => to_value(schemas.subschema_for::<ConfigHealth>()),
-        Target::UnitAct(_) | Target::UnitSignal | Target::Act(_) | Target::RecoveryRestart => {
-            to_value(schemas.subschema_for::<ActionReply>())
-        }
+        Target::UnitAct(_)
+        | Target::UnitSignal
+        | Target::Act(_)
+        | Target::RecoveryRestart
+        | Target::RecoveryResync => to_value(schemas.subschema_for::<ActionReply>()),
     };
     let mut content = json!({ "application/json": { "schema": schema } });
     if route.params.contains(&Param::Follow) {
@@ -132,7 +134,9 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
     let (schema, required) = match target {
         Target::UnitSignal => (to_value(schemas.subschema_for::<SignalRequest>()), true),
         Target::Act(_) => (to_value(schemas.subschema_for::<ActionRequest>()), true),
-        Target::RecoveryRestart => (to_value(schemas.subschema_for::<RecoveryRequest>()), false),
+        Target::RecoveryRestart | Target::RecoveryResync => {
+            (to_value(schemas.subschema_for::<RecoveryRequest>()), false)
+        }
         Target::UnitAct(_) => (json!({ "type": "object", "maxProperties": 0 }), false),
         Target::Livez
         | Target::Readyz

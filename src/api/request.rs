@@ -91,6 +91,10 @@ pub fn parse(
             Some(unit) => Call::Act { verb: Verb::Restart, units: vec![unit_name(&unit)?], all: false, wait },
             None => Call::RestartInactive { wait },
         },
+        Target::RecoveryResync => match parse_json_or_default::<RecoveryRequest>(body)?.unit {
+            Some(unit) => Call::Act { verb: Verb::Resync, units: vec![unit_name(&unit)?], all: false, wait },
+            None => Call::Act { verb: Verb::Resync, units: Vec::new(), all: true, wait },
+        },
     }))
 }
 

@@ -32,6 +32,7 @@ pub enum Target {
     UnitSignal,
     Act(Verb),
     RecoveryRestart,
+    RecoveryResync,
 }
 
 /// A query parameter.
@@ -119,12 +120,20 @@ pub const ROUTES: &[Route] = &[
     act("/v1/units/{name}/restart", Target::UnitAct(Verb::Restart), WAIT, "Stop a unit, then start it."),
     act("/v1/units/{name}/reload", Target::UnitAct(Verb::Reload), WAIT, "Have a unit reread its files."),
     act("/v1/units/{name}/clear", Target::UnitAct(Verb::Clear), WAIT, "Forget a unit's failures."),
+    act("/v1/units/{name}/resync", Target::UnitAct(Verb::Resync), WAIT, "Restore a unit's state now."),
     act("/v1/units/{name}/signal", Target::UnitSignal, &[], "Send a signal to a unit's main process."),
     act("/v1/actions/start", Target::Act(Verb::Start), WAIT, "Start several units, requirements first."),
     act("/v1/actions/stop", Target::Act(Verb::Stop), WAIT, "Stop several units in reverse order."),
     act("/v1/actions/restart", Target::Act(Verb::Restart), WAIT, "Restart several units."),
     act("/v1/actions/reload", Target::Act(Verb::Reload), WAIT, "Have several units reread their files."),
     act("/v1/actions/clear", Target::Act(Verb::Clear), WAIT, "Forget the failures of several units."),
+    act("/v1/actions/resync", Target::Act(Verb::Resync), WAIT, "Restore the state of several units now."),
+    act(
+        "/api/recovery/state_resync",
+        Target::RecoveryResync,
+        WAIT,
+        "Restore the state of one unit, or of every unit that has a resync; answers with each outcome.",
+    ),
     act(
         "/api/recovery/restart",
         Target::RecoveryRestart,

@@ -100,7 +100,10 @@ pub fn render_outcomes(
                     (Verb::Start | Verb::Restart, Some(after)) => {
                         format!("{} (active in {})", done_word(verb), took(after))
                     }
-                    (Verb::Start | Verb::Restart | Verb::Stop | Verb::Reload | Verb::Clear, _) => {
+                    (
+                        Verb::Start | Verb::Restart | Verb::Stop | Verb::Reload | Verb::Clear | Verb::Resync,
+                        _,
+                    ) => {
                         format!("{} ({state})", done_word(verb))
                     }
                 }
@@ -140,6 +143,7 @@ fn done_word(verb: Verb) -> &'static str {
         Verb::Restart => "restarted",
         Verb::Reload => "reloaded",
         Verb::Clear => "cleared",
+        Verb::Resync => "state restored",
     }
 }
 

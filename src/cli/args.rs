@@ -141,6 +141,9 @@ pub enum ActCommand {
     /// Forget the failures of units, so that their next delay is the first again
     #[command(after_help = "Examples:\n  upright clear backend")]
     Clear(OrderArgs),
+    /// Have units restore their state now, as after the return of a requirement
+    #[command(after_help = "Examples:\n  upright resync backend\n  upright resync --all")]
+    Resync(OrderArgs),
 }
 
 impl ActCommand {
@@ -151,6 +154,7 @@ impl ActCommand {
             ActCommand::Restart(_) => Verb::Restart,
             ActCommand::Reload(_) => Verb::Reload,
             ActCommand::Clear(_) => Verb::Clear,
+            ActCommand::Resync(_) => Verb::Resync,
         }
     }
 
@@ -160,7 +164,8 @@ impl ActCommand {
             | ActCommand::Stop(order)
             | ActCommand::Restart(order)
             | ActCommand::Reload(order)
-            | ActCommand::Clear(order) => order,
+            | ActCommand::Clear(order)
+            | ActCommand::Resync(order) => order,
         }
     }
 }

@@ -72,7 +72,11 @@ impl Shell {
             Call::ConfigErrors => json(&ConfigHealth { errors: self.config_errors.clone() }),
             Call::Unit { name } => return self.answer_card(&name, reply),
             Call::Act { verb, units, all, wait } => {
-                let units = if all { Ok(self.every_unit()) } else { self.known(&units) };
+                let units = match (all, verb) {
+                    (true, Verb::Resync) => Ok(self.units_with_resync()),
+                    (true, _) => Ok(self.every_unit()),
+                    (false, _) => self.known(&units),
+                };
                 match units {
                     Ok(units) => return self.act(peer, verb, units, Until::from_wait(wait), reply),
                     Err(answer) => *answer,
@@ -115,6 +119,13 @@ impl Shell {
         let _ = reply.send(answer); // whoever asked has left
     }
 
+    /// Those that "every unit" can mean when state is to be restored.
+    fn units_with_resync(&self) -> Vec<UnitName> {
+        let mut units = self.every_unit();
+        units.retain(|unit| self.hands.specs.get(unit).is_some_and(|spec| spec.resync.is_some()));
+        units
+    }
+
     fn act(
         &mut self,
         peer: Peer,
@@ -133,6 +144,7 @@ impl Shell {
             Verb::Restart => Order::Restart(units.clone()),
             Verb::Reload => Order::Reload(units.clone()),
             Verb::Clear => Order::Clear(units.clone()),
+            Verb::Resync => Order::Resync(units.clone()),
         };
         self.order(peer, order, &units, until, reply);
     }
@@ -164,6 +176,7 @@ impl Shell {
             Order::Restart(_) => "restart",
             Order::Reload(_) => "reload",
             Order::Clear(_) => "clear",
+            Order::Resync(_) => "resync",
             Order::Signal(..) => "signal",
             Order::Shutdown => "shutdown",
         };

@@ -33,7 +33,7 @@ use crate::store::row::{EventRow, Level, NewEvent};
 use crate::store::writer::{Batch, Committed, Store, Write};
 use crate::sys::clock;
 use crate::telemetry::observe::{Stamp, observe};
-use crate::unit::spec::{ReadyWhen, StderrTo, UnitSpec, WhenFull};
+use crate::unit::spec::{HealthCheck, ReadyWhen, ResyncBy, StderrTo, UnitSpec, WhenFull};
 
 /// How long a run's last words may take to reach the disk before the keeper lets go of its
 /// pipe all the same (a full disk, or a grandchild that goes on writing).
@@ -139,6 +139,9 @@ impl Hands {
             }
             Effect::Release { run } => self.lates.push(Late::Release(run)),
             Effect::Probe { unit, run } => self.probe(&unit, run),
+            Effect::Check { unit, run } => self.check(&unit, run),
+            Effect::Resync { unit, run } => self.resync(&unit, run),
+            Effect::Alert(alert) => self.writes.push(Write::Alert { alert, ts_us: stamp.ts_us }),
             Effect::WatchLog { unit, run } => self.watch_log(&unit, run),
             Effect::Save { unit, durable } => self.writes.push(Write::Save { unit, durable }),
             Effect::Forget { unit } => {
@@ -289,6 +292,20 @@ impl Hands {
             let within = spec.readiness.timeout.unwrap_or(limits::READINESS_PROBE_TIMEOUT);
             let timeout = within.min(limits::READINESS_PROBE_TIMEOUT);
             follow::run_probe(run, check.clone(), timeout, self.tools.sources.clone());
+        }
+    }
+
+    fn check(&self, unit: &UnitName, run: RunId) {
+        let Some(health) = self.specs.get(unit).and_then(|spec| spec.health.clone()) else { return };
+        if let HealthCheck::Net(check) = health.check {
+            follow::run_check(run, check, health.timeout, self.tools.sources.clone());
+        }
+    }
+
+    fn resync(&self, unit: &UnitName, run: RunId) {
+        let Some(resync) = self.specs.get(unit).and_then(|spec| spec.resync.clone()) else { return };
+        if let ResyncBy::Net(request) = resync.by {
+            follow::run_resync(run, request, resync.timeout, self.tools.sources.clone());
         }
     }
 

@@ -28,6 +28,7 @@ use crate::engine::effect::Role;
 use crate::engine::event::{Event, Order, RequestId};
 use crate::engine::{Effects, Engine};
 use crate::keeper::wire::{News, Request};
+use crate::probe::notify::Watchdog;
 use crate::store::open::{Life, Phase};
 use crate::store::row::Level;
 use crate::store::writer::Write;
@@ -296,12 +297,16 @@ impl Shell {
     }
 
     fn on_notice(&mut self, sent: &Sent) {
-        if !sent.notice.ready {
-            return;
+        let Some(run) = self.hands.main_run_of(sent.pid) else {
+            return tracing::debug!("process {} speaks for no unit", sent.pid);
+        };
+        if sent.notice.ready {
+            self.handle(Event::NotifiedReady { run });
         }
-        match self.hands.main_run_of(sent.pid) {
-            Some(run) => self.handle(Event::NotifiedReady { run }),
-            None => tracing::debug!("process {} said READY=1 and belongs to no unit", sent.pid),
+        match sent.notice.watchdog {
+            Some(Watchdog::Ping) => self.handle(Event::Pinged { run }),
+            Some(Watchdog::Trigger) => self.handle(Event::WatchdogTriggered { run }),
+            None => {}
         }
     }
 

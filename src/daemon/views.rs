@@ -40,7 +40,12 @@ pub fn unit(view: &UnitView, clocks: Clocks) -> Unit {
         run: view.run.map(|run| run.0),
         restarts: view.restarts,
         failures: view.failures,
-        health: "none".to_string(),
+        health: match view.healthy {
+            None => "none",
+            Some(true) => "healthy",
+            Some(false) => "unhealthy",
+        }
+        .to_string(),
         next_retry_at: view.next_retry_at.map(|at| clocks.date(at)),
         waiting_for: names(&view.waiting_for),
         requires: names(&view.requires),

@@ -12,11 +12,12 @@ use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::durable::{Desired, UnitDurable};
-use crate::engine::effect::{Effect, Effects, Mark, RecordKind, Role};
+use crate::engine::effect::{AlertKind, Effect, Effects, Mark, RecordKind, Role};
 use crate::engine::event::Rest;
+use crate::engine::health;
 use crate::engine::state::{
-    Activating, Active, Asked, Hold, Hooks, Living, Probing, Reloading, StartStep, State, StopStep, Then,
-    Unit, WhyInactive,
+    Activating, Active, Asked, Hold, Hooks, Living, Probing, Reloading, Resyncing, StartStep, State,
+    StopStep, Then, Unit, WatchStep, WhyInactive,
 };
 use crate::engine::{Adopted, Engine, Settings};
 use crate::unit::spec::{ReadyWhen, ServiceType, UnitSpec};
@@ -84,6 +85,10 @@ impl Engine {
             engine.adopt_unit(now, name, &own, rest, &mut ended, fx);
         }
         engine.pull();
+        if boot == Boot::Resumed {
+            let message = "the engine died and another took over; no service was touched".to_string();
+            Engine::raise_of_engine(AlertKind::EngineRestarted, format!("{}", now.as_ns()), message, fx);
+        }
         ended.sort_by_key(|end| end.run);
         for end in ended {
             engine.on_exited(now, end.run, end.at, end.exit, end.rest, fx);
@@ -197,8 +202,15 @@ fn resting_state(unit: &Unit, now: Monotonic) -> State {
         return State::Failed { hold: Hold::GaveUp(held.clone()) };
     }
     if row.finished && unit.spec.service.kind == ServiceType::Oneshot {
-        let active = Active { main: None, ready_at: now, reset_at: None, missing: Vec::new(), reload: None };
-        return State::Active(active);
+        return State::Active(Active {
+            main: None,
+            ready_at: now,
+            reset_at: None,
+            missing: Vec::new(),
+            reload: None,
+            health: None,
+            resync: None,
+        });
     }
     if row.finished {
         return State::Inactive { why: WhyInactive::Finished(None) };
@@ -253,8 +265,28 @@ fn living_state(unit: &Unit, rows: &[&Adopted], now: Monotonic, fx: &mut Effects
                 let reset_at = (row.failures > 0).then(|| ready_at + spec.restart.reset_after);
                 let reload = hook(|role| (role == Role::ReloadCommand).then_some(0))
                     .map(|(run, _, at)| Reloading { run, deadline: at + Duration::from_secs(60) });
-                let active = Active { main: Some(main), ready_at, reset_at, missing: Vec::new(), reload };
-                return State::Active(active);
+                // What was lost before is missing until it is seen: its return is news then.
+                let resync = hook(|role| (role == Role::Resync).then_some(0)).map(|(run, _, at)| {
+                    let timeout = spec.resync.as_ref().map_or(Duration::ZERO, |resync| resync.timeout);
+                    Resyncing::Running { attempt: 1, run: Some(run), begun: at, deadline: at + timeout }
+                });
+                let owed = row.owed.iter().filter(|other| spec.unit.requires.contains(other));
+                let missing = if resync.is_some() { Vec::new() } else { owed.cloned().collect() };
+                let mut health = health::begin(now, spec);
+                if let (Some(watch), Some(check)) =
+                    (&mut health, hook(|role| (role == Role::HealthCheck).then_some(0)))
+                {
+                    watch.step = WatchStep::Killed { check: check.0 };
+                }
+                return State::Active(Active {
+                    main: Some(main),
+                    ready_at,
+                    reset_at,
+                    missing,
+                    reload,
+                    health,
+                    resync,
+                });
             }
             fx.mark(Mark::AdoptedActivating);
             if let Some((run, index, at)) = post {

@@ -2,7 +2,10 @@
 //!
 //! Refuses: what can be derived from the keeper's table or the unit file.
 
+use std::collections::BTreeSet;
+
 use crate::base::exit::RunId;
+use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 
 /// What the operator asked for; it wins over `unit.enabled` and holds across everything.
@@ -36,12 +39,29 @@ pub struct UnitDurable {
     pub held: Option<String>,
     /// A oneshot, or a success exit under `on-failure`: done, with this outcome.
     pub finished: bool,
+    /// Failures of this episode that are the unit's own: no requirement was down.
+    pub own_failures: u32,
+    /// An alert was raised in this episode: its end raises the recovery.
+    pub alerted: bool,
+    /// Requirements that were lost since the run that is active began: what `on_return`
+    /// says is owed to the unit once they are ready again.
+    pub owed: BTreeSet<UnitName>,
+    /// The last resync failed for good.
+    pub resync_failed: bool,
 }
 
 impl UnitDurable {
     /// The same row after a reboot: no process lives, no deadline means anything, but what
     /// was asked for and the count of failures hold (design: never reset by a reboot).
     pub fn after_reboot(self) -> UnitDurable {
-        UnitDurable { retry_at: None, down_since: None, ready: None, finished: false, ..self }
+        UnitDurable {
+            retry_at: None,
+            down_since: None,
+            ready: None,
+            finished: false,
+            owed: BTreeSet::new(),
+            resync_failed: false,
+            ..self
+        }
     }
 }

@@ -34,6 +34,14 @@ pub enum Event {
     Emptied { unit: UnitName },
     /// What a readiness probe asked for by `Effect::Probe` saw.
     Probed { run: RunId, outcome: ProbeOutcome },
+    /// What a health check asked for by `Effect::Check` saw.
+    Checked { run: RunId, outcome: ProbeOutcome },
+    /// `WATCHDOG=1` from a process of this run's unit.
+    Pinged { run: RunId },
+    /// `WATCHDOG=trigger`: the service itself says that it is beyond help.
+    WatchdogTriggered { run: RunId },
+    /// How the HTTP resync asked for by `Effect::Resync` was answered: 2xx is the acknowledgement.
+    Resynced { run: RunId, outcome: ProbeOutcome },
     /// `READY=1`, or a newline on the notification fd, from a process of this run's unit.
     NotifiedReady { run: RunId },
     /// A line of this run's output matches the unit's `readiness.log`.
@@ -61,6 +69,8 @@ pub enum Order {
     /// Forget the failures: the episode ends; a held (failed) unit that is wanted starts again.
     Clear(Vec<UnitName>),
     Signal(UnitName, Signal),
+    /// Restore the state of these units now, whatever their requirements did.
+    Resync(Vec<UnitName>),
     /// Stop everything in reverse order and end; what was asked for stays as it is.
     Shutdown,
 }

@@ -8,13 +8,16 @@
 //! nothing moves. Never by recursion.
 
 pub mod adopt;
+pub mod alert;
 pub mod check;
 pub mod durable;
 pub mod effect;
 pub mod event;
+mod health;
 mod order;
 mod plan;
 mod restart;
+mod resync;
 mod start;
 mod state;
 mod stop;
@@ -30,7 +33,7 @@ use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::durable::UnitDurable;
 pub use crate::engine::effect::Effects;
-use crate::engine::effect::{Cause, Effect, Mark, RecordKind, Role};
+use crate::engine::effect::{AlertKind, Cause, Effect, Mark, RecordKind, Role};
 use crate::engine::event::{Event, RequestId, Rest};
 use crate::engine::order::Job;
 pub use crate::engine::state::Asked;
@@ -107,6 +110,10 @@ impl Engine {
             Event::SpawnShort { run, errno } => self.on_spawn_short(now, run, errno, fx),
             Event::Emptied { unit } => self.on_emptied(now, &unit, fx),
             Event::Probed { run, outcome } => self.on_probed(now, run, outcome, fx),
+            Event::Checked { run, outcome } => self.on_checked(now, run, outcome, fx),
+            Event::Pinged { run } => self.on_pinged(now, run, fx),
+            Event::WatchdogTriggered { run } => self.on_watchdog_triggered(now, run, fx),
+            Event::Resynced { run, outcome } => self.on_resynced(now, run, outcome, fx),
             Event::NotifiedReady { run } | Event::LogMatched { run } => self.on_said_ready(now, run, fx),
             Event::Ordered { request, order } => self.on_ordered(now, request, order, fx),
         }
@@ -265,7 +272,7 @@ impl Engine {
             State::Waiting { .. } => self.evaluate_start(now, name, fx),
             State::Activating(_) | State::Active(_) if restarting => self.evaluate_stop(now, name, fx),
             State::Activating(_) | State::Deactivating { .. } | State::Failed { .. } => {}
-            State::Active(_) => self.evaluate_requirements(name, fx),
+            State::Active(_) => self.evaluate_requirements(now, name, fx),
         }
     }
 
@@ -309,6 +316,8 @@ impl Engine {
             }
             Role::StopCommand | Role::StopPost(_) => self.on_stop_hook_exited(now, &name, run, exit, fx),
             Role::ReloadCommand => self.on_reload_exited(&name, run, exit, fx),
+            Role::HealthCheck => self.on_check_exited(now, &name, run, exit, fx),
+            Role::Resync => self.on_resync_exited(now, &name, run, exit, fx),
         }
         self.conclude_if_empty(now, &name, fx);
     }
@@ -397,7 +406,12 @@ impl Engine {
         unit.durable.failures = unit.durable.failures.saturating_add(1);
         unit.durable.down_since.get_or_insert(at);
         let (failures, episode) = (unit.durable.failures, unit.durable.episode);
-        fx.record(name, Some(run), RecordKind::Failed { cause, failures, episode });
+        let requires = unit.spec.unit.requires.clone();
+        let down = |other: &UnitName| !self.units.get(other).is_some_and(Unit::is_ready);
+        let blame: Vec<UnitName> = requires.into_iter().filter(down).collect();
+        let sentence = cause.to_string();
+        fx.record(name, Some(run), RecordKind::Failed { cause, failures, episode, blame: blame.clone() });
+        self.alert_failure(name, run, &sentence, &blame, fx);
         Some(failures)
     }
 
@@ -429,6 +443,7 @@ impl Engine {
             let held = format!("gave up after {failures} failure{}: {sentence}", plural(failures));
             unit.durable.held = Some(held.clone());
             unit.durable.retry_at = None;
+            self.raise(name, AlertKind::GaveUp, format!("{failures}"), format!("{name} {held}"), fx);
             self.fail_jobs(name, &held, fx);
             return Then::Hold(held);
         }
@@ -448,10 +463,13 @@ impl Engine {
             return;
         }
         let failures = std::mem::take(&mut unit.durable.failures);
-        unit.durable.episode += 1;
         self.touched.insert(name.clone());
         fx.mark(Mark::EpisodeEnded);
         fx.record(name, None, RecordKind::EpisodeEnded { failures });
+        self.alert_recovery(name, failures, fx);
+        if let Some(unit) = self.units.get_mut(name) {
+            unit.durable.episode += 1;
+        }
     }
 
     /// The unit whose living main process this is, with the step of its start, if it is starting.

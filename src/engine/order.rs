@@ -23,6 +23,7 @@ pub(crate) enum Goal {
     Up,
     Down,
     Reloaded,
+    Resynced,
 }
 
 /// An order that is not answered yet.
@@ -69,6 +70,11 @@ impl Engine {
                     };
                     fx.push(Effect::Signal { run, signal });
                     Some(Outcome::Done)
+                })
+            }
+            Order::Resync(units) => {
+                self.order_each(request, "resync", Goal::Resynced, units, fx, |this, name, _| {
+                    this.order_resync(now, name)
                 })
             }
             Order::Shutdown => self.order_shutdown(fx),
@@ -215,7 +221,12 @@ impl Engine {
         outcome
     }
 
-    fn order_reload(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) -> Option<Outcome> {
+    pub(crate) fn order_reload(
+        &mut self,
+        now: Monotonic,
+        name: &UnitName,
+        fx: &mut Effects,
+    ) -> Option<Outcome> {
         let unit = self.units.get_mut(name)?;
         let spec = unit.spec.clone();
         let main = unit.living_main();
@@ -302,7 +313,7 @@ impl Engine {
         }
     }
 
-    fn resolve(&mut self, name: &UnitName, goal: Goal, outcome: impl Fn(&UnitName) -> Outcome) {
+    pub(crate) fn resolve(&mut self, name: &UnitName, goal: Goal, outcome: impl Fn(&UnitName) -> Outcome) {
         for job in self.jobs.values_mut().filter(|job| job.goal == goal) {
             if job.waiting.remove(name) {
                 job.outcomes.push((name.clone(), outcome(name)));
@@ -346,7 +357,9 @@ impl Engine {
         }
         let reloadable = self.units.get(name).is_some_and(Unit::is_ready);
         if !reloadable {
-            self.resolve(name, Goal::Reloaded, |_| Outcome::Failed("it is no longer active".to_string()));
+            let gone = |_: &UnitName| Outcome::Failed("it is no longer active".to_string());
+            self.resolve(name, Goal::Reloaded, gone);
+            self.resolve(name, Goal::Resynced, gone);
         }
     }
 

@@ -10,11 +10,12 @@ use crate::base::limits;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::effect::{Cause, Effect, Effects, Mark, RecordKind, Role};
+use crate::engine::health;
 use crate::engine::state::{
     Activating, Active, Blockers, Probing, StartStep, State, StopStep, Then, Unit, WhyInactive,
 };
 use crate::engine::{Asked, Ended, Engine};
-use crate::unit::spec::{ReadyWhen, ServiceType};
+use crate::unit::spec::{OnLoss, ReadyWhen, ServiceType};
 
 impl Engine {
     /// A waiting unit: begin if nothing is missing, else remember what is.
@@ -147,6 +148,9 @@ impl Engine {
         unit.begun = now;
         unit.durable.held = None;
         unit.durable.finished = false;
+        // A new process begins with the state as it is now: nothing is owed to it.
+        unit.durable.owed.clear();
+        unit.durable.resync_failed = false;
         unit.restarting = false;
         if let Some(due) = due {
             // A try after a shortage comes here without a due time: one restart counts once.
@@ -308,7 +312,9 @@ impl Engine {
         unit.durable.finished = main.is_none();
         let down_since = unit.durable.down_since.take();
         let run = unit.main;
-        let active = Active { main, ready_at: now, reset_at, missing: Vec::new(), reload: None };
+        let health = main.and_then(|_| health::begin(now, &unit.spec));
+        let active =
+            Active { main, ready_at: now, reset_at, missing: Vec::new(), reload: None, health, resync: None };
         self.set_state(now, name, State::Active(active));
         fx.record(name, run, RecordKind::Active { start_ms: ms(now, begun) });
         if let Some(since) = down_since {
@@ -414,7 +420,13 @@ impl Engine {
         let hook = match ended.role {
             Role::StartPre(_) => "start_pre",
             Role::StartPost(_) => "start_post",
-            Role::Main | Role::StopPost(_) | Role::StopCommand | Role::ReloadCommand | Role::ReadyCheck => {
+            Role::Main
+            | Role::StopPost(_)
+            | Role::StopCommand
+            | Role::ReloadCommand
+            | Role::ReadyCheck
+            | Role::HealthCheck
+            | Role::Resync => {
                 return;
             }
         };
@@ -452,31 +464,55 @@ impl Engine {
                 self.on_stop_hook_exited(now, &name, run, Exit::Unknown, fx)
             }
             Role::ReloadCommand => self.on_reload_exited(&name, run, Exit::Unknown, fx),
+            Role::HealthCheck => self.on_check_short(now, &name),
+            Role::Resync => self.on_resync_exited(now, &name, run, Exit::Unknown, fx),
             Role::Main | Role::StartPre(_) | Role::StartPost(_) => {}
         }
         self.conclude_if_empty(now, &name, fx);
     }
 
-    /// An active unit: which of its requirements are down now?
-    pub(crate) fn evaluate_requirements(&mut self, name: &UnitName, fx: &mut Effects) {
+    /// An active unit: which of its requirements are down now? What is lost is owed; when the
+    /// last one is ready again, what is owed is done.
+    pub(crate) fn evaluate_requirements(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
         let Some(unit) = self.units.get(name) else { return };
-        let ready = |other: &&UnitName| !self.units.get(*other).is_some_and(Unit::is_ready);
-        let missing: Vec<UnitName> = unit.spec.unit.requires.iter().filter(ready).cloned().collect();
+        let down = |other: &&UnitName| !self.units.get(*other).is_some_and(Unit::is_ready);
+        let missing: Vec<UnitName> = unit.spec.unit.requires.iter().filter(down).cloned().collect();
+        let to_stop = self.to_stop(name);
         let Some(unit) = self.units.get_mut(name) else { return };
-        let run = unit.main;
+        let (run, spec) = (unit.main, unit.spec.clone());
         let State::Active(active) = &mut unit.state else { return };
         if active.missing == missing {
             return;
         }
+        let lost: Vec<UnitName> =
+            missing.iter().filter(|other| !active.missing.contains(other)).cloned().collect();
         let was_whole = active.missing.is_empty();
         active.missing = missing.clone();
+        unit.durable.owed.extend(lost.iter().cloned());
         self.touched.insert(name.clone());
         if missing.is_empty() {
             fx.mark(Mark::Restored);
             fx.record(name, run, RecordKind::Restored);
-        } else if was_whole {
+            if !to_stop {
+                self.on_all_returned(now, name, fx);
+            }
+            return;
+        }
+        if was_whole {
             fx.mark(Mark::Degraded);
             fx.record(name, run, RecordKind::Degraded { for_units: missing });
+        }
+        self.abort_resync(name, fx);
+        let goes_down =
+            |other: &UnitName| spec.dependency.get(other).is_some_and(|edge| edge.on_loss != OnLoss::Degrade);
+        if lost.iter().any(goes_down)
+            && !to_stop
+            && let Some(unit) = self.units.get_mut(name)
+        {
+            // `stop` and `restart` alike: down now, and up again when it can be.
+            fx.mark(Mark::LossStopped);
+            unit.restarting = true;
+            self.queue.insert(name.clone());
         }
     }
 
@@ -496,6 +532,8 @@ impl Engine {
         if episode_over {
             self.end_episode(name, fx);
         }
+        self.on_resync_deadline(now, name, fx);
+        self.on_health_deadline(now, name, fx);
     }
 }
 

@@ -122,6 +122,45 @@ pub(crate) struct Active {
     /// Requirements that are down now.
     pub missing: Vec<UnitName>,
     pub reload: Option<Reloading>,
+    pub health: Option<Watch>,
+    pub resync: Option<Resyncing>,
+}
+
+/// The health of one run: a verdict belongs to it and ends with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Watch {
+    pub step: WatchStep,
+    /// Bad checks in a row.
+    pub bad: u32,
+    /// None until the first check that counts.
+    pub healthy: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WatchStep {
+    /// The next check begins then.
+    Next(Monotonic),
+    /// One is under way (the run, where it is a process); it is hung at `hung_at`.
+    InFlight { check: Option<RunId>, begun: Monotonic, hung_at: Monotonic },
+    /// A hung check process was killed; its end begins the next interval.
+    Killed { check: RunId },
+    /// `WATCHDOG=1` is due until then.
+    Watchdog { due: Monotonic },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resyncing {
+    /// The `attempt`-th (from 1) begins at `at`.
+    Due {
+        attempt: u32,
+        at: Monotonic,
+    },
+    Running {
+        attempt: u32,
+        run: Option<RunId>,
+        begun: Monotonic,
+        deadline: Monotonic,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -312,7 +351,20 @@ impl Unit {
                 };
                 earlier(step, activating.deadline)
             }
-            State::Active(active) => earlier(active.reset_at, active.reload.map(|reload| reload.deadline)),
+            State::Active(active) => {
+                let health = active.health.as_ref().and_then(|watch| match watch.step {
+                    WatchStep::Next(at) => Some(at),
+                    WatchStep::InFlight { hung_at, .. } => Some(hung_at),
+                    WatchStep::Killed { .. } => None,
+                    WatchStep::Watchdog { due } => Some(due),
+                });
+                let resync = active.resync.map(|resync| match resync {
+                    Resyncing::Due { at, .. } => at,
+                    Resyncing::Running { deadline, .. } => deadline,
+                });
+                let reload = active.reload.map(|reload| reload.deadline);
+                earlier(earlier(active.reset_at, reload), earlier(health, resync))
+            }
             State::Deactivating { step, .. } => match step {
                 StopStep::Command { deadline, .. } | StopStep::Post { deadline, .. } => Some(*deadline),
                 StopStep::Terminating { kill_at, .. } => Some(*kill_at),

@@ -8,7 +8,7 @@ use crate::base::name::UnitName;
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::Engine;
-use crate::engine::effect::{Cause, Effect, Effects, Mark, RecordKind, Role};
+use crate::engine::effect::{AlertKind, Cause, Effect, Effects, Mark, RecordKind, Role};
 use crate::engine::state::{Asked, Hold, Hooks, State, StopStep, Then, WhyInactive};
 
 impl Engine {
@@ -33,7 +33,7 @@ impl Engine {
             State::Activating(_) | State::Active(_) => {
                 if self.held_back(name) {
                     fx.mark(Mark::StopHeldBack);
-                    return self.evaluate_requirements(name, fx);
+                    return self.evaluate_requirements(now, name, fx);
                 }
                 self.bring_down(now, name, fx);
             }
@@ -134,6 +134,9 @@ impl Engine {
                 fx.mark(Mark::Stuck);
                 let main = self.units.get(name).and_then(|unit| unit.main);
                 fx.record(name, main, RecordKind::Stuck);
+                let run = main.map_or(0, |run| run.0);
+                let message = format!("{name} is stuck: a process survived SIGKILL");
+                self.raise(name, AlertKind::Stuck, format!("{run}"), message, fx);
                 self.set_state(now, name, State::Failed { hold: Hold::Stuck { then } });
             }
             StopStep::Post { run, deadline, .. } if deadline <= now => {

@@ -7,7 +7,7 @@ use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::Engine;
 use crate::engine::state::{
-    Activating, Active, Blockers, Hold, Probing, StartStep, State, StopStep, Unit, WhyInactive,
+    Activating, Active, Blockers, Hold, Probing, Resyncing, StartStep, State, StopStep, Unit, WhyInactive,
 };
 
 /// The words of the contract.
@@ -52,6 +52,8 @@ pub struct UnitView {
     pub run: Option<RunId>,
     pub restarts: u64,
     pub failures: u32,
+    /// None: no `[health]`, not active, or not checked yet.
+    pub healthy: Option<bool>,
     pub next_retry_at: Option<Monotonic>,
     pub waiting_for: Vec<UnitName>,
     pub requires: Vec<UnitName>,
@@ -85,6 +87,15 @@ fn view(unit: &Unit) -> UnitView {
         run: unit.main,
         restarts: unit.durable.restarts,
         failures: unit.durable.failures,
+        healthy: match &unit.state {
+            State::Active(active) => active.health.as_ref().and_then(|watch| watch.healthy),
+            State::Inactive { .. }
+            | State::Waiting { .. }
+            | State::Activating(_)
+            | State::Backoff { .. }
+            | State::Deactivating { .. }
+            | State::Failed { .. } => None,
+        },
         next_retry_at: match unit.state {
             State::Backoff { retry_at } => Some(retry_at),
             State::Inactive { .. }
@@ -137,7 +148,7 @@ fn reason(unit: &Unit) -> String {
         State::Waiting { not_before: Some(_), .. } => "short of resources; trying again soon".to_string(),
         State::Waiting { not_before: None, blockers } => waiting_reason(blockers),
         State::Activating(activating) => activating_reason(activating),
-        State::Active(active) => active_reason(active),
+        State::Active(active) => active_reason(active, unit.durable.resync_failed),
         State::Backoff { .. } => format!("{}; failure {} in a row", last(), unit.durable.failures),
         State::Deactivating { step, .. } => match step {
             StopStep::Command { .. } => "the stop command runs".to_string(),
@@ -178,13 +189,20 @@ fn activating_reason(activating: &Activating) -> String {
     }
 }
 
-fn active_reason(active: &Active) -> String {
+fn active_reason(active: &Active, resync_failed: bool) -> String {
     if !active.missing.is_empty() {
         let names: Vec<&str> = active.missing.iter().map(UnitName::as_str).collect();
         return format!("waiting: {}", names.join(", "));
     }
-    match active.main {
-        Some(_) => "ready".to_string(),
-        None => "done".to_string(),
+    match (active.main, active.resync) {
+        (Some(_), Some(Resyncing::Due { attempt: 1, .. } | Resyncing::Running { .. })) => {
+            "restoring its state".to_string()
+        }
+        (Some(_), Some(Resyncing::Due { attempt, .. })) => {
+            format!("its state is not restored yet; try {attempt} follows")
+        }
+        (Some(_), None) if resync_failed => "ready, but its state could not be restored".to_string(),
+        (Some(_), None) => "ready".to_string(),
+        (None, _) => "done".to_string(),
     }
 }

@@ -29,7 +29,8 @@ pub const RUNS_PER_RESERVE: u64 = 1_000;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Step k brings a file from schema k to k + 1. Never edit one that was released.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE unit (
         name TEXT PRIMARY KEY,
@@ -59,7 +60,28 @@ const MIGRATIONS: [&str; 1] = ["
     ) STRICT;
     CREATE UNIQUE INDEX event_failed_once ON event (unit, run) WHERE event = 'unit.failed';
     CREATE INDEX event_of_unit ON event (unit, id);
-"];
+",
+    "
+    ALTER TABLE unit ADD COLUMN own_failures INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE unit ADD COLUMN alerted INTEGER NOT NULL DEFAULT 0 CHECK (alerted IN (0, 1));
+    -- Names of units, separated by spaces; a name has none.
+    ALTER TABLE unit ADD COLUMN owed TEXT NOT NULL DEFAULT '';
+    ALTER TABLE unit ADD COLUMN resync_failed INTEGER NOT NULL DEFAULT 0 CHECK (resync_failed IN (0, 1));
+    CREATE TABLE alert (
+        key TEXT PRIMARY KEY,
+        ts_us INTEGER NOT NULL,
+        unit TEXT,
+        kind TEXT NOT NULL,
+        message TEXT NOT NULL,
+        failures INTEGER NOT NULL,
+        episode INTEGER NOT NULL,
+        -- Names of units, separated by spaces.
+        affected TEXT NOT NULL,
+        -- Names of channels, separated by spaces; NULL = every channel.
+        channels TEXT
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// Whether the daemon (keeper and engine) runs or has ended as it should, and how often it
 /// ended otherwise. Only a life that was never ended shows that the whole was cut down.

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::base::{exit::RunId, limits, name::UnitName, time::Monotonic};
 use crate::engine::durable::{Desired, UnitDurable};
+use crate::engine::effect::Alert;
 use crate::store::writer::Write;
 use crate::store::{StoreError, open};
 
@@ -89,6 +90,7 @@ pub(crate) fn write(db: &Connection, write: &Write) -> Result<(), rusqlite::Erro
         Write::ReserveRuns { until } => open::write_meta(db, "next_run", &until.0.to_string()),
         Write::Life(life) => open::write_life(db, *life),
         Write::Boot { id } => open::write_meta(db, "boot_id", id),
+        Write::Alert { alert, ts_us } => insert_alert(db, alert, *ts_us),
         Write::Event(_) => Ok(()),
     }
 }
@@ -184,8 +186,9 @@ fn save_unit(db: &Connection, unit: &UnitName, row: &UnitDurable) -> Result<(), 
     });
     let mut statement = db.prepare_cached(
         "INSERT OR REPLACE INTO unit (name, ordered, failures, episode, restarts, counted_run, retry_at_ns,
-           down_since_ns, ready_run, ready_since_ns, held, finished)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+           down_since_ns, ready_run, ready_since_ns, held, finished, own_failures, alerted, owed,
+           resync_failed)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
     )?;
     statement.execute(params![
         unit.as_str(),
@@ -200,6 +203,31 @@ fn save_unit(db: &Connection, unit: &UnitName, row: &UnitDurable) -> Result<(), 
         row.ready.map(|(_, since)| signed(since.as_ns())),
         row.held,
         row.finished,
+        row.own_failures,
+        row.alerted,
+        row.owed.iter().map(UnitName::as_str).collect::<Vec<_>>().join(" "),
+        row.resync_failed,
+    ])?;
+    Ok(())
+}
+
+/// Keeps an alert. The same key stands there already when the engine raised it, died, and
+/// raised it again: then the first one holds.
+fn insert_alert(db: &Connection, alert: &Alert, ts_us: i64) -> Result<(), rusqlite::Error> {
+    let mut statement = db.prepare_cached(
+        "INSERT INTO alert (key, ts_us, unit, kind, message, failures, episode, affected, channels)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (key) DO NOTHING",
+    )?;
+    statement.execute(params![
+        alert.key,
+        ts_us,
+        alert.unit.as_ref().map(UnitName::as_str),
+        alert.kind.as_str(),
+        alert.message,
+        alert.failures,
+        signed(alert.episode),
+        alert.affected.iter().map(UnitName::as_str).collect::<Vec<_>>().join(" "),
+        alert.channels.as_ref().map(|channels| channels.join(" ")),
     ])?;
     Ok(())
 }
@@ -214,7 +242,7 @@ fn forget_unit(db: &Connection, unit: &UnitName) -> Result<(), rusqlite::Error> 
 pub(crate) fn load_units(db: &Connection) -> Result<BTreeMap<UnitName, UnitDurable>, StoreError> {
     let mut statement = db.prepare(
         "SELECT name, ordered, failures, episode, restarts, counted_run, retry_at_ns, down_since_ns,
-           ready_run, ready_since_ns, held, finished FROM unit",
+           ready_run, ready_since_ns, held, finished, own_failures, alerted, owed, resync_failed FROM unit",
     )?;
     let mut rows = statement.query([])?;
     let mut units = BTreeMap::new();
@@ -252,5 +280,9 @@ fn durable_of(row: &Row<'_>) -> Result<UnitDurable, StoreError> {
         ready: run(8)?.zip(at(9)?),
         held: row.get(10)?,
         finished: row.get(11)?,
+        own_failures: row.get(12)?,
+        alerted: row.get(13)?,
+        owed: row.get::<_, String>(14)?.split_whitespace().map(name_of).collect::<Result<_, _>>()?,
+        resync_failed: row.get(15)?,
     })
 }

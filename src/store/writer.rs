@@ -15,6 +15,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use crate::base::{exit::RunId, name::UnitName};
 use crate::engine::durable::UnitDurable;
+use crate::engine::effect::Alert;
 use crate::store::open::{Life, Opened};
 use crate::store::row::{EventQuery, EventRow, Level, NewEvent};
 use crate::store::{StoreError, open, row};
@@ -41,6 +42,11 @@ pub enum Write {
         unit: UnitName,
     },
     Event(NewEvent),
+    /// Kept until every channel has it; the same key is kept once.
+    Alert {
+        alert: Alert,
+        ts_us: i64,
+    },
     /// No run id below this one is given out after a crash.
     ReserveRuns {
         until: RunId,
@@ -232,6 +238,7 @@ impl Writer {
                 Write::Save { unit, .. } | Write::Forget { unit } => {
                     units.insert(unit.clone(), write);
                 }
+                Write::Alert { .. } => rest.push_back(write),
                 Write::Event(_) | Write::ReserveRuns { .. } | Write::Life(_) | Write::Boot { .. } => {
                     rest.push_back(write);
                 }
@@ -361,6 +368,7 @@ fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option<Write> {
         Write::Event(event) => Some(event),
         Write::Save { .. }
         | Write::Forget { .. }
+        | Write::Alert { .. }
         | Write::ReserveRuns { .. }
         | Write::Life(_)
         | Write::Boot { .. } => None,

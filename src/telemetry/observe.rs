@@ -76,7 +76,7 @@ fn say(kind: &RecordKind) -> Said {
             let text = format!("is ready after {}", pretty(*start_ms));
             said(Info, "unit.active", text, vec![("start_ms", (*start_ms).into())])
         }
-        RecordKind::Failed { cause, failures, episode } => failed(cause, *failures, *episode),
+        RecordKind::Failed { cause, failures, episode, blame } => failed(cause, *failures, *episode, blame),
         RecordKind::RestartScheduled { at, delay_ms, failures } => {
             let text = format!("will be restarted {} after failure {failures}", pretty(*delay_ms));
             let data = vec![
@@ -131,6 +131,45 @@ fn say(kind: &RecordKind) -> Said {
             said(Warn, "unit.degraded", text, vec![("for", names(for_units))])
         }
         RecordKind::Restored => plain(Info, "unit.restored", "has everything it requires again"),
+        RecordKind::HealthChanged { healthy: true, .. } => plain(Info, "health.good", "is healthy again"),
+        RecordKind::HealthChanged { healthy: false, seen } => {
+            let seen = seen.clone().unwrap_or_else(|| "no reason".to_string());
+            let text = format!("had a bad health check: {seen}");
+            Said { cause: Some(seen), ..said(Warn, "health.bad", text, Vec::new()) }
+        }
+        RecordKind::RetryExhausted { what, attempts } => {
+            let text = format!(
+                "is still down: the last of {} of its {what} failed",
+                if *attempts == 1 { "1 retry".to_string() } else { format!("{attempts} retries") }
+            );
+            let data = vec![("what", (*what).into()), ("attempts", (*attempts).into())];
+            said(Warn, "retry.exhausted", text, data)
+        }
+        RecordKind::ResyncStarted { attempt, for_units } => {
+            let text = format!("restores its state, try {attempt}");
+            said(
+                Info,
+                "resync.started",
+                text,
+                vec![("attempt", (*attempt).into()), ("for", names(for_units))],
+            )
+        }
+        RecordKind::Resynced { attempt, took_ms } => {
+            let text = format!("has restored its state in {}", pretty(*took_ms));
+            let data = vec![("attempt", (*attempt).into()), ("took_ms", (*took_ms).into())];
+            said(Info, "resync.succeeded", text, data)
+        }
+        RecordKind::ResyncFailed { attempt, why, next_ms } => {
+            let next = next_ms.map(|ms| format!("; next try in {}", pretty(ms))).unwrap_or_default();
+            let text = format!("could not restore its state, try {attempt}: {why}{next}");
+            let data = vec![("attempt", (*attempt).into()), ("next_ms", (*next_ms).into())];
+            Said { cause: Some(why.clone()), ..said(Warn, "resync.failed", text, data) }
+        }
+        RecordKind::AlertRaised { key, kind, message } => {
+            let text = format!("raised an alert: {message}");
+            let data = vec![("key", key.clone().into()), ("kind", kind.as_str().into())];
+            said(Warn, "alert.raised", text, data)
+        }
     }
 }
 
@@ -142,8 +181,8 @@ fn plain(level: Level, event: &'static str, text: &str) -> Said {
     said(level, event, text.to_string(), Vec::new())
 }
 
-fn failed(cause: &Cause, failures: u32, episode: u64) -> Said {
-    let mut data = vec![("failures", failures.into()), ("episode", episode.into())];
+fn failed(cause: &Cause, failures: u32, episode: u64, blame: &[UnitName]) -> Said {
+    let mut data = vec![("failures", failures.into()), ("episode", episode.into()), ("blame", names(blame))];
     match cause {
         Cause::Exited(exit) => data.extend(exit_data(exit)),
         Cause::NotReady { timeout_ms, .. } | Cause::HookTimeout { timeout_ms } => {
@@ -153,9 +192,15 @@ fn failed(cause: &Cause, failures: u32, episode: u64) -> Said {
             data.push(("hook", (*hook).into()));
             data.extend(exit_data(exit));
         }
+        Cause::Unhealthy { checks, .. } => data.push(("checks", (*checks).into())),
+        Cause::Watchdog { silent_ms } => data.push(("silent_ms", (*silent_ms).into())),
+        Cause::WatchdogTriggered => {}
     }
     let cause = describe(cause);
-    let text = format!("failed: {cause}; failure {failures} in a row");
+    let mut text = format!("failed: {cause}; failure {failures} in a row");
+    if !blame.is_empty() {
+        text = format!("{text}, while {} was down", list(blame));
+    }
     Said { cause: Some(cause), ..said(Level::Warn, "unit.failed", text, data) }
 }
 
@@ -182,6 +227,7 @@ pub fn describe(cause: &Cause) -> String {
         }
         Cause::HookTimeout { timeout_ms } => format!("a command did not end within {}", pretty(*timeout_ms)),
         Cause::Hook { hook, exit } => format!("its {hook} command {exit}"),
+        Cause::Unhealthy { .. } | Cause::Watchdog { .. } | Cause::WatchdogTriggered => cause.to_string(),
     }
 }
 
@@ -229,7 +275,12 @@ mod tests {
     #[test]
     fn a_failure_says_who_why_and_how_often() {
         let exit = Exit::Signal { signal: Signal::KILL, core: false };
-        let event = seen(RecordKind::Failed { cause: Cause::Exited(exit), failures: 2, episode: 5 });
+        let event = seen(RecordKind::Failed {
+            cause: Cause::Exited(exit),
+            failures: 2,
+            episode: 5,
+            blame: Vec::new(),
+        });
         assert_eq!(event.event, "unit.failed");
         assert_eq!(event.level, Level::Warn);
         assert_eq!(event.message, "web failed: was killed (SIGKILL); failure 2 in a row");
