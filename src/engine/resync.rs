@@ -35,6 +35,7 @@ impl Engine {
         });
         match action {
             None | Some(OnReturn::None) => unit.durable.owed.clear(),
+            Some(_) if unit.living_main().is_none() => unit.durable.owed.clear(),
             Some(OnReturn::Resync) if spec.resync.is_none() => unit.durable.owed.clear(),
             Some(OnReturn::Resync) => {
                 let spread = u64::try_from(STAMPEDE_SPREAD.as_nanos()).unwrap_or(0);
@@ -208,6 +209,9 @@ impl Engine {
         let State::Active(active) = &unit.state else {
             return Some(Outcome::Failed("it is not active, so it has no state to restore".to_string()));
         };
+        if active.main.is_none() {
+            return Some(Outcome::Failed("it has no process to restore".to_string()));
+        }
         if !active.missing.is_empty() {
             let names: Vec<&str> = active.missing.iter().map(UnitName::as_str).collect();
             return Some(Outcome::Failed(format!("{} is down", names.join(", "))));

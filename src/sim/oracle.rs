@@ -12,9 +12,9 @@ use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::Engine;
 use crate::engine::durable::Desired;
-use crate::engine::effect::{Cause, Effect, Outcome, Record, RecordKind, Role};
+use crate::engine::effect::{Alert, AlertKind, Cause, Effect, Outcome, Record, RecordKind, Role};
 use crate::engine::event::{Order, RequestId};
-use crate::engine::view::StateWord;
+use crate::engine::view::{StateWord, UnitView};
 use crate::sim::world::World;
 use crate::unit::spec::{RestartPolicy, ServiceType, UnitSpec};
 
@@ -33,7 +33,7 @@ fn broken(promise: &str, unit: &UnitName, detail: impl Into<String>) -> Verdict 
 }
 
 /// Every promise that the oracle watches (the engine's own `E…` come on top).
-pub const PROMISES: [&str; 26] = [
+pub const PROMISES: [&str; 34] = [
     "I1 never two living main processes of a unit",
     "I2 no new attempt while anything of an older one lives",
     "I4 an answer comes after its commit, once for each order",
@@ -60,6 +60,14 @@ pub const PROMISES: [&str; 26] = [
     "S1 active means ready, degraded means that a requirement is not",
     "I5b conflicting units never live together",
     "S2 every state shows a reason",
+    "I13 an alert row stands exactly for the failures that are due one",
+    "I19 an alerted episode that ends has one recovery, another none",
+    "I25 at most one health check at a time",
+    "I25b unhealthy needs its threshold of bad checks in a row, of this run",
+    "I25c what hangs is found within interval x threshold + timeout",
+    "I26 after the last return nothing is owed, or an alert says so",
+    "I26b no resync while a requirement is down",
+    "I26c a resync that was acknowledged is not sent again without a new loss",
 ];
 
 #[derive(Debug, Default)]
@@ -85,6 +93,15 @@ pub struct Oracle {
     owed: BTreeMap<RunId, UnitName>,
     /// Units that were starting after the last step of this engine.
     starting: Option<usize>,
+    /// Net checks under way.
+    checks: BTreeMap<RunId, UnitName>,
+    /// Acknowledged, and no requirement lost since.
+    resynced: BTreeSet<UnitName>,
+    /// Own failures of the episode, and whether an alert was due in it.
+    own: BTreeMap<UnitName, (u32, bool)>,
+    recoveries: BTreeMap<UnitName, usize>,
+    /// When the engine that lives now took over.
+    took_over_at: Monotonic,
     pub shutting_down: bool,
     pub finished: bool,
 }
@@ -125,7 +142,15 @@ impl Oracle {
             }
             Effect::KillAll { unit } => self.on_kill(world, unit),
             Effect::Record(record) => self.on_record(world, record),
+            Effect::Check { unit, run } => {
+                if let Some(other) = self.checks.insert(*run, unit.clone()) {
+                    return broken(PROMISES[28], &other, format!("run {run}"));
+                }
+                Ok(())
+            }
+            Effect::Resync { unit, .. } => self.on_resync(world, engine, unit),
             Effect::Release { .. }
+            | Effect::Alert(_)
             | Effect::Probe { .. }
             | Effect::WatchLog { .. }
             | Effect::Save { .. }
@@ -143,6 +168,14 @@ impl Oracle {
         run: RunId,
         role: Role,
     ) -> Verdict {
+        if role == Role::Resync {
+            self.on_resync(world, engine, unit)?;
+        }
+        if role == Role::HealthCheck
+            && world.lives_in(unit).any(|(_, p)| p.role == Role::HealthCheck && !p.asked)
+        {
+            return broken(PROMISES[28], unit, format!("run {run}"));
+        }
         let first = matches!(role, Role::Main | Role::StartPre(0));
         if matches!(role, Role::StopPost(_)) {
             self.asked_at.entry(unit.clone()).or_insert(world.now);
@@ -196,6 +229,27 @@ impl Oracle {
         self.on_start_rate(world.now, unit, &spec)
     }
 
+    fn on_resync(&mut self, world: &World, engine: &Engine, unit: &UnitName) -> Verdict {
+        let Some(spec) = self.specs.get(unit) else { return Ok(()) };
+        for other in &spec.unit.requires {
+            let ready = engine
+                .view_of(other)
+                .is_some_and(|view| matches!(view.state, StateWord::Active | StateWord::Degraded));
+            if !ready || self.truly_down(world, other) {
+                return broken(PROMISES[32], unit, format!("{other} is down"));
+            }
+        }
+        if self.resynced.contains(unit) {
+            return broken(PROMISES[33], unit, "");
+        }
+        Ok(())
+    }
+
+    /// The world answered a check over the network.
+    pub fn on_check_answered(&mut self, run: RunId) {
+        self.checks.remove(&run);
+    }
+
     /// Nothing of the unit lives and it is no finished oneshot.
     fn truly_down(&self, world: &World, unit: &UnitName) -> bool {
         let oneshot = self.specs.get(unit).is_some_and(|spec| spec.service.kind == ServiceType::Oneshot);
@@ -238,6 +292,17 @@ impl Oracle {
         match &record.kind {
             RecordKind::Failed { cause, .. } => {
                 let run = record.run.unwrap_or(RunId(0));
+                if let (Cause::Unhealthy { checks, .. }, Some(spec)) = (cause, self.specs.get(unit)) {
+                    let threshold = spec.health.as_ref().map_or(1, |health| health.threshold);
+                    let net = matches!(
+                        spec.health.as_ref().map(|health| &health.check),
+                        Some(crate::unit::spec::HealthCheck::Net(_))
+                    );
+                    let seen = world.table.get(&run).map_or(0, |process| process.bad_answers);
+                    if *checks < threshold || (net && seen < threshold) {
+                        return broken(PROMISES[29], unit, format!("{seen} of {threshold} seen"));
+                    }
+                }
                 let lives = world.table.get(&run).is_some_and(|process| process.lives());
                 if lives && matches!(cause, Cause::Exited(_)) {
                     return broken(PROMISES[9], unit, format!("run {run}: {cause}"));
@@ -281,12 +346,24 @@ impl Oracle {
                 }
             }
             RecordKind::Active { .. } => self.on_active(world, unit, record.run),
-            RecordKind::Recovered { .. }
+            RecordKind::Resynced { .. } => {
+                self.resynced.insert(unit.clone());
+                Ok(())
+            }
+            RecordKind::Degraded { .. } | RecordKind::Started { .. } => {
+                self.resynced.remove(unit);
+                Ok(())
+            }
+            RecordKind::HealthChanged { .. }
+            | RecordKind::RetryExhausted { .. }
+            | RecordKind::ResyncStarted { .. }
+            | RecordKind::ResyncFailed { .. }
+            | RecordKind::AlertRaised { .. }
+            | RecordKind::Recovered { .. }
             | RecordKind::Stuck
             | RecordKind::Stopping
             | RecordKind::Ordered { .. }
             | RecordKind::Waiting { .. }
-            | RecordKind::Started { .. }
             | RecordKind::Restarted { .. }
             | RecordKind::EpisodeEnded { .. }
             | RecordKind::Killed
@@ -298,7 +375,6 @@ impl Oracle {
             | RecordKind::HookFailed { .. }
             | RecordKind::Adopted { .. }
             | RecordKind::Removed
-            | RecordKind::Degraded { .. }
             | RecordKind::Restored => Ok(()),
         }
     }
@@ -325,6 +401,11 @@ impl Oracle {
                 }
             }
             Order::Shutdown => self.shutting_down = true,
+            Order::Resync(units) => {
+                for unit in units {
+                    self.resynced.remove(unit);
+                }
+            }
             Order::Stop(_) | Order::Reload(_) | Order::Signal(..) => {}
         }
         if !matches!(order, Order::Shutdown) {
@@ -376,6 +457,9 @@ impl Oracle {
             world.failed_runs.contains(run) || process.is_some_and(|p| !p.lives() && !p.asked)
         });
         self.open_requests.clear();
+        self.checks.clear();
+        self.resynced.clear();
+        self.took_over_at = world.now;
         // What runs on without a file is a stranger to the next engine: its place in the
         // order went with its file.
         self.specs.retain(|name, _| self.files.contains(name));
@@ -447,13 +531,54 @@ impl Oracle {
         self.shutting_down || down || !known || asked
     }
 
+    /// I13, I14: the alert stands in the same transaction as the failure that is due one.
+    fn on_failure_committed(
+        &mut self,
+        world: &World,
+        unit: &UnitName,
+        episode: u64,
+        blame: &[UnitName],
+    ) -> Verdict {
+        let Some(spec) = self.specs.get(unit) else { return Ok(()) };
+        let own = self.own.entry(unit.clone()).or_default();
+        if !blame.is_empty() {
+            return Ok(());
+        }
+        own.0 += 1;
+        let after = spec.alert.after_failures;
+        let every = spec.alert.repeat_every;
+        let due = own.0 == after || (own.0 > after && every > 0 && (own.0 - after) % every == 0);
+        let stands = world.alerts.contains_key(&format!("{unit}/{episode}/failing/{}", own.0));
+        own.1 |= due;
+        if stands == due {
+            return Ok(());
+        }
+        broken(PROMISES[26], unit, format!("failure {}: due {due}, stands {stands}", own.0))
+    }
+
+    fn on_episode_committed(&mut self, world: &World, unit: &UnitName, ended: bool) -> Verdict {
+        let (_, alerted) = self.own.remove(unit).unwrap_or_default();
+        let of_unit =
+            |alert: &&Alert| alert.kind == AlertKind::Recovered && alert.unit.as_ref() == Some(unit);
+        let recoveries = world.alerts.values().filter(of_unit).count();
+        let known = self.recoveries.entry(unit.clone()).or_default();
+        let due = *known + usize::from(alerted && ended);
+        // Several episodes may end in one transaction: the newest count is looked at.
+        *known = due;
+        if recoveries >= due || !ended {
+            return Ok(());
+        }
+        broken(PROMISES[27], unit, format!("{recoveries} recoveries where {due} were due"))
+    }
+
     /// What was committed since the last look.
     pub fn on_commit(&mut self, world: &World) -> Verdict {
         while let Some(record) = world.events.get(self.events_seen) {
             self.events_seen += 1;
             let Some(unit) = &record.unit else { continue };
             match &record.kind {
-                RecordKind::Failed { failures, .. } => {
+                RecordKind::Failed { failures, blame, episode, .. } => {
+                    self.on_failure_committed(world, unit, *episode, blame)?;
                     let count = self.counts.entry(unit.clone()).or_default();
                     *count += 1;
                     if count != failures {
@@ -462,6 +587,8 @@ impl Oracle {
                     }
                 }
                 RecordKind::EpisodeEnded { .. } | RecordKind::Removed => {
+                    let ended = matches!(record.kind, RecordKind::EpisodeEnded { .. });
+                    self.on_episode_committed(world, unit, ended)?;
                     self.counts.insert(unit.clone(), 0);
                 }
                 _no_count_in_it => {}
@@ -509,6 +636,7 @@ impl Oracle {
             if says.is_some_and(|says| says != whole) && !self.shutting_down {
                 return broken(PROMISES[23], &view.name, format!("{:?}", view.state));
             }
+            self.found_in_time(world, view)?;
             if view.reason.is_empty() {
                 return broken(PROMISES[25], &view.name, format!("{:?}", view.state));
             }
@@ -517,6 +645,32 @@ impl Oracle {
             {
                 return broken(PROMISES[6], &view.name, format!("due for {:?}", world.now.since(due)));
             }
+        }
+        Ok(())
+    }
+
+    /// I25c. An engine that took over begins anew; a late tick or two is allowed for.
+    fn found_in_time(&self, world: &World, view: &UnitView) -> Verdict {
+        let Some(spec) = self.specs.get(&view.name) else { return Ok(()) };
+        let Some(health) = &spec.health else { return Ok(()) };
+        let process = view.run.and_then(|run| world.table.get(&run));
+        let active = matches!(view.state, StateWord::Active | StateWord::Degraded);
+        let Some((process, sick)) = process.and_then(|p| p.sick_since.map(|at| (p, at))) else {
+            return Ok(());
+        };
+        let watchdog = match health.check {
+            crate::unit::spec::HealthCheck::Watchdog(every) => every,
+            crate::unit::spec::HealthCheck::Net(_) | crate::unit::spec::HealthCheck::Exec(_) => {
+                Duration::ZERO
+            }
+        };
+        let begun = sick.max(self.took_over_at).max(view.since) + health.grace;
+        // Each hung check of a shorter interval than its timeout puts the next one off.
+        let each = health.interval.max(health.timeout);
+        let bound = begun + each * health.threshold + health.interval + health.timeout + watchdog;
+        if active && process.lives() && !self.shutting_down && world.now > bound + Duration::from_secs(2) {
+            let late = world.now.since(bound);
+            return broken(PROMISES[30], &view.name, format!("{late:?} over the bound"));
         }
         Ok(())
     }
@@ -549,6 +703,12 @@ impl Oracle {
                 return broken(PROMISES[21], &view.name, format!("{:?}: {}", view.state, view.reason));
             }
         }
+        for view in &views {
+            let row = world.rows.get(&view.name);
+            if view.state == StateWord::Active && row.is_some_and(|row| !row.owed.is_empty()) {
+                return broken(PROMISES[31], &view.name, format!("{:?}", row.map(|row| &row.owed)));
+            }
+        }
         if let Some((request, order)) = self.open_requests.iter().next() {
             let waits = |unit: &UnitName| {
                 views.iter().any(|view| {
@@ -558,9 +718,12 @@ impl Oracle {
             };
             let excused = match order {
                 Order::Start(units) | Order::Restart(units) => units.iter().any(waits),
-                Order::Stop(_) | Order::Reload(_) | Order::Clear(_) | Order::Signal(..) | Order::Shutdown => {
-                    false
-                }
+                Order::Stop(_)
+                | Order::Reload(_)
+                | Order::Resync(_)
+                | Order::Clear(_)
+                | Order::Signal(..)
+                | Order::Shutdown => false,
             };
             if !excused {
                 return broken(PROMISES[2], &unknown, format!("{request:?} {order:?} was never answered"));

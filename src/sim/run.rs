@@ -13,7 +13,7 @@ use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::adopt::{Boot, Inheritance};
 use crate::engine::durable::UnitDurable;
-use crate::engine::effect::{Effect, Mark};
+use crate::engine::effect::{Effect, Mark, Role};
 use crate::engine::event::{Event, Order, RequestId, Rest};
 use crate::engine::{Effects, Engine, Settings};
 use crate::sim::bug::Bug;
@@ -82,6 +82,8 @@ struct Sim {
     orders_left: u64,
     reconfigurations_left: u64,
     request: u64,
+    /// Effects that are more than a periodic check.
+    restless: u64,
     files: Vec<Arc<UnitSpec>>,
     trace: Trace,
     trace_lines: Vec<String>,
@@ -106,6 +108,7 @@ impl Sim {
             steps: 0,
             hash: 0xcbf2_9ce4_8422_2325,
             request: 0,
+            restless: 0,
             trace,
             trace_lines: Vec::new(),
         }
@@ -148,12 +151,13 @@ impl Sim {
         Ok(())
     }
 
-    /// I46: everything stands, so nothing may happen any more but the ends of episodes.
+    /// I46: everything stands, so nothing may happen any more but checks and ends of episodes.
     fn quiet(&mut self) -> Result<(), Broken> {
-        let before = self.steps;
-        self.until(self.world.now + Duration::from_secs(3_600))?;
-        if self.steps - before > 4 * self.setup.units.len() as u64 {
-            return self.fail(PROMISES[22], &format!("{} steps in a quiet hour", self.steps - before));
+        let before = self.restless;
+        self.until(self.world.now + Duration::from_secs(300))?;
+        let restless = self.restless - before;
+        if restless > 6 * self.setup.units.len() as u64 {
+            return self.fail(PROMISES[22], &format!("{restless} effects in quiet minutes"));
         }
         Ok(())
     }
@@ -191,6 +195,17 @@ impl Sim {
                     self.oracle.on_death(&self.world, run);
                 }
             }
+            Happening::GetsSick(run) => self.world.gets_sick(run),
+            Happening::Pings(run) => self.world.pings(run),
+            Happening::CheckAnswers { engine, run } if engine == self.world.engine => {
+                self.oracle.on_check_answered(run);
+                let outcome = self.world.check(run);
+                return self.step(Event::Checked { run, outcome });
+            }
+            Happening::ResyncAnswers { engine, run } if engine == self.world.engine => {
+                let outcome = self.world.resync();
+                return self.step(Event::Resynced { run, outcome });
+            }
             Happening::StrayEnds(unit) => self.world.stray_ends(&unit),
             Happening::Arrives { engine, event } if engine == self.world.engine => return self.step(event),
             Happening::ProbeAnswers { engine, run } if engine == self.world.engine => {
@@ -201,6 +216,8 @@ impl Sim {
             // These were on their way to an engine that is gone.
             Happening::Arrives { .. }
             | Happening::ProbeAnswers { .. }
+            | Happening::CheckAnswers { .. }
+            | Happening::ResyncAnswers { .. }
             | Happening::Commits { .. }
             | Happening::Tick { .. } => {}
             Happening::EngineStarts { boot } => return self.start_engine(boot),
@@ -268,6 +285,9 @@ impl Sim {
         let mut durable = Vec::new();
         for effect in effects {
             self.mix(&effect);
+            let checking = matches!(effect, Effect::Check { .. } | Effect::Release { .. })
+                || matches!(effect, Effect::Spawn { role: Role::HealthCheck, .. });
+            self.restless += u64::from(!checking);
             self.say(|| format!("    {effect:?}"));
             let Some(engine) = &self.engine else { return Ok(()) };
             self.oracle.before(&self.world, engine, &effect)?;
@@ -284,11 +304,23 @@ impl Sim {
                     let engine = self.world.engine;
                     self.world.after(Duration::from_millis(2), Happening::ProbeAnswers { engine, run });
                 }
+                Effect::Check { run, .. } => {
+                    let engine = self.world.engine;
+                    let sick = self.world.table.get(&run).is_some_and(|p| p.sick_since.is_some());
+                    // Nobody answers: the prober gives up after the check's timeout.
+                    let wait = if sick { Duration::from_secs(3) } else { Duration::from_millis(2) };
+                    self.world.after(wait, Happening::CheckAnswers { engine, run });
+                }
+                Effect::Resync { run, .. } => {
+                    let engine = self.world.engine;
+                    self.world.after(Duration::from_millis(5), Happening::ResyncAnswers { engine, run });
+                }
                 Effect::WatchLog { .. } => {}
                 Effect::Release { run } if self.bug == Some(Bug::EarlyRelease) => self.release(run)?,
                 Effect::Save { .. }
                 | Effect::Forget { .. }
                 | Effect::Record(_)
+                | Effect::Alert(_)
                 | Effect::Release { .. }
                 | Effect::Reply { .. }
                 | Effect::Finished => durable.push(effect),
@@ -330,6 +362,10 @@ impl Sim {
             Event::Executed { run },
             Event::Spawned { run, pid: 1 },
             Event::Probed { run, outcome: ProbeOutcome::Ok },
+            Event::Checked { run, outcome: ProbeOutcome::Failed(String::new()) },
+            Event::Resynced { run, outcome: ProbeOutcome::Ok },
+            Event::Pinged { run },
+            Event::WatchdogTriggered { run },
             Event::NotifiedReady { run },
             Event::SpawnShort { run, errno: 11 },
         ];
@@ -399,12 +435,13 @@ impl Sim {
             units = known;
         }
         let one = units[0].clone();
-        let order = match tape.below(Domain::Operator, 9) {
+        let order = match tape.below(Domain::Operator, 10) {
             0 | 1 => Order::Start(units),
             2 | 3 => Order::Stop(units),
             4 | 5 => Order::Restart(units),
             6 => Order::Reload(units),
             7 => Order::Clear(units),
+            9 => Order::Resync(units),
             _ => Order::Signal(one, Signal::HUP),
         };
         self.request += 1;

@@ -8,7 +8,10 @@ use std::time::Duration;
 use crate::base::check::{HostPort, NetCheck};
 use crate::base::name::UnitName;
 use crate::sim::tape::{Domain, Tape};
-use crate::unit::spec::{Command, ReadyWhen, Reload, RestartPolicy, ServiceType, UnitSpec};
+use crate::unit::spec::{
+    Command, Edge, Health, HealthCheck, OnLoss, OnReturn, ReadyWhen, Reload, RestartPolicy, Resync, ResyncBy,
+    ServiceType, UnitSpec,
+};
 
 /// Which kinds of trouble this seed has, and how much (swarm testing: a random subset
 /// each, so that rare combinations are met).
@@ -34,6 +37,10 @@ pub struct Faults {
     pub orders: u64,
     pub reconfigurations: u64,
     pub keeper_loss: bool,
+    /// Per mille of the main processes that live on but answer no check.
+    pub sick_per_mille: u64,
+    /// Per mille of the resyncs that are not acknowledged.
+    pub resync_per_mille: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +82,8 @@ pub fn draw(tape: &mut Tape) -> Setup {
         orders: rate(&[0, 3, 20, 60]),
         reconfigurations: rate(&[0, 0, 2, 6]),
         keeper_loss: rate(&[0, 0, 0, 0, 1]) == 1,
+        sick_per_mille: rate(&[0, 0, 300, 700]),
+        resync_per_mille: rate(&[0, 0, 300, 900]),
     };
     let start_concurrency = *tape.pick(Domain::Setup, &[32, 1, 2]);
     let chaos = Duration::from_secs(*tape.pick(Domain::Setup, &[60, 300, 1_200]));
@@ -161,5 +170,45 @@ pub fn unit(tape: &mut Tape, index: u64) -> UnitSpec {
     if here(30, tape) {
         spec.reload = Reload::Command(hook());
     }
+    heal(tape, &mut spec);
     spec
+}
+
+/// Health, what follows from lost and returned requirements, alerts.
+fn heal(tape: &mut Tape, spec: &mut UnitSpec) {
+    let net = || NetCheck::Tcp(HostPort { host: "127.0.0.1".into(), port: 2 });
+    let hook = || Command { argv: vec!["/bin/hook".to_string()] };
+    let seconds = Duration::from_secs;
+    let check = match tape.below(Domain::Setup, 6) {
+        3 => Some(HealthCheck::Net(net())),
+        4 => Some(HealthCheck::Exec(hook())),
+        5 => Some(HealthCheck::Watchdog(seconds(4))),
+        _ => None,
+    };
+    if spec.service.kind != ServiceType::Oneshot {
+        spec.health = check.map(|check| Health {
+            check,
+            interval: *tape.pick(Domain::Setup, &[seconds(5), seconds(1)]),
+            timeout: seconds(3),
+            threshold: *tape.pick(Domain::Setup, &[3, 1]),
+            grace: *tape.pick(Domain::Setup, &[Duration::ZERO, seconds(4)]),
+        });
+    }
+    for other in spec.unit.requires.clone() {
+        let on_loss =
+            *tape.pick(Domain::Setup, &[OnLoss::Degrade, OnLoss::Degrade, OnLoss::Stop, OnLoss::Restart]);
+        let on_return = *tape.pick(
+            Domain::Setup,
+            &[OnReturn::Resync, OnReturn::Resync, OnReturn::Reload, OnReturn::Restart, OnReturn::None],
+        );
+        spec.dependency.insert(other, Edge { on_loss, on_return });
+    }
+    if tape.chance(Domain::Setup, 600) {
+        let by =
+            if tape.chance(Domain::Setup, 500) { ResyncBy::Net(net()) } else { ResyncBy::Command(hook()) };
+        let delays = vec![seconds(5), seconds(10), seconds(15)];
+        spec.resync = Some(Resync { by, timeout: seconds(2), delays });
+    }
+    spec.alert.after_failures = *tape.pick(Domain::Setup, &[4, 1, 2]);
+    spec.alert.repeat_every = *tape.pick(Domain::Setup, &[4, 0, 1]);
 }

@@ -5,18 +5,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::base::check::ProbeOutcome;
 use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::adopt::Boot;
 use crate::engine::durable::UnitDurable;
-use crate::engine::effect::{Effect, Record, RecordKind, Role};
+use crate::engine::effect::{Alert, Effect, Record, RecordKind, Role};
 use crate::engine::event::{Event, Rest};
 use crate::engine::{Adopted, Asked};
 use crate::sim::setup::Faults;
 use crate::sim::tape::{Domain, Tape};
-use crate::unit::spec::UnitSpec;
+use crate::unit::spec::{HealthCheck, UnitSpec};
 
 /// What a process will do, decided when it is born.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +28,8 @@ pub struct Nature {
     pub term: Option<Duration>,
     /// How long it takes to die of KILL: zero, or the D state.
     pub kill: Duration,
+    /// Lives on, but answers no check from then.
+    pub sick_after: Option<Duration>,
     /// Leaves a child behind that lives on.
     pub stray: bool,
 }
@@ -40,6 +43,9 @@ pub struct Process {
     pub spawned_at: Monotonic,
     pub executed: bool,
     pub ready: bool,
+    pub sick_since: Option<Monotonic>,
+    /// Bad answers in a row that the engine was given.
+    pub bad_answers: u32,
     pub ended: Option<(Monotonic, Exit)>,
     /// The engine asked it to end (directly, or with its unit).
     pub asked: bool,
@@ -65,6 +71,16 @@ pub enum Happening {
     GetsReady(RunId),
     Ends(RunId, Exit),
     StrayEnds(UnitName),
+    CheckAnswers {
+        engine: u64,
+        run: RunId,
+    },
+    ResyncAnswers {
+        engine: u64,
+        run: RunId,
+    },
+    GetsSick(RunId),
+    Pings(RunId),
     /// News arrives at the engine of that incarnation, and only there.
     Arrives {
         engine: u64,
@@ -110,6 +126,7 @@ pub struct World {
     pub rows: BTreeMap<UnitName, UnitDurable>,
     pub events: Vec<Record>,
     pub failed_runs: BTreeSet<RunId>,
+    pub alerts: BTreeMap<String, Alert>,
     pub pending: Vec<Batch>,
     pub engine: u64,
     pub run_max: u64,
@@ -132,6 +149,7 @@ impl World {
             rows: BTreeMap::new(),
             events: Vec::new(),
             failed_runs: BTreeSet::new(),
+            alerts: BTreeMap::new(),
             pending: Vec::new(),
             engine: 0,
             run_max: 0,
@@ -208,6 +226,8 @@ impl World {
             spawned_at: self.now,
             executed: false,
             ready: false,
+            sick_since: None,
+            bad_answers: 0,
             ended: None,
             asked: false,
         };
@@ -248,19 +268,31 @@ impl World {
             2 => Exit::Code(77),
             _ => Exit::Signal { signal: Signal::KILL, core: false },
         };
+        let sick_main = self.lives_in(unit).any(|(_, process)| process.sick_since.is_some());
         if role != Role::Main {
-            let bad = self.rate(Domain::Process, faults.hook_per_mille);
+            let rate = match role {
+                Role::Resync => faults.resync_per_mille,
+                Role::HealthCheck => 0,
+                Role::Main
+                | Role::StartPre(_)
+                | Role::StartPost(_)
+                | Role::StopPost(_)
+                | Role::StopCommand
+                | Role::ReloadCommand
+                | Role::ReadyCheck => faults.hook_per_mille,
+            };
+            let bad = self.rate(Domain::Hook, rate) || (role == Role::HealthCheck && sick_main);
             let hang = bad && self.tape.chance(Domain::Process, 300);
             let code = if bad || (role == Role::ReadyCheck && bad_start) { exit } else { Exit::Code(0) };
             let ends = (!hang).then(|| (Duration::from_millis(5 + life.as_millis() as u64 % 300), code));
             let stray = self.rate(Domain::Hook, faults.strays_per_mille / 3);
-            return Nature { ready_after: None, ends, term, kill, stray };
+            return Nature { ready_after: None, ends, term, kill, sick_after: None, stray };
         }
         let stray = self.rate(Domain::Process, faults.strays_per_mille);
         if oneshot {
             let code = if bad_start { exit } else { Exit::Code(0) };
             let ends = Some((Duration::from_millis(10 + life.as_millis() as u64 % 2_000), code));
-            return Nature { ready_after: None, ends, term, kill, stray: false };
+            return Nature { ready_after: None, ends, term, kill, sick_after: None, stray: false };
         }
         let dies = self.rate(Domain::Process, faults.death_per_mille);
         let (ready_after, ends) = match (bad_start, self.tape.below(Domain::Process, 3)) {
@@ -268,7 +300,9 @@ impl World {
             (true, _) => (None, Some((life / 20, exit))),
             (false, _) => (Some(self.some_ms(Domain::Process, 2_000)), dies.then_some((life, exit))),
         };
-        Nature { ready_after, ends, term, kill, stray }
+        let sick = self.rate(Domain::Hook, faults.sick_per_mille);
+        let sick_after = sick.then(|| self.some_ms(Domain::Hook, 30_000));
+        Nature { ready_after, ends, term, kill, sick_after, stray }
     }
 
     pub fn executes(&mut self, run: RunId) {
@@ -279,14 +313,57 @@ impl World {
         if let Some(wait) = nature.ready_after {
             self.after(wait, Happening::GetsReady(run));
         }
+        if let Some(wait) = nature.sick_after {
+            self.after(wait, Happening::GetsSick(run));
+        }
         if let Some((wait, exit)) = nature.ends {
             self.after(wait, Happening::Ends(run, exit));
         }
     }
 
+    pub fn gets_sick(&mut self, run: RunId) {
+        let now = self.now;
+        if let Some(process) = self.table.get_mut(&run).filter(|process| process.lives()) {
+            process.sick_since.get_or_insert(now);
+        }
+    }
+
+    /// `WATCHDOG=1` as long as it is well.
+    pub fn pings(&mut self, run: RunId) {
+        let Some(process) = self.table.get(&run).filter(|p| p.lives() && p.sick_since.is_none()) else {
+            return;
+        };
+        let Some(spec) = self.specs.get(&process.unit) else { return };
+        if let Some(HealthCheck::Watchdog(every)) = spec.health.as_ref().map(|health| health.check.clone()) {
+            self.after(every / 2, Happening::Pings(run));
+            self.tell(Event::Pinged { run });
+        }
+    }
+
+    /// What a check over the network sees of this run, and how often in a row it was bad.
+    pub fn check(&mut self, run: RunId) -> ProbeOutcome {
+        let Some(process) = self.table.get_mut(&run) else { return ProbeOutcome::Failed("gone".into()) };
+        if process.lives() && process.sick_since.is_none() {
+            process.bad_answers = 0;
+            return ProbeOutcome::Ok;
+        }
+        process.bad_answers += 1;
+        ProbeOutcome::Failed("no answer".to_string())
+    }
+
+    /// Whether the unit acknowledges a resync.
+    pub fn resync(&mut self) -> ProbeOutcome {
+        if self.rate(Domain::Hook, self.faults.resync_per_mille) {
+            return ProbeOutcome::Failed("HTTP 503".to_string());
+        }
+        ProbeOutcome::Ok
+    }
+
     pub fn gets_ready(&mut self, run: RunId) {
         let Some(process) = self.table.get_mut(&run).filter(|process| process.lives()) else { return };
         process.ready = true;
+        self.after(Duration::ZERO, Happening::Pings(run));
+        let Some(process) = self.table.get_mut(&run) else { return };
         let unit = process.unit.clone();
         let Some(spec) = self.specs.get(&unit) else { return };
         match spec.readiness.when {
@@ -381,6 +458,9 @@ impl World {
                         self.rows.remove(&unit);
                     }
                     Effect::Record(record) => self.record(record),
+                    Effect::Alert(alert) => {
+                        self.alerts.entry(alert.key.clone()).or_insert(alert);
+                    }
                     Effect::Release { .. } | Effect::Reply { .. } | Effect::Finished => done.push(effect),
                     Effect::Spawn { .. }
                     | Effect::Signal { .. }
@@ -388,6 +468,8 @@ impl World {
                     | Effect::SignalAll { .. }
                     | Effect::KillAll { .. }
                     | Effect::Probe { .. }
+                    | Effect::Check { .. }
+                    | Effect::Resync { .. }
                     | Effect::WatchLog { .. } => {}
                 }
             }
