@@ -3,9 +3,9 @@
 //! Refuses: a second daemon on one home; tokio and SQLite in the keeper.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +42,12 @@ use crate::unit::daemon_file::DaemonSpec;
 /// The daemon cannot be started.
 const EXIT_FAILED: i32 = 1;
 
+/// The wrong words (contract, "Exit codes").
+const EXIT_USAGE: u8 = 2;
+
+/// The hidden command that is the engine (`cli::args`).
+const ENGINE_WORD: &str = "engine";
+
 /// As of a Rust program whose main thread panicked.
 const EXIT_PANICKED: i32 = 101;
 
@@ -57,13 +63,48 @@ const CATCH_UP_PAGE: usize = 5_000;
 /// The file in the run directory that carries the lock of the home.
 const LOCK_FILE: &str = "lock";
 
-/// `upright daemon`: prepares the home, takes its lock, and is the keeper until the end. The
-/// exit code. Call it before any thread exists.
-pub fn run_keeper(places: &Places) -> i32 {
-    match prepare(places) {
-        Ok((lock, argv)) => keeper::run::run(vec![lock], argv),
-        Err(why) => fail(&why),
+/// The word that makes us the keeper, followed by the number of the lock's fd and the places.
+pub const KEEPER_WORD: &str = "keeper";
+
+/// `upright daemon`: prepares the home, takes its lock, and becomes the keeper, by execution:
+/// the pages of the command line and of this preparation are left behind. The exit code. Call
+/// it before any thread exists.
+pub fn run_daemon(places: &Places) -> i32 {
+    let (lock, places) = match prepare(places) {
+        Ok(prepared) => prepared,
+        Err(why) => return fail(&why),
+    };
+    let number = lock.as_fd().as_raw_fd().to_string();
+    let argv = CString::new(number).map(|number| argv_of(KEEPER_WORD, [number].iter().chain(&places)));
+    if let Ok(argv) = argv {
+        // Without /proc there is no way to our own file: the keeper is larger then, that is all.
+        let _ = process::execute_self(&argv, lock.as_fd());
     }
+    be_keeper(lock, &places)
+}
+
+/// What `run_daemon` executes, with the words after `KEEPER_WORD`. The exit code. Call it
+/// before any thread exists.
+pub fn run_keeper(words: &[OsString]) -> u8 {
+    let number = words.first().and_then(|word| word.to_str()?.parse().ok());
+    let lock = number.and_then(|number| process::inherited_file(number).ok());
+    let Some(lock) = lock.and_then(|fd| Lock::inherited(fd).ok()) else {
+        let _ = fail("cannot be the keeper without the lock of a home; use `upright daemon`");
+        return EXIT_USAGE;
+    };
+    let places = words.iter().skip(1).map(|word| CString::new(word.as_bytes()));
+    let places: Vec<CString> = places.filter_map(Result::ok).collect(); // argv holds no NUL
+    u8::try_from(be_keeper(lock, &places)).unwrap_or(u8::MAX)
+}
+
+fn be_keeper(lock: Lock, places: &[CString]) -> i32 {
+    process::set_name("upright-keeper");
+    keeper::run::run(vec![lock.into_fd()], argv_of(ENGINE_WORD, places))
+}
+
+fn argv_of<'a>(word: &str, rest: impl IntoIterator<Item = &'a CString>) -> Vec<CString> {
+    let first = ["upright", word].into_iter().filter_map(|word| CString::new(word).ok()); // constants
+    first.chain(rest.into_iter().cloned()).collect()
 }
 
 /// `upright engine`: what the keeper executes. The exit code; the keeper starts another one
@@ -105,7 +146,7 @@ fn resolve(places: &Places) -> Result<Home, String> {
     Home::resolve(places, &Around::of_process()).map_err(|error| error.to_string())
 }
 
-fn prepare(places: &Places) -> Result<(OwnedFd, Vec<CString>), String> {
+fn prepare(places: &Places) -> Result<(Lock, Vec<CString>), String> {
     let home = resolve(places)?;
     for (path, mode) in directories(&home) {
         sys_files::own_dir(&path, mode)
@@ -123,7 +164,7 @@ fn prepare(places: &Places) -> Result<(OwnedFd, Vec<CString>), String> {
         }
         LockError::Io(cause) => format!("cannot take the lock {}: {cause}", lock.display()),
     })?;
-    Ok((lock.into_fd(), engine_argv(places)?))
+    Ok((lock, place_words(places)?))
 }
 
 /// What the daemon writes, and who may look into it. The socket decides by SO_PEERCRED, so its
@@ -136,9 +177,9 @@ fn directories(home: &Home) -> Vec<(PathBuf, u32)> {
     all
 }
 
-/// The engine is given the same places, absolute: its working directory may be another.
-fn engine_argv(places: &Places) -> Result<Vec<CString>, String> {
-    let mut words = vec![b"upright".to_vec(), b"engine".to_vec()];
+/// Keeper and engine are given the same places, absolute: their working directory may be another.
+fn place_words(places: &Places) -> Result<Vec<CString>, String> {
+    let mut words = Vec::new();
     let mut add = |flag: &str, path: &Path| -> Result<(), String> {
         let path =
             std::path::absolute(path).map_err(|error| format!("cannot use {}: {error}", path.display()))?;

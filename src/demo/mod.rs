@@ -11,6 +11,7 @@ mod cache;
 mod database;
 mod fault;
 mod journal;
+mod typed;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -77,7 +78,8 @@ fn play(afterwards: Afterwards) -> io::Result<()> {
     shown?;
     stopped?;
     if afterwards == Afterwards::Keep {
-        tell(&format!("kept:  {}   (again: upright daemon --home {0})", dir.display()));
+        let (upright, home) = (typed::program(&exe), typed::word(&dir));
+        tell(&format!("kept:  {home}   (again: {upright} daemon --home {home})"));
         return Ok(());
     }
     holder.close()
@@ -111,9 +113,9 @@ impl Daemon {
         let _ = Command::new(exe).args(["status", "--home"]).arg(&self.dir).status(); // a picture only
         let backend = list.units.iter().find(|unit| unit.name == "backend").and_then(|unit| unit.pid);
         if let Some(pid) = backend {
-            let home = self.dir.display();
+            let (upright, home) = (typed::program(exe), typed::word(&self.dir));
             tell(&format!(
-                "try:   kill -9 {pid}   then:  upright status --home {home}   (Ctrl-C ends the demo)"
+                "try:   kill -9 {pid}   then:  {upright} status --home {home}   (Ctrl-C ends the demo)"
             ));
         }
         while !signals.wait(LOOK_INTERVAL)? {
