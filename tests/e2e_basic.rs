@@ -136,6 +136,69 @@ fn malformed_unit_files_leave_services_untouched() {
 }
 
 #[test]
+fn a_unit_that_had_to_be_killed_starts_again() {
+    let mut home = Home::new();
+    // The child outlives its main process unless everything of the unit is killed.
+    let deaf = "trap '' TERM; sh -c \"trap '' TERM; sleep 100000\" & echo deaf; while :; do sleep 0.05; done";
+    home.unit(
+        "deaf",
+        &format!(
+            "[service]\nshell = true\ncommand = {deaf:?}\n[readiness]\nlog = \"deaf\"\n[stop]\ntimeout = \"200ms\"\n"
+        ),
+    );
+    home.daemon();
+    let is_well = |home: &Home| {
+        let status = home.await_state("deaf", "active", SOON);
+        assert_eq!(status["failures"], 0, "{status}");
+    };
+    is_well(&home);
+    home.upright_exits(&["stop", "deaf"], 0);
+    home.upright_exits(&["start", "deaf"], 0);
+    is_well(&home);
+    // What an earlier engine did to the unit's cgroup is not known to the next one.
+    home.upright_exits(&["stop", "deaf"], 0);
+    let engine = |home: &Home| home.list().and_then(|list| list["daemon"]["engine_pid"].as_i64());
+    let before = engine(&home).expect("an engine");
+    kill(Pid::from_raw(i32::try_from(before).expect("a pid")), Signal::SIGKILL).expect("it lives");
+    eventually("another engine answers", SOON, || engine(&home).filter(|now| *now != before));
+    home.upright_exits(&["start", "deaf"], 0);
+    is_well(&home);
+    home.upright_exits(&["restart", "deaf"], 0);
+    is_well(&home);
+    let events = home.events();
+    assert!(support::of(&events, "unit.failed", "deaf").is_empty(), "{events:?}");
+}
+
+#[test]
+fn a_stray_signal_does_not_end_the_keeper() {
+    let mut home = Home::new();
+    home.unit("a", sleeper());
+    home.daemon();
+    let pid = home.await_state("a", "active", SOON)["pid"].clone();
+    let strays = [
+        Signal::SIGALRM,
+        Signal::SIGVTALRM,
+        Signal::SIGPROF,
+        Signal::SIGIO,
+        Signal::SIGPWR,
+        Signal::SIGPIPE,
+        Signal::SIGXCPU,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGSTKFLT,
+        Signal::SIGURG,
+        Signal::SIGWINCH,
+    ];
+    for signal in strays {
+        kill(home.child(), signal).expect("it lives");
+    }
+    // A kill that it has to see, after all of those: they were delivered before.
+    kill(Pid::from_raw(home.pid("a")), Signal::SIGKILL).expect("it lives");
+    let again = home.await_unit("a", "its end is seen", SOON, |unit| unit["failures"] == 1);
+    assert_ne!(again["pid"], pid);
+}
+
+#[test]
 fn the_exit_codes_are_those_of_the_contract() {
     let mut home = Home::new();
     home.upright_exits(&["status"], 5);
