@@ -7,6 +7,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::chown;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -35,6 +36,17 @@ fn a_second_daemon_on_the_same_home_refuses() {
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(said.contains(&home.path().display().to_string()), "it names the home: {said}");
     assert_eq!(home.status("a")["pid"], pid, "the first one is not disturbed");
+}
+
+#[test]
+fn a_home_too_deep_for_its_socket_is_refused_with_what_to_do() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let deep = dir.path().join("x".repeat(120));
+    let refused = Command::new(UPRIGHT).args(["daemon", "--home"]).arg(&deep).output().expect("runs");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("107") && said.contains("choose a --home with a shorter path"), "{said}");
+    assert!(!deep.exists(), "nothing was made there");
 }
 
 #[test]
@@ -170,6 +182,30 @@ fn a_unit_that_had_to_be_killed_starts_again() {
 }
 
 #[test]
+fn a_service_that_left_its_cgroup_is_killed_all_the_same() {
+    if support::skip((!is_root()).then_some("root (for a cgroup to leave)")) {
+        return;
+    }
+    let name = format!("escaper-{}", std::process::id());
+    let script = format!(
+        "d=$(find /sys/fs/cgroup -type d -name unit-{name}); [ -z \"$d\" ] || echo $$ > \"$d/../../cgroup.procs\"; \
+         trap '' TERM; echo away; exec sleep 100000"
+    );
+    let mut home = Home::new();
+    home.unit(
+        &name,
+        &format!(
+            "[service]\nshell = true\ncommand = {script:?}\n[readiness]\nlog = \"away\"\n[stop]\ntimeout = \"200ms\"\n"
+        ),
+    );
+    home.daemon();
+    home.await_state(&name, "active", SOON);
+    let pid = home.pid(&name);
+    home.upright_exits(&["stop", &name], 0);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists(), "it lives on");
+}
+
+#[test]
 fn a_stray_signal_does_not_end_the_keeper() {
     let mut home = Home::new();
     home.unit("a", sleeper());
@@ -215,6 +251,10 @@ fn the_exit_codes_are_those_of_the_contract() {
     home.upright_exits(&["status", "stranger"], 4);
     home.upright_exits(&["stop", "stranger"], 4);
     home.upright_exits(&["start", "absent"], 1);
+    let bare = home.upright(&[]);
+    let help = String::from_utf8_lossy(&bare.stderr);
+    assert!(bare.status.code() == Some(2) && help.contains("Begin here"), "{help}");
+    assert!(!help.contains("puppet"), "hidden words are hidden: {help}");
     home.upright_exits(&["start", "slow", "--timeout", "300ms"], 7);
     home.upright_exits(&["frobnicate"], 2);
     home.upright_exits(&["check"], 0);

@@ -60,6 +60,9 @@ const FRESH_EVENTS_MAX: usize = 4_096;
 /// Events read at once while the journal catches up with the store.
 const CATCH_UP_PAGE: usize = 5_000;
 
+/// `sun_path` without its NUL (unix(7)).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
 /// The file in the run directory that carries the lock of the home.
 const LOCK_FILE: &str = "lock";
 
@@ -148,6 +151,9 @@ fn resolve(places: &Places) -> Result<Home, String> {
 
 fn prepare(places: &Places) -> Result<(Lock, Vec<CString>), String> {
     let home = resolve(places)?;
+    for socket in [&home.socket, &home.notify_socket] {
+        check_socket_path(socket)?;
+    }
     for (path, mode) in directories(&home) {
         sys_files::own_dir(&path, mode)
             .map_err(|error| format!("cannot make {}: {error}", path.display()))?;
@@ -165,6 +171,18 @@ fn prepare(places: &Places) -> Result<(Lock, Vec<CString>), String> {
         LockError::Io(cause) => format!("cannot take the lock {}: {cause}", lock.display()),
     })?;
     Ok((lock, place_words(places)?))
+}
+
+fn check_socket_path(path: &Path) -> Result<(), String> {
+    let bytes = path.as_os_str().len();
+    if bytes <= SOCKET_PATH_BYTES_MAX {
+        return Ok(());
+    }
+    Err(format!(
+        "cannot start: the path of the socket {} has {bytes} bytes, and Linux takes {SOCKET_PATH_BYTES_MAX}; \
+         choose a --home with a shorter path",
+        path.display()
+    ))
 }
 
 /// What the daemon writes, and who may look into it. The socket decides by SO_PEERCRED, so its
