@@ -1,3 +1,7 @@
 //! argv[0] and the first word → keeper, engine or command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(upright::cli::run(std::env::args_os()))
+}

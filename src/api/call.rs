@@ -24,6 +24,21 @@ pub enum Verb {
     Clear,
 }
 
+impl Verb {
+    pub const ALL: [Verb; 5] = [Verb::Start, Verb::Stop, Verb::Restart, Verb::Reload, Verb::Clear];
+
+    /// As it stands in a path and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verb::Start => "start",
+            Verb::Stop => "stop",
+            Verb::Restart => "restart",
+            Verb::Reload => "reload",
+            Verb::Clear => "clear",
+        }
+    }
+}
+
 /// A request that has passed the route table, the access rule and the size limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
@@ -39,6 +54,11 @@ pub enum Call {
         verb: Verb,
         units: Vec<String>,
         all: bool,
+        /// false: answered as soon as the order is taken.
+        wait: bool,
+    },
+    /// Restart every unit that is not active (`POST /api/recovery/restart` without a unit).
+    RestartInactive {
         /// false: answered as soon as the order is taken.
         wait: bool,
     },

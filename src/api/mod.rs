@@ -3,5 +3,14 @@
 //!
 //! Refuses: engine types, and any field that is a command, a path, an environment or a URL.
 
+pub mod access;
+pub mod body;
 pub mod call;
+pub mod client;
+pub mod openapi;
+pub mod request;
+pub mod routes;
+pub mod server;
+pub mod slots;
+pub mod stall;
 pub mod types;

@@ -120,6 +120,13 @@ pub struct ActionRequest {
     pub all: bool,
 }
 
+/// Body of `POST /api/recovery/restart`. No unit = every wanted unit that is not active.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct RecoveryRequest {
+    #[serde(default)]
+    pub unit: Option<String>,
+}
+
 /// Answer to an order, sent when it is done for every unit.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct ActionReply {
@@ -129,7 +136,7 @@ pub struct ActionReply {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct UnitOutcome {
     pub unit: String,
-    /// done | already | failed | superseded
+    /// done | already | failed | superseded; `accepted` when nobody waits for the end
     pub outcome: String,
     /// Why, when it failed.
     pub message: Option<String>,

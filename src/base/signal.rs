@@ -44,6 +44,7 @@ const NAMES: [(&str, u8); 30] = [
 impl Signal {
     pub const HUP: Signal = Signal(1);
     pub const INT: Signal = Signal(2);
+    pub const QUIT: Signal = Signal(3);
     pub const KILL: Signal = Signal(9);
     pub const TERM: Signal = Signal(15);
     pub const CONT: Signal = Signal(18);

@@ -1,1 +1,11 @@
-//! placeholder
+//! Files on disk → one checked set of units. Where the files are, how they are read safely,
+//! and what of them may be used when some are broken.
+//!
+//! Refuses: writing a file, and waiting for one: a FIFO or a device is refused, not read.
+
+pub mod load;
+pub mod paths;
+pub mod read;
+
+pub use load::{Loaded, load, load_paths};
+pub use paths::{Asked, Home, Surroundings};

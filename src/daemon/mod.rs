@@ -1,1 +1,19 @@
-//! placeholder
+//! The shell around the pure engine: sources become events, effects are performed.
+//!
+//! Refuses: policy. Nothing here asks in which state a unit is in order to act on it.
+
+pub mod boot;
+pub mod tag;
+pub mod environment;
+mod adopt;
+mod containment;
+mod files;
+mod follow;
+mod handlers;
+mod hands;
+mod launch;
+mod notify;
+mod plan;
+mod shell;
+mod streams;
+mod views;

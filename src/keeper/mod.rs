@@ -4,3 +4,9 @@
 //! Refuses: units, policy, TOML, HTTP, SQL. It knows runs and fds.
 
 pub mod wire;
+pub mod codec;
+pub mod table;
+mod engine;
+mod talk;
+pub mod run;
+pub mod client;

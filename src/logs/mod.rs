@@ -1,1 +1,39 @@
-//! placeholder
+//! What services wrote: moved into files byte for byte, and read back as lines.
+//!
+//! Refuses: why a unit ended, what a line means, and bytes in our memory on the way in: what is
+//! in a buffer of ours is lost when we are killed, what is in a pipe or a file is not.
+
+pub mod capture;
+pub mod read;
+pub mod spool;
+#[cfg(test)]
+mod read_tests;
+#[cfg(test)]
+mod tests;
+
+/// Which of its two streams a service wrote to. With `stderr = "merge"` both are `Stdout`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    pub const ALL: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+
+    /// The file in `<logs>/<unit>/` that is being written.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Stream::Stdout => "current.log",
+            Stream::Stderr => "stderr.log",
+        }
+    }
+
+    /// The word in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        }
+    }
+}

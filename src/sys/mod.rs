@@ -1,1 +1,19 @@
-//! placeholder
+//! The operating system as the rest of Upright sees it: clock, processes, sockets, cgroups, files.
+//! The only room with `unsafe` and the only one that reads a clock.
+//!
+//! Refuses: units, policy and retries. A call here does one thing and says what the kernel said.
+
+pub mod accounts;
+pub mod cgroup;
+pub mod clock;
+pub mod files;
+pub mod lock;
+pub mod memfd;
+pub mod pipe;
+pub mod process;
+pub mod proctree;
+pub mod signals;
+pub mod socket;
+pub mod spawn;
+pub mod wait;
+pub mod watched;

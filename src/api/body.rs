@@ -1,0 +1,94 @@
+//! The body of an answer: whole, or a stream of events with a heartbeat.
+//!
+//! Refuses: buffering a stream. The channel's bound is the sender's business.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
+use crate::api::slots::Busy;
+
+/// What hyper sends.
+#[derive(Debug)]
+pub struct ReplyBody {
+    content: Content,
+    /// The connection's slot is in use for as long as this lives.
+    _busy: Option<Busy>,
+}
+
+#[derive(Debug)]
+enum Content {
+    Whole(Option<Bytes>),
+    /// Server-sent events (WHATWG HTML, 9.2): `data: {json}`, an empty line. A comment line
+    /// now and then, so that a dead client is noticed by the write.
+    Events {
+        items: mpsc::Receiver<Bytes>,
+        heartbeat: Interval,
+    },
+}
+
+impl ReplyBody {
+    pub fn whole(bytes: impl Into<Bytes>) -> ReplyBody {
+        ReplyBody { content: Content::Whole(Some(bytes.into())), _busy: None }
+    }
+
+    /// A stream; the first heartbeat at once, so that the client sees the head of the answer.
+    pub fn events(items: mpsc::Receiver<Bytes>, every: Duration) -> ReplyBody {
+        let mut heartbeat = interval_at(Instant::now(), every);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ReplyBody { content: Content::Events { items, heartbeat }, _busy: None }
+    }
+
+    /// Holds `busy` until the body is sent or given up.
+    pub fn until_sent(self, busy: Busy) -> ReplyBody {
+        ReplyBody { _busy: Some(busy), ..self }
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match &mut self.get_mut().content {
+            Content::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Content::Events { items, heartbeat } => match items.poll_recv(cx) {
+                Poll::Ready(Some(item)) => Poll::Ready(Some(Ok(Frame::data(event(&item))))),
+                Poll::Ready(None) => Poll::Ready(None),
+                Poll::Pending => {
+                    heartbeat.poll_tick(cx).map(|_| Some(Ok(Frame::data(Bytes::from_static(b": alive\n\n")))))
+                }
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.content, Content::Whole(None))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Content::Events { .. } => SizeHint::default(),
+        }
+    }
+}
+
+/// JSON has no raw newline, so one line holds it. A newline all the same would end the line
+/// early and forge a field: it becomes a space (which JSON allows wherever a newline is).
+fn event(json: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(json.len() + 8);
+    out.put_slice(b"data: ");
+    out.extend(json.iter().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { *b }));
+    out.put_slice(b"\n\n");
+    out.freeze()
+}

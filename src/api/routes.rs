@@ -1,0 +1,202 @@
+//! The route table: dispatch, the OpenAPI document and the tests read this one list.
+//!
+//! Refuses: any request that is not a row of it (reliability A1: a closed list of routes).
+
+use hyper::Method;
+
+use crate::api::call::Verb;
+
+/// Who may use a route. Nothing is open to those who may do neither.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Reads: viewers, and everybody who may act.
+    View,
+    /// Changes something: root, the daemon's own user, operators.
+    Act,
+}
+
+/// What a request turns into; `Call` without its arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    Livez,
+    Readyz,
+    Health,
+    Units,
+    Unit,
+    UnitLogs,
+    Logs,
+    Events,
+    ConfigErrors,
+    OpenApi,
+    UnitAct(Verb),
+    UnitSignal,
+    Act(Verb),
+    RecoveryRestart,
+}
+
+/// A query parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Param {
+    Unit,
+    Lines,
+    Follow,
+    AfterId,
+    Since,
+    Limit,
+    Wait,
+}
+
+impl Param {
+    pub const ALL: [Param; 7] =
+        [Param::Unit, Param::Lines, Param::Follow, Param::AfterId, Param::Since, Param::Limit, Param::Wait];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Param::Unit => "unit",
+            Param::Lines => "lines",
+            Param::Follow => "follow",
+            Param::AfterId => "after_id",
+            Param::Since => "since",
+            Param::Limit => "limit",
+            Param::Wait => "wait",
+        }
+    }
+
+    pub fn what(self) -> &'static str {
+        match self {
+            Param::Unit => "Name of a unit; may be given several times. None = every unit.",
+            Param::Lines => "Last lines to begin with, 0 to 10000. Default 10.",
+            Param::Follow => "true: answer with `text/event-stream` and go on as things happen.",
+            Param::AfterId => "Only events with a greater id.",
+            Param::Since => "Only events at or after this time, RFC 3339.",
+            Param::Limit => {
+                "Most events to answer with, 1 to 10000. Default 1000. With after_id the oldest that fit, else the newest."
+            }
+            Param::Wait => "false: answer as soon as the order is taken. Default true.",
+        }
+    }
+}
+
+/// One row.
+#[derive(Clone, Debug)]
+pub struct Route {
+    pub method: Method,
+    /// `{name}` stands for one segment, a unit's name.
+    pub pattern: &'static str,
+    pub need: Need,
+    pub target: Target,
+    pub params: &'static [Param],
+    pub what: &'static str,
+}
+
+const fn read(pattern: &'static str, target: Target, params: &'static [Param], what: &'static str) -> Route {
+    Route { method: Method::GET, pattern, need: Need::View, target, params, what }
+}
+
+const fn act(pattern: &'static str, target: Target, params: &'static [Param], what: &'static str) -> Route {
+    Route { method: Method::POST, pattern, need: Need::Act, target, params, what }
+}
+
+const UNIT_LOGS: &[Param] = &[Param::Lines, Param::Follow];
+const LOGS: &[Param] = &[Param::Unit, Param::Lines, Param::Follow];
+const EVENTS: &[Param] = &[Param::AfterId, Param::Since, Param::Limit, Param::Follow];
+const WAIT: &[Param] = &[Param::Wait];
+
+/// Every route there is.
+pub const ROUTES: &[Route] = &[
+    read("/livez", Target::Livez, &[], "Is the engine answering? 200 or 503, plain text."),
+    read("/readyz", Target::Readyz, &[], "Has the engine taken over its units? 200 or 503, plain text."),
+    read("/api/system/health", Target::Health, &[], "The whole system on one page: green, yellow or red."),
+    read("/v1/units", Target::Units, &[], "Every unit with its state and reason."),
+    read("/v1/units/{name}", Target::Unit, &[], "One unit with its last log lines and history."),
+    read("/v1/units/{name}/logs", Target::UnitLogs, UNIT_LOGS, "What one unit wrote."),
+    read("/v1/logs", Target::Logs, LOGS, "What several units wrote."),
+    read("/v1/events", Target::Events, EVENTS, "What happened, oldest first."),
+    read("/v1/config/errors", Target::ConfigErrors, &[], "What is wrong in the unit files."),
+    read("/openapi.json", Target::OpenApi, &[], "This document."),
+    act("/v1/units/{name}/start", Target::UnitAct(Verb::Start), WAIT, "Start a unit and what it requires."),
+    act("/v1/units/{name}/stop", Target::UnitAct(Verb::Stop), WAIT, "Stop a unit; it stays stopped."),
+    act("/v1/units/{name}/restart", Target::UnitAct(Verb::Restart), WAIT, "Stop a unit, then start it."),
+    act("/v1/units/{name}/reload", Target::UnitAct(Verb::Reload), WAIT, "Have a unit reread its files."),
+    act("/v1/units/{name}/clear", Target::UnitAct(Verb::Clear), WAIT, "Forget a unit's failures."),
+    act("/v1/units/{name}/signal", Target::UnitSignal, &[], "Send a signal to a unit's main process."),
+    act("/v1/actions/start", Target::Act(Verb::Start), WAIT, "Start several units, requirements first."),
+    act("/v1/actions/stop", Target::Act(Verb::Stop), WAIT, "Stop several units in reverse order."),
+    act("/v1/actions/restart", Target::Act(Verb::Restart), WAIT, "Restart several units."),
+    act("/v1/actions/reload", Target::Act(Verb::Reload), WAIT, "Have several units reread their files."),
+    act("/v1/actions/clear", Target::Act(Verb::Clear), WAIT, "Forget the failures of several units."),
+    act(
+        "/api/recovery/restart",
+        Target::RecoveryRestart,
+        WAIT,
+        "Restart one unit, or every unit that is not active.",
+    ),
+];
+
+/// What a path leads to.
+#[derive(Debug)]
+pub enum Found<'p> {
+    /// The row, and the segment that stood for `{name}` (still percent-encoded).
+    Row(&'static Route, Option<&'p str>),
+    /// The path is known, the method is not; these are.
+    OtherMethods(Vec<&'static Method>),
+    Nothing,
+}
+
+/// Looks a request up.
+pub fn find<'p>(method: &Method, path: &'p str) -> Found<'p> {
+    let mut others = Vec::new();
+    for route in ROUTES {
+        let Some(name) = matches(route.pattern, path) else { continue };
+        if route.method == *method {
+            return Found::Row(route, name);
+        }
+        others.push(&route.method);
+    }
+    if others.is_empty() { Found::Nothing } else { Found::OtherMethods(others) }
+}
+
+/// `Some(the {name} segment, if the pattern has one)` when the path fits, segment by segment.
+fn matches<'p>(pattern: &str, path: &'p str) -> Option<Option<&'p str>> {
+    let mut name = None;
+    let mut wanted = pattern.split('/');
+    let mut given = path.split('/');
+    loop {
+        match (wanted.next(), given.next()) {
+            (None, None) => return Some(name),
+            (Some("{name}"), Some(segment)) if !segment.is_empty() => name = Some(segment),
+            (Some(want), Some(have)) if want == have => {}
+            (Some(_) | None, Some(_) | None) => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_are_gets_and_acts_are_posts() {
+        for route in ROUTES {
+            let want = if route.method == Method::GET { Need::View } else { Need::Act };
+            assert_eq!(route.need, want, "{}", route.pattern);
+        }
+    }
+
+    #[test]
+    fn every_row_finds_itself_and_no_other() {
+        for route in ROUTES {
+            let path = route.pattern.replace("{name}", "web");
+            match find(&route.method, &path) {
+                Found::Row(row, name) => {
+                    assert_eq!(row.target, route.target);
+                    assert_eq!(name.is_some(), route.pattern.contains("{name}"));
+                }
+                Found::OtherMethods(_) | Found::Nothing => panic!("{path}"),
+            }
+        }
+        for path in ["", "/", "/v1", "/v1/units/", "/v1/units//logs", "/v1/units/a/b", "//livez", "/livez/"] {
+            assert!(matches!(find(&Method::GET, path), Found::Nothing), "{path}");
+        }
+    }
+}

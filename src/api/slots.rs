@@ -1,0 +1,75 @@
+//! The connection slots: how many there are, who gets one, who has to go.
+//!
+//! Refuses: letting idle or slow connections keep others out. When the house is full, the
+//! oldest one that no call is being answered on makes room (reliability A9).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::task::AbortHandle;
+
+/// Calls being answered on one connection. Cloned into each answer, dropped with its body.
+#[derive(Clone, Debug, Default)]
+pub struct Calls(Arc<AtomicUsize>);
+
+/// One call being answered.
+#[derive(Debug)]
+pub struct Busy(Arc<AtomicUsize>);
+
+impl Calls {
+    pub fn begin(&self) -> Busy {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Busy(self.0.clone())
+    }
+
+    fn is_idle(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One connection.
+struct Slot {
+    uid: u32,
+    task: AbortHandle,
+    calls: Calls,
+}
+
+/// All connections, oldest first.
+pub struct Slots {
+    slots: VecDeque<Slot>,
+    max: usize,
+    kept_for_root: usize,
+}
+
+impl Slots {
+    pub fn new(max: usize, kept_for_root: usize) -> Slots {
+        Slots { slots: VecDeque::new(), max, kept_for_root }
+    }
+
+    /// Is there room for this user now? Ends an idle connection where that makes room; only
+    /// root may end root's.
+    pub fn make_room(&mut self, uid: u32) -> bool {
+        self.slots.retain(|slot| !slot.task.is_finished());
+        let kept = if uid == 0 { 0 } else { self.kept_for_root };
+        if self.slots.len() < self.max.saturating_sub(kept) {
+            return true;
+        }
+        let may_end = |slot: &Slot| slot.calls.is_idle() && (uid == 0 || slot.uid != 0);
+        let Some(oldest) = self.slots.iter().position(may_end) else { return false };
+        if let Some(slot) = self.slots.remove(oldest) {
+            slot.task.abort();
+        }
+        true
+    }
+
+    pub fn take(&mut self, uid: u32, task: AbortHandle, calls: Calls) {
+        self.slots.push_back(Slot { uid, task, calls });
+    }
+}

@@ -1,0 +1,329 @@
+//! Every word and flag of the command line.
+//!
+//! Refuses: meaning. What a flag does is in its command's file.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::api::call::Verb;
+use crate::base::duration;
+
+const TEMPLATE: &str = "{about}\n\nUsage: {usage}\n{before-help}Options:\n{options}{after-help}";
+
+/// The verbs as `--help` groups them. A test holds this against the list of subcommands.
+pub const GROUPS: [(&str, &[&str]); 4] = [
+    ("Run it", &["demo", "daemon"]),
+    ("Look", &["status", "logs", "events", "graph"]),
+    ("Act", &["start", "stop", "restart", "reload", "clear", "signal"]),
+    ("Check", &["check", "schema"]),
+];
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, all active · 1 the operation failed · 2 wrong usage or invalid file
+            3 not all active · 4 no such unit · 5 the daemon cannot be reached
+            6 not permitted · 7 timed out waiting
+
+Begin here:
+  upright demo                 something to push over, in a temporary home
+  upright check units/         every mistake in the unit files, before they run
+  upright daemon --home .      supervise ./units/*.toml
+  upright status               what is up, what is not, and why";
+
+/// Keeps a backend and its dependencies standing
+#[derive(Debug, Parser)]
+#[command(name = "upright", version, disable_help_subcommand = true, subcommand_value_name = "VERB")]
+pub struct Args {
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Where the daemon is, and how to print.
+#[derive(Clone, Debug, Default, ClapArgs)]
+#[command(next_help_heading = "Options of every command")]
+pub struct GlobalArgs {
+    /// Everything of one daemon in DIR: config, units, state, logs, sockets
+    #[arg(long, global = true, value_name = "DIR", env = "UPRIGHT_HOME", hide_env = true)]
+    pub home: Option<PathBuf>,
+    /// Read unit files from DIR instead (repeatable)
+    #[arg(long = "units", global = true, value_name = "DIR")]
+    pub unit_dirs: Vec<PathBuf>,
+    /// Read the daemon's configuration from FILE instead
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Colour the output: auto (on a terminal, unless NO_COLOR is set), always, never
+    #[arg(long, global = true, value_name = "WHEN", value_enum, hide_possible_values = true, hide_default_value = true, default_value_t = ColorWhen::Auto)]
+    pub color: ColorWhen,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ColorWhen {
+    // No docstring: clap would spread every help text over twice the lines.
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a database, a cache and a backend in a temporary home
+    #[command(
+        after_help = "Examples:\n  upright demo          Ctrl-C ends it and leaves nothing behind\n  upright demo --keep   leaves the home, to look at its files"
+    )]
+    Demo(DemoArgs),
+    /// Supervise in the foreground; SIGTERM stops everything in reverse order
+    #[command(
+        after_help = "Examples:\n  upright daemon                      as root: /etc/upright\n  upright daemon --home /srv/shop     everything under one directory\n  upright daemon --units ./units"
+    )]
+    Daemon,
+    /// Show what is up, what is not, and why
+    #[command(
+        after_help = "Examples:\n  upright status             every unit, a line each; exit 3 when a wanted one is not active\n  upright status backend     one unit, with its history and last lines\n  upright status --json | jq '.units[] | select(.state != \"active\")'"
+    )]
+    Status(StatusArgs),
+    /// Show what units wrote
+    #[command(
+        after_help = "Examples:\n  upright logs backend -n 100\n  upright logs -f                 every unit, as it happens\n  upright logs backend redis -f"
+    )]
+    Logs(LogsArgs),
+    /// Show what happened, a line each
+    #[command(
+        after_help = "Examples:\n  upright events --since 10m\n  upright events --since 2026-11-21T20:00:00Z\n  upright events -f --json"
+    )]
+    Events(EventsArgs),
+    /// Show who needs whom, with states
+    #[command(after_help = "Examples:\n  upright graph\n  upright graph --dot | dot -Tsvg > units.svg")]
+    Graph(GraphArgs),
+    #[command(flatten)]
+    Act(ActCommand),
+    /// Send a signal to a unit's main process
+    #[command(after_help = "Examples:\n  upright signal USR1 backend\n  upright signal SIGHUP postgres")]
+    Signal(SignalArgs),
+    /// Find every mistake in unit files, without a daemon
+    #[command(
+        after_help = "Examples:\n  upright check                  the unit files of this home\n  upright check units/ web.toml"
+    )]
+    Check(CheckArgs),
+    /// Print the JSON Schema of unit files, for editors
+    #[command(after_help = "Examples:\n  upright schema > units/unit.schema.json")]
+    Schema(SchemaArgs),
+    /// The engine; the keeper starts it
+    #[command(hide = true)]
+    Engine,
+    /// A service of the demo
+    #[command(hide = true, disable_help_flag = true)]
+    Puppet(PuppetArgs),
+}
+
+/// The verbs that give an order for units.
+#[derive(Debug, Subcommand)]
+pub enum ActCommand {
+    /// Start units and what they require; forgets their failures
+    #[command(after_help = "Examples:\n  upright start backend\n  upright start --all --timeout 60s")]
+    Start(OrderArgs),
+    /// Stop units, dependents first; they stay stopped
+    #[command(after_help = "Examples:\n  upright stop backend\n  upright stop --all")]
+    Stop(OrderArgs),
+    /// Stop units, then start them
+    #[command(after_help = "Examples:\n  upright restart backend\n  upright restart redis backend --no-wait")]
+    Restart(OrderArgs),
+    /// Have units reread their own files
+    #[command(after_help = "Examples:\n  upright reload nginx")]
+    Reload(OrderArgs),
+    /// Forget the failures of units, so that their next delay is the first again
+    #[command(after_help = "Examples:\n  upright clear backend")]
+    Clear(OrderArgs),
+}
+
+impl ActCommand {
+    pub fn verb(&self) -> Verb {
+        match self {
+            ActCommand::Start(_) => Verb::Start,
+            ActCommand::Stop(_) => Verb::Stop,
+            ActCommand::Restart(_) => Verb::Restart,
+            ActCommand::Reload(_) => Verb::Reload,
+            ActCommand::Clear(_) => Verb::Clear,
+        }
+    }
+
+    pub fn order(&self) -> &OrderArgs {
+        match self {
+            ActCommand::Start(order)
+            | ActCommand::Stop(order)
+            | ActCommand::Restart(order)
+            | ActCommand::Reload(order)
+            | ActCommand::Clear(order) => order,
+        }
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct OrderArgs {
+    /// Names of units
+    #[arg(value_name = "UNIT", required_unless_present = "all", conflicts_with = "all")]
+    pub units: Vec<String>,
+    /// Every unit
+    #[arg(long)]
+    pub all: bool,
+    /// Return as soon as the order is taken
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Wait at most this long, then exit 7; the order stands
+    #[arg(long, value_name = "DURATION", value_parser = positive_duration)]
+    pub timeout: Option<Duration>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct StatusArgs {
+    /// Names of units; one shows everything about it
+    #[arg(value_name = "UNIT")]
+    pub units: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct LogsArgs {
+    /// Names of units; none = all
+    #[arg(value_name = "UNIT")]
+    pub units: Vec<String>,
+    /// Go on as lines are written
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin with the last N lines
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub lines: u32,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct EventsArgs {
+    /// Go on as things happen
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only what happened since: a duration ("10m") or a time ("2026-11-21T20:00:00Z")
+    #[arg(long, value_name = "T")]
+    pub since: Option<String>,
+    /// At most the newest N
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub lines: u32,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct GraphArgs {
+    /// Print Graphviz DOT
+    #[arg(long)]
+    pub dot: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct SignalArgs {
+    /// SIGUSR1, USR1 or 10
+    #[arg(value_name = "SIGNAL")]
+    pub signal: String,
+    /// Names of units
+    #[arg(value_name = "UNIT", required = true)]
+    pub units: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct CheckArgs {
+    /// Files and directories; none = the unit files of this home
+    #[arg(value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct SchemaArgs {
+    /// The schema of upright.toml instead
+    #[arg(long)]
+    pub daemon: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct DemoArgs {
+    /// Leave the temporary home when it ends
+    #[arg(long)]
+    pub keep: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PuppetArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<String>,
+}
+
+/// The parser, with the grouped help.
+pub fn command() -> clap::Command {
+    let command = Args::command();
+    let verbs = grouped(&command);
+    command.before_help(verbs).after_help(EXIT_CODES).help_template(TEMPLATE)
+}
+
+fn grouped(command: &clap::Command) -> String {
+    let mut text = String::new();
+    for (title, verbs) in GROUPS {
+        text.push_str(&format!("\n{title}:\n"));
+        for verb in verbs {
+            let about = command.find_subcommand(verb).and_then(|found| found.get_about());
+            let about = about.map(ToString::to_string).unwrap_or_default();
+            text.push_str(&format!("  {verb:8}  {about}\n"));
+        }
+    }
+    // The template's own spacing ends it.
+    text.trim_end_matches('\n').to_string()
+}
+
+/// Called as `uprightd`, the binary is `upright daemon`; as `uprightctl`, `upright`.
+pub fn with_called_name(mut words: Vec<OsString>) -> Vec<OsString> {
+    let called = words.first().map(Path::new).and_then(Path::file_name);
+    if called.is_some_and(|name| name == "uprightd") {
+        words.insert(1, "daemon".into());
+    }
+    words
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration::parse(text) {
+        Ok(Duration::ZERO) => Err("it must be longer than zero".into()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(error.help.map_or(error.why.clone(), |help| format!("{}; {help}", error.why))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_holds_together() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn help_groups_every_verb_once() {
+        let command = command();
+        let mut shown: Vec<&str> =
+            command.get_subcommands().filter(|c| !c.is_hide_set()).map(|c| c.get_name()).collect();
+        let mut grouped: Vec<&str> = GROUPS.iter().flat_map(|(_, verbs)| verbs.iter().copied()).collect();
+        shown.sort_unstable();
+        grouped.sort_unstable();
+        assert_eq!(shown, grouped);
+    }
+
+    #[test]
+    fn the_called_name_chooses_the_command() {
+        let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(
+            with_called_name(words(&["/usr/bin/uprightd", "--json"])),
+            words(&["/usr/bin/uprightd", "daemon", "--json"])
+        );
+        assert_eq!(with_called_name(words(&["uprightctl", "status"])), words(&["uprightctl", "status"]));
+        assert_eq!(with_called_name(vec![]), words(&[]));
+    }
+}

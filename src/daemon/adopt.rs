@@ -1,0 +1,120 @@
+//! Taking over: what the keeper held, what the store kept, what the files say → a shell whose
+//! engine goes on where the last one stopped.
+//!
+//! Refuses: starting over. A socket or a pipe that the keeper holds is used again.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use crate::base::exit::RunId;
+use crate::base::name::UnitName;
+use crate::daemon::follow;
+use crate::daemon::hands::{Hands, Live};
+use crate::daemon::tag::Tag;
+use crate::engine::Adopted;
+use crate::engine::event::Rest;
+use crate::keeper::wire::{HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT, Request, TableRow};
+use crate::logs::Stream;
+use crate::sys::socket;
+
+/// Names under which the keeper holds our sockets.
+const API_SOCKET: &[u8] = b"api";
+const NOTIFY_SOCKET: &[u8] = b"notify";
+
+/// Mode of both sockets: who may do what is decided by SO_PEERCRED, and services of any
+/// user must be able to notify.
+const SOCKET_MODE: u32 = 0o666;
+
+/// The listening and the notify socket.
+pub struct Sockets {
+    pub api: OwnedFd,
+    pub notify: OwnedFd,
+}
+
+/// Takes the sockets that the keeper held, or makes them and has it hold them.
+///
+/// # Errors
+/// A socket cannot be made or duplicated.
+pub fn sockets(
+    held: Vec<(Vec<u8>, OwnedFd)>,
+    api_path: &Path,
+    notify_path: &Path,
+    mut hold: impl FnMut(Request),
+) -> io::Result<Sockets> {
+    let (mut api, mut notify) = (None, None);
+    for (name, fd) in held {
+        match name.as_slice() {
+            API_SOCKET => api = Some(fd),
+            NOTIFY_SOCKET => notify = Some(fd),
+            _ => tracing::warn!("the keeper holds `{}`, which is not known here", name.escape_ascii()),
+        }
+    }
+    // A socket whose file was removed is of no use to anybody: make it anew.
+    let api = match api.filter(|_| api_path.exists()) {
+        Some(fd) => fd,
+        None => {
+            let fd = OwnedFd::from(socket::listen(api_path, SOCKET_MODE)?);
+            hold(Request::Hold { name: API_SOCKET.to_vec(), fd: fd.try_clone()? });
+            fd
+        }
+    };
+    let notify = match notify.filter(|_| notify_path.exists()) {
+        Some(fd) => fd,
+        None => {
+            let fd = socket::bind_datagram(notify_path, SOCKET_MODE)?;
+            hold(Request::Hold { name: NOTIFY_SOCKET.to_vec(), fd: fd.try_clone()? });
+            fd
+        }
+    };
+    Ok(Sockets { api, notify })
+}
+
+/// Enters the keeper's rows into the hands and says them as the engine wants them. Their
+/// pipes are read on from where the last engine left off.
+pub fn runs(rows: Vec<TableRow>, hands: &mut Hands) -> Vec<Adopted> {
+    rows.into_iter().filter_map(|row| run(row, hands)).collect()
+}
+
+fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
+    let TableRow { run, tag, pid, spawned_at, executed, ended, held } = row;
+    let Some(Tag { unit, role, log_from }) = Tag::from_bytes(&tag) else {
+        tracing::error!("run {run} (process {pid}) has the tag `{}`, which says nothing", tag.escape_ascii());
+        return None;
+    };
+    let ended_now = ended.is_some();
+    let live = Live { unit: unit.clone(), role, pid: Some(pid), log_from, ended: ended_now };
+    hands.runs.insert(run, live);
+    hands.tools.containment.on_spawned(&unit, pid);
+    for (label, fd) in held {
+        let stream = match label {
+            HOLD_STDOUT => Stream::Stdout,
+            HOLD_STDERR => Stream::Stderr,
+            HOLD_NOTIFY_FD => {
+                follow::watch_notify_fd(run, fd, hands.tools.sources.clone());
+                continue;
+            }
+            _ => continue,
+        };
+        match hands.spool(&unit, stream) {
+            Ok(spool) => hands.capture(&unit, run, stream, fd, spool),
+            Err(why) => tracing::error!("what {unit} writes is not kept: {why}"),
+        }
+    }
+    Some(Adopted { unit, run, role, pid, spawned_at, executed, ended })
+}
+
+/// Units in which anything lives now, also those of no run and of no file.
+pub fn populated(hands: &mut Hands, adopted: &[Adopted]) -> BTreeSet<UnitName> {
+    let mut units = hands.tools.containment.known_units();
+    units.extend(adopted.iter().map(|row| row.unit.clone()));
+    units.retain(|unit| hands.rest(unit) == Rest::Alive || !hands.pids_of(unit).is_empty());
+    units
+}
+
+/// The first run id that nobody has used: of the store and of the keeper.
+pub fn next_run(reserved: RunId, adopted: &[Adopted]) -> RunId {
+    let newest = adopted.iter().map(|row| row.run.0 + 1).max().unwrap_or(0);
+    RunId(newest.max(reserved.0))
+}

@@ -1,0 +1,340 @@
+//! The two ways in: the keeper (`upright daemon`) and the engine that it starts.
+//!
+//! Refuses: a second daemon on one home; tokio and SQLite in the keeper.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::api::access::{self, Access};
+use crate::api::call::Answer;
+use crate::api::server;
+use crate::base::exit::RunId;
+use crate::base::time::Monotonic;
+use crate::config::paths::{Asked as Places, Home, Surroundings as Around};
+use crate::daemon::adopt;
+use crate::daemon::containment::Containment;
+use crate::daemon::files::{self, Reading};
+use crate::daemon::handlers::{Asked, refuse};
+use crate::daemon::hands::{Hands, Source, Tools, stamp};
+use crate::daemon::notify::NotifySocket;
+use crate::daemon::plan::Surroundings;
+use crate::daemon::shell::{Ears, Ending, Shell};
+use crate::engine::adopt::{Boot, Inheritance};
+use crate::engine::{Effects, Engine, Settings};
+use crate::keeper;
+use crate::keeper::client::{Attached, Client};
+use crate::logs::capture::Capture;
+use crate::store::open::{self, Life, Loaded, Phase, RUNS_PER_RESERVE};
+use crate::store::row::{EventQuery, Level};
+use crate::store::writer::{Store, Write as Keep};
+use crate::sys::lock::{Lock, LockError};
+use crate::sys::{clock, files as sys_files, process};
+use crate::telemetry::journal::{FILE_NAME, Journal};
+use crate::telemetry::log_to_stderr;
+use crate::unit::daemon_file::DaemonSpec;
+
+/// The daemon cannot be started.
+const EXIT_FAILED: i32 = 1;
+
+/// As of a Rust program whose main thread panicked.
+const EXIT_PANICKED: i32 = 101;
+
+/// Calls that wait for the loop. Above it the server's connections wait, which are bounded.
+const CALLS_MAX: usize = 256;
+
+/// Events kept for followers; who is further behind reads them from the store.
+const FRESH_EVENTS_MAX: usize = 4_096;
+
+/// Events read at once while the journal catches up with the store.
+const CATCH_UP_PAGE: usize = 5_000;
+
+/// The file in the run directory that carries the lock of the home.
+const LOCK_FILE: &str = "lock";
+
+/// `upright daemon`: prepares the home, takes its lock, and is the keeper until the end. The
+/// exit code. Call it before any thread exists.
+pub fn run_keeper(places: &Places) -> i32 {
+    match prepare(places) {
+        Ok((lock, argv)) => keeper::run::run(vec![lock], argv),
+        Err(why) => fail(&why),
+    }
+}
+
+/// `upright engine`: what the keeper executes. The exit code; the keeper starts another one
+/// unless it was told to end.
+pub fn run_engine(places: &Places) -> i32 {
+    let guard = log_to_stderr();
+    end_with_any_thread();
+    let code = match engine(places) {
+        Ok(()) => 0,
+        Err(why) => {
+            tracing::error!("{why}");
+            EXIT_FAILED
+        }
+    };
+    drop(guard);
+    code
+}
+
+/// An engine without its store or its log capture would look alive and not be: a panic on
+/// one of those threads ends the process, and the keeper starts another. A panic of the
+/// loop ends it anyway; one in a connection's task ends that connection.
+fn end_with_any_thread() {
+    let told = std::panic::take_hook();
+    let main = std::thread::current().id();
+    std::panic::set_hook(Box::new(move |panic| {
+        told(panic);
+        if std::thread::current().id() != main {
+            std::process::exit(EXIT_PANICKED);
+        }
+    }));
+}
+
+fn fail(why: &str) -> i32 {
+    let _ = writeln!(io::stderr().lock(), "error: {why}"); // nobody to tell
+    EXIT_FAILED
+}
+
+fn resolve(places: &Places) -> Result<Home, String> {
+    Home::resolve(places, &Around::of_process()).map_err(|error| error.to_string())
+}
+
+fn prepare(places: &Places) -> Result<(OwnedFd, Vec<CString>), String> {
+    let home = resolve(places)?;
+    for (path, mode) in directories(&home) {
+        sys_files::own_dir(&path, mode)
+            .map_err(|error| format!("cannot make {}: {error}", path.display()))?;
+    }
+    let lock = home.run_dir.join(LOCK_FILE);
+    let lock = Lock::take(&lock).map_err(|error| match error {
+        LockError::Held { pid } => {
+            let who = pid.map_or("another process".to_string(), |pid| format!("process {pid}"));
+            let dir = home.run_dir.display();
+            format!(
+                "cannot start: {who} runs a daemon on this home already (it has the lock in {dir}); \
+                     use it, stop it, or choose another --home"
+            )
+        }
+        LockError::Io(cause) => format!("cannot take the lock {}: {cause}", lock.display()),
+    })?;
+    Ok((lock.into_fd(), engine_argv(places)?))
+}
+
+/// What the daemon writes, and who may look into it. The socket decides by SO_PEERCRED, so its
+/// directory is open.
+fn directories(home: &Home) -> Vec<(PathBuf, u32)> {
+    let state = home.db.parent().map(Path::to_path_buf);
+    let mut all: Vec<(PathBuf, u32)> = state.into_iter().map(|dir| (dir, 0o750)).collect();
+    all.push((home.log_dir.clone(), 0o750));
+    all.push((home.run_dir.clone(), 0o755));
+    all
+}
+
+/// The engine is given the same places, absolute: its working directory may be another.
+fn engine_argv(places: &Places) -> Result<Vec<CString>, String> {
+    let mut words = vec![b"upright".to_vec(), b"engine".to_vec()];
+    let mut add = |flag: &str, path: &Path| -> Result<(), String> {
+        let path =
+            std::path::absolute(path).map_err(|error| format!("cannot use {}: {error}", path.display()))?;
+        words.push(flag.as_bytes().to_vec());
+        words.push(path.as_os_str().as_bytes().to_vec());
+        Ok(())
+    };
+    if let Some(home) = &places.home {
+        add("--home", home)?;
+    }
+    if let Some(config) = &places.config {
+        add("--config", config)?;
+    }
+    for dir in &places.units {
+        add("--units", dir)?;
+    }
+    let words = words.into_iter().map(CString::new).collect::<Result<_, _>>();
+    words.map_err(|_| "cannot use a path with a NUL byte".to_string())
+}
+
+fn engine(places: &Places) -> Result<(), String> {
+    let home = resolve(places)?;
+    process::set_name("upright-engine");
+    process::raise_nofile();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let ended = runtime.block_on(async {
+        let (mut shell, ears) = begin(home).map_err(|error| format!("cannot take over: {error}"))?;
+        shell.run(ears).await.map_err(|error| format!("cannot go on: {error}"))?;
+        shell.leave();
+        Ok(())
+    });
+    // A thread that reads a log from a hung disk must not keep us.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Attaches, loads, adopts: the shell of an engine that goes on where the last one stopped.
+fn begin(home: Home) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
+    let begun = clock::monotonic();
+    let mut client = Client::connect_inherited()?;
+    let Attached { keeper_pid, engine_starts, started_at, rows, held } = client.attach()?;
+    let boot = if engine_starts <= 1 { Boot::Fresh } else { Boot::Resumed };
+    let (sources, heard) = mpsc::unbounded_channel();
+    let (store, loaded) = open_store(&home, &sources)?;
+    let reading = files::read(&home, &BTreeMap::new());
+    let mut holds = Vec::new();
+    let sockets = adopt::sockets(held, &home.socket, &home.notify_socket, |hold| holds.push(hold))?;
+    for hold in holds {
+        client.send(hold)?;
+    }
+    let drained = sources.clone();
+    let capture = Capture::start(move |news| drop(drained.send(Source::Drained(news))))?;
+    let mut hands = Hands::new(Tools {
+        keeper: client,
+        store,
+        capture,
+        containment: Containment::open(&home.run_dir, keeper_pid),
+        logs: home.log_dir.clone(),
+        around: surroundings(&home, &loaded),
+        sources,
+        fresh: broadcast::Sender::new(FRESH_EVENTS_MAX),
+        reserved_until: RunId(loaded.next_run.0 + RUNS_PER_RESERVE),
+    });
+    hands.specs = reading.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
+    let adopted = adopt::runs(rows, &mut hands);
+    let populated = adopt::populated(&mut hands, &adopted);
+    let calls = serve(sockets.api, &reading.daemon)?;
+    let fatal_stops = count_fatal_stops(boot, loaded.life);
+    let next_run = adopt::next_run(loaded.next_run, &adopted);
+    let settings = Settings { start_concurrency: reading.daemon.start_concurrency, seed: begun.as_ns() };
+    let now = clock::monotonic();
+    let mut effects = Effects::default();
+    let Reading { units, errors, daemon } = reading;
+    let durable = loaded.durable.clone();
+    let inherited = Inheritance { boot, units, durable, adopted, populated, next_run };
+    let engine = Engine::new(now, settings, inherited, &mut effects);
+    let mut shell = Shell {
+        engine,
+        effects,
+        hands,
+        home,
+        config_errors: errors.clone(),
+        keeper_pid,
+        started_at,
+        fatal_stops,
+        shutdown_timeout: daemon.shutdown_timeout,
+        ending: Ending::No,
+        requests: BTreeMap::new(),
+        next_request: 0,
+    };
+    say_begin(&mut shell, boot, &loaded, begun);
+    if boot == Boot::Fresh {
+        shell.note_config_errors(&errors);
+    }
+    shell.perform(stamp(now));
+    Ok((shell, Ears { sources: heard, calls, notify: NotifySocket::new(sockets.notify)? }))
+}
+
+/// The first engine of a keeper that finds a life without an end: the whole was cut down.
+fn count_fatal_stops(boot: Boot, life: Life) -> u64 {
+    match (boot, life.phase) {
+        (Boot::Fresh, Phase::Running) => life.fatal_stops + 1,
+        (Boot::Fresh, Phase::Ended) | (Boot::Resumed, _) => life.fatal_stops,
+    }
+}
+
+fn say_begin(shell: &mut Shell, boot: Boot, loaded: &Loaded, begun: Monotonic) {
+    if shell.fatal_stops > loaded.life.fatal_stops {
+        let message = "the daemon had ended without stopping its units".to_string();
+        shell.note(Level::Error, "daemon.fatal_stop", message, []);
+    }
+    if let Some(aside) = &loaded.moved_aside {
+        let message = format!("the store was corrupt; it stands aside as {}", aside.display());
+        shell.note(Level::Error, "store.corrupt", message, []);
+    }
+    if let Some(trouble) = &loaded.trouble {
+        let message = format!("the store cannot be written, supervision goes on: {trouble}");
+        shell.note(Level::Error, "store.trouble", message, []);
+    }
+    let took_us = u64::try_from(clock::monotonic().since(begun).as_micros()).unwrap_or(u64::MAX);
+    let runs = shell.hands.runs.len();
+    let data = [("runs", runs.into()), ("took_us", took_us.into())];
+    match boot {
+        Boot::Fresh => shell.note(Level::Info, "daemon.started", "the daemon has started".to_string(), data),
+        Boot::Resumed => {
+            let message = format!("the engine was restarted and took over {runs} runs");
+            shell.note(Level::Warn, "engine.restarted", message, data);
+        }
+    }
+    let life = Life { phase: Phase::Running, fatal_stops: shell.fatal_stops };
+    shell.hands.keep(Keep::Life(life));
+}
+
+/// Opens the store and brings `system_resilience.log` up to it before anything is added.
+fn open_store(
+    home: &Home,
+    sources: &mpsc::UnboundedSender<Source>,
+) -> Result<(Store, Loaded), Box<dyn std::error::Error>> {
+    let (opened, loaded) = open::open(&home.db, &clock::boot_id())?;
+    let mut journal = Journal::open(&home.log_dir.join(FILE_NAME), loaded.last_event_id)?;
+    loop {
+        let after_id = Some(journal.last_id());
+        let rows = opened.events(&EventQuery { after_id, limit: CATCH_UP_PAGE, ..EventQuery::default() })?;
+        if let Err(error) = journal.append(&rows) {
+            tracing::error!("cannot write {FILE_NAME}: {error}");
+            break;
+        }
+        if rows.len() < CATCH_UP_PAGE {
+            break;
+        }
+    }
+    let told = sources.clone();
+    let store = opened.start(move |committed| {
+        if let Err(error) = journal.append(&committed.events) {
+            tracing::error!("cannot write {FILE_NAME}, the lines wait: {error}");
+        }
+        let _ = told.send(Source::Committed(committed)); // the loop has ended
+    })?;
+    Ok((store, loaded))
+}
+
+fn surroundings(home: &Home, loaded: &Loaded) -> Surroundings {
+    let wall = u64::try_from(clock::wall().as_microsecond()).unwrap_or(0);
+    Surroundings {
+        notify_socket: home.notify_socket.clone(),
+        home_id: wall ^ (loaded.next_run.0 << 48),
+        lang: std::env::var("LANG").ok(),
+    }
+}
+
+/// Starts the server; its calls come out of the channel.
+fn serve(listener: OwnedFd, daemon: &DaemonSpec) -> io::Result<mpsc::Receiver<Asked>> {
+    let (own_uid, _) = process::ids();
+    let (operators, unknown_operators) = access::resolve(&daemon.api.operators);
+    let (viewers, unknown_viewers) = access::resolve(&daemon.api.viewers);
+    for name in unknown_operators.iter().chain(&unknown_viewers) {
+        tracing::info!("[api] names `{name}`, which is no user or group here");
+    }
+    let access = Access { own_uid, operators, viewers };
+    let listener = server::listener_from(listener)?;
+    let (calls, asked) = mpsc::channel(CALLS_MAX);
+    tokio::spawn(server::serve(listener, access, move |peer, call| {
+        let calls = calls.clone();
+        async move {
+            let (reply, answer) = oneshot::channel();
+            let _ = calls.send(Asked { peer, call, reply }).await; // the loop has ended: told below
+            answer.await.unwrap_or_else(|_| gone())
+        }
+    }));
+    Ok(asked)
+}
+
+/// The loop has let go of a question, which it does only when it ends.
+fn gone() -> Answer {
+    refuse(503, "daemon.ending", "the daemon is ending".to_string(), None)
+}

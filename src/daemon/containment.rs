@@ -1,0 +1,245 @@
+//! What belongs to a unit: everything in its cgroup; without cgroup rights its sessions and
+//! what carries its mark below the keeper ("weak").
+//!
+//! Refuses: signalling by process group or by name; only processes known to be the unit's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::base::name::UnitName;
+use crate::base::signal::Signal;
+use crate::engine::event::Rest;
+use crate::sys::cgroup::{Tree, UnitGroup};
+use crate::sys::proctree::{self, Marks};
+use crate::sys::watched::{Wake, watched};
+use crate::unit::spec::Resources;
+
+/// `cpu.max` in microseconds: a quota is a share of this much time (cgroup-v2.rst).
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// Where the boundary of a unit runs.
+pub struct Containment {
+    keeper_pid: i32,
+    kind: Kind,
+}
+
+enum Kind {
+    Groups {
+        tree: Tree,
+        units: BTreeMap<UnitName, UnitGroup>,
+    },
+    /// Pids of the unit's runs since it was last seen empty: each began a session.
+    Weak {
+        sessions: BTreeMap<UnitName, BTreeSet<i32>>,
+    },
+}
+
+/// Wakes up when a unit may have become empty.
+pub struct Watch(Option<AsyncFd<OwnedFd>>);
+
+impl Watch {
+    /// Returns when the kernel says that something changed; never where it cannot say.
+    pub async fn changed(&mut self) {
+        let Some(events) = &self.0 else { return std::future::pending().await };
+        if let Ok(mut ready) = events.ready(Interest::PRIORITY).await {
+            ready.clear_ready();
+        }
+    }
+}
+
+impl Containment {
+    /// Cgroups where we may make them. `home` tells those of several daemons apart.
+    pub fn open(home: &Path, keeper_pid: i32) -> Containment {
+        let mut hasher = DefaultHasher::new();
+        home.hash(&mut hasher);
+        let kind = match Tree::create(&format!("{:016x}", hasher.finish())) {
+            Some(tree) => Kind::Groups { tree, units: BTreeMap::new() },
+            None => Kind::Weak { sessions: BTreeMap::new() },
+        };
+        Containment { keeper_pid, kind }
+    }
+
+    /// How far a stop reaches, as the API says it.
+    pub fn word(&self) -> &'static str {
+        match self.kind {
+            Kind::Groups { .. } => "cgroup",
+            Kind::Weak { .. } => "weak",
+        }
+    }
+
+    /// The unit's `cgroup.procs`, for a child that is to enter it, with its limits set.
+    ///
+    /// # Errors
+    /// As mkdir(2) and open(2).
+    pub fn enter(&mut self, unit: &UnitName, resources: &Resources) -> io::Result<Option<OwnedFd>> {
+        let Kind::Groups { tree, units } = &mut self.kind else { return Ok(None) };
+        let group = group_of(tree, units, unit)?;
+        let procs = match group.procs_fd() {
+            Ok(procs) => procs,
+            // Somebody removed the empty cgroup behind our back.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                units.remove(unit);
+                group_of(tree, units, unit)?.procs_fd()?
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(group) = units.get(unit) {
+            limit(unit, group, resources);
+        }
+        Ok(Some(procs))
+    }
+
+    /// Units that have a cgroup here, empty or not, whoever made it.
+    pub fn known_units(&self) -> BTreeSet<UnitName> {
+        match &self.kind {
+            Kind::Groups { tree, .. } => {
+                tree.units().iter().filter_map(|name| UnitName::parse(name).ok()).collect()
+            }
+            Kind::Weak { sessions } => sessions.keys().cloned().collect(),
+        }
+    }
+
+    /// A run of the unit began its session.
+    pub fn on_spawned(&mut self, unit: &UnitName, pid: i32) {
+        if let Kind::Weak { sessions } = &mut self.kind {
+            sessions.entry(unit.clone()).or_default().insert(pid);
+        }
+    }
+
+    /// Whether the unit has processes besides those in `runs`.
+    pub fn rest(&mut self, unit: &UnitName, runs: &[i32]) -> Rest {
+        let alive = match &mut self.kind {
+            Kind::Groups { tree, units } => match group_of(tree, units, unit) {
+                Ok(group) if group.is_empty() => false,
+                Ok(group) => runs.is_empty() || group.pids().iter().any(|pid| !runs.contains(pid)),
+                // Cannot be seen: not empty, and asked again.
+                Err(_) => true,
+            },
+            Kind::Weak { sessions } => {
+                let known = known_sessions(sessions, unit);
+                let members = proctree::members(marks(unit, self.keeper_pid, &known));
+                if members.is_empty() {
+                    sessions.remove(unit);
+                }
+                members.iter().any(|pid| !runs.contains(pid))
+            }
+        };
+        if alive { Rest::Alive } else { Rest::Empty }
+    }
+
+    /// Signals every process of the unit.
+    ///
+    /// # Errors
+    /// The first that was refused; the others are signalled all the same.
+    pub fn signal_all(&mut self, unit: &UnitName, signal: Signal) -> io::Result<()> {
+        match &mut self.kind {
+            Kind::Groups { tree, units } => group_of(tree, units, unit)?.signal_all(signal).map(drop),
+            Kind::Weak { sessions } => {
+                let known = known_sessions(sessions, unit);
+                proctree::signal_all(marks(unit, self.keeper_pid, &known), signal).map(drop)
+            }
+        }
+    }
+
+    /// SIGKILL to everything that the unit ever forked and that can be found.
+    ///
+    /// # Errors
+    /// As `signal_all`.
+    pub fn kill_all(&mut self, unit: &UnitName) -> io::Result<()> {
+        match &mut self.kind {
+            Kind::Groups { tree, units } => group_of(tree, units, unit)?.kill(),
+            Kind::Weak { sessions } => {
+                let known = known_sessions(sessions, unit);
+                proctree::kill_all(marks(unit, self.keeper_pid, &known))
+            }
+        }
+    }
+
+    /// Whether process `pid` is the unit's.
+    pub fn contains(&self, unit: &UnitName, pid: i32) -> bool {
+        match &self.kind {
+            Kind::Groups { units, .. } => units.get(unit).is_some_and(|group| group.contains(pid)),
+            Kind::Weak { sessions } => {
+                let known = known_sessions(sessions, unit);
+                proctree::members(marks(unit, self.keeper_pid, &known)).contains(&pid)
+            }
+        }
+    }
+
+    /// Something to wait on while the unit is not empty.
+    pub fn watch(&mut self, unit: &UnitName) -> Watch {
+        let Kind::Groups { tree, units } = &mut self.kind else { return Watch(None) };
+        let events = group_of(tree, units, unit).and_then(|group| group.events_fd().try_clone_to_owned());
+        Watch(events.and_then(|fd| watched(fd, Wake::Change)).ok())
+    }
+
+    /// The unit is gone from the files and at rest.
+    pub fn forget(&mut self, unit: &UnitName) {
+        match &mut self.kind {
+            Kind::Groups { units, .. } => {
+                if let Some(group) = units.remove(unit) {
+                    let _ = group.remove(); // not empty after all: the tree goes at the end
+                }
+            }
+            Kind::Weak { sessions } => _ = sessions.remove(unit),
+        }
+    }
+
+    /// Takes the cgroups away at the very end.
+    pub fn remove(&self) {
+        if let Kind::Groups { tree, .. } = &self.kind
+            && let Err(error) = tree.remove()
+        {
+            tracing::warn!("cannot remove the cgroups: {error}");
+        }
+    }
+}
+
+fn group_of<'g>(
+    tree: &Tree,
+    units: &'g mut BTreeMap<UnitName, UnitGroup>,
+    unit: &UnitName,
+) -> io::Result<&'g UnitGroup> {
+    if !units.contains_key(unit) {
+        units.insert(unit.clone(), tree.unit(unit.as_str())?);
+    }
+    units.get(unit).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+fn known_sessions(sessions: &BTreeMap<UnitName, BTreeSet<i32>>, unit: &UnitName) -> Vec<i32> {
+    sessions.get(unit).into_iter().flatten().copied().collect()
+}
+
+fn marks<'a>(unit: &'a UnitName, keeper_pid: i32, sessions: &'a [i32]) -> Marks<'a> {
+    Marks { unit: unit.as_str(), keeper_pid, sessions }
+}
+
+/// A control that the kernel does not have here (its controller is not enabled) is said and
+/// done without: a service without its limit is better than no service.
+fn limit(unit: &UnitName, group: &UnitGroup, resources: &Resources) {
+    let text = |value: Option<u64>| value.map(|value| value.to_string());
+    let cpu_max = resources
+        .cpu_quota_percent
+        .map(|percent| format!("{} {CPU_PERIOD_US}", u64::from(percent) * CPU_PERIOD_US / 100));
+    let controls = [
+        ("memory.max", text(resources.memory_max_bytes)),
+        ("memory.high", text(resources.memory_high_bytes)),
+        ("cpu.max", cpu_max),
+        ("cpu.weight", text(resources.cpu_weight.map(u64::from))),
+        ("pids.max", text(resources.tasks_max)),
+        ("io.weight", text(resources.io_weight.map(u64::from))),
+    ];
+    for (control, value) in controls {
+        if let Some(value) = value
+            && let Err(error) = group.set(control, &value)
+        {
+            tracing::warn!("cannot set {control} of {unit} to {value}: {error}");
+        }
+    }
+}

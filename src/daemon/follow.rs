@@ -1,0 +1,84 @@
+//! The tasks that wait for something outside and tell the loop: probes, log lines, the
+//! notification fd, a unit that becomes empty.
+//!
+//! Refuses: meaning. Each tells what it saw, for the run it was asked about.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::AbortHandle;
+
+use crate::base::check::NetCheck;
+use crate::base::{exit::RunId, name::UnitName};
+use crate::daemon::containment::Watch;
+use crate::daemon::hands::Source;
+use crate::engine::event::Event;
+use crate::logs::Stream;
+use crate::logs::read::LineMatcher;
+use crate::logs::spool::Spool;
+use crate::probe::probe;
+use crate::sys::watched::{Wake, watched};
+
+/// Where the kernel gives no sign that a unit became empty, it is looked at this often, and
+/// only while somebody waits for it.
+const EMPTINESS_LOOK: Duration = Duration::from_millis(50);
+
+/// Runs one readiness check and tells what it saw.
+pub fn run_probe(run: RunId, check: NetCheck, timeout: Duration, sources: UnboundedSender<Source>) {
+    tokio::spawn(async move {
+        let outcome = probe(&check, timeout).await;
+        let _ = sources.send(Source::Event(Event::Probed { run, outcome })); // the loop has ended
+    });
+}
+
+/// Tells once when a line of the run matches. The pattern was checked when the file was parsed.
+pub fn watch_log(run: RunId, spool: Arc<Spool>, from: u64, pattern: &str, sources: UnboundedSender<Source>) {
+    let mut matcher = match LineMatcher::new(spool, Stream::Stdout, from, pattern) {
+        Ok(matcher) => matcher,
+        Err(error) => return tracing::error!("cannot look for `{pattern}`: {error}"),
+    };
+    tokio::spawn(async move {
+        tokio::select! {
+            found = matcher.matched() => match found {
+                Ok(_) => _ = sources.send(Source::Event(Event::LogMatched { run })), // the loop has ended
+                Err(error) => tracing::warn!("cannot read the log for run {run}: {error}"),
+            },
+            () = sources.closed() => {}
+        }
+    });
+}
+
+/// Tells when something was written to the notification fd. It is not read: the next engine
+/// must see it too, should this one die before readiness is on the disk.
+pub fn watch_notify_fd(run: RunId, pipe: OwnedFd, sources: UnboundedSender<Source>) {
+    let pipe = match watched(pipe, Wake::Data) {
+        Ok(pipe) => pipe,
+        Err(error) => return tracing::error!("cannot watch the notification fd of run {run}: {error}"),
+    };
+    tokio::spawn(async move {
+        if pipe.readable().await.is_ok() && holds_bytes(pipe.get_ref()) {
+            let _ = sources.send(Source::Event(Event::NotifiedReady { run })); // the loop has ended
+        }
+    });
+}
+
+/// A closed pipe is readable too; only bytes are a word.
+fn holds_bytes(pipe: &OwnedFd) -> bool {
+    let mut ask = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+    let asked = poll(&mut ask, PollTimeout::ZERO);
+    asked.is_ok() && ask[0].revents().is_some_and(|found| found.contains(PollFlags::POLLIN))
+}
+
+/// Has the loop look at `unit` whenever it may have become empty, until the task is aborted.
+pub fn watch_emptiness(unit: UnitName, mut watch: Watch, sources: UnboundedSender<Source>) -> AbortHandle {
+    let looking = tokio::spawn(async move {
+        while sources.send(Source::MaybeEmpty(unit.clone())).is_ok() {
+            // Time running out is a reason to look, too.
+            let _ = tokio::time::timeout(EMPTINESS_LOOK, watch.changed()).await;
+        }
+    });
+    looking.abort_handle()
+}

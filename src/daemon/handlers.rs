@@ -1,0 +1,295 @@
+//! `Call` → `Answer`: looks names up, copies views, hands orders to the engine.
+//!
+//! Refuses: deciding what an order does, and answering "done" before it is committed.
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use crate::api::call::{Answer, Call, Peer, Verb};
+use crate::api::types::{
+    ActionReply, ConfigHealth, DaemonInfo, ErrorBody, SystemHealth, UnitCard, UnitList, UnitOutcome,
+};
+use crate::base::{name::UnitName, signal::Signal};
+use crate::daemon::shell::Shell;
+use crate::daemon::{streams, views};
+use crate::engine::effect::Outcome;
+use crate::engine::event::Order;
+use crate::engine::view::{StateWord, UnitView};
+use crate::store::row::{EventQuery, Level};
+
+/// Last log lines and last events on a unit's card.
+const CARD_LINES: usize = 10;
+const CARD_EVENTS: usize = 20;
+
+/// `schema_version` of the unit list.
+const SCHEMA_VERSION: u32 = 1;
+
+/// A call on its way through the loop.
+pub struct Asked {
+    pub peer: Peer,
+    pub call: Call,
+    pub reply: oneshot::Sender<Answer>,
+}
+
+/// Whether an order is answered when it is taken or when it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    Taken,
+    Done,
+}
+
+impl Until {
+    fn from_wait(wait: bool) -> Until {
+        if wait { Until::Done } else { Until::Taken }
+    }
+}
+
+/// An error answer.
+pub fn refuse(status: u16, code: &str, message: String, help: Option<String>) -> Answer {
+    Answer::Error(status, ErrorBody { code: code.to_string(), message, help })
+}
+
+/// 200 with the JSON of `value`.
+pub fn json(value: &impl Serialize) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(text) => Answer::Json(Bytes::from(text)),
+        Err(error) => {
+            refuse(500, "answer.unwritable", format!("cannot write the answer as JSON: {error}"), None)
+        }
+    }
+}
+
+impl Shell {
+    /// Answers a call, now or when what it needs is there.
+    pub(crate) fn on_call(&mut self, asked: Asked) {
+        let Asked { peer, call, reply } = asked;
+        let answer = match call {
+            Call::Livez => Answer::Plain(200, "ok"),
+            Call::Readyz => Answer::Plain(200, "ready"),
+            Call::Health => json(&self.health()),
+            Call::Units => json(&self.unit_list()),
+            Call::ConfigErrors => json(&ConfigHealth { errors: self.config_errors.clone() }),
+            Call::Unit { name } => return self.answer_card(&name, reply),
+            Call::Act { verb, units, all, wait } => {
+                let units = if all { Ok(self.every_unit()) } else { self.known(&units) };
+                match units {
+                    Ok(units) => return self.act(peer, verb, units, Until::from_wait(wait), reply),
+                    Err(answer) => *answer,
+                }
+            }
+            Call::RestartInactive { wait } => {
+                let units = self.wanted_but_not_ready();
+                return self.act(peer, Verb::Restart, units, Until::from_wait(wait), reply);
+            }
+            Call::Signal { name, signal } => match (self.known(&[name]), Signal::parse(&signal)) {
+                (Err(answer), _) => *answer,
+                (Ok(_), None) => {
+                    let help = "write for example SIGUSR1".to_string();
+                    refuse(400, "request.malformed", format!("`{signal}` is no signal"), Some(help))
+                }
+                (Ok(units), Some(signal)) => {
+                    let Some(unit) = units.into_iter().next() else { return };
+                    let order = Order::Signal(unit.clone(), signal);
+                    return self.order(peer, order, &[unit], Until::Done, reply);
+                }
+            },
+            Call::Logs { units, lines, follow } => {
+                let units = if units.is_empty() { Ok(self.every_unit()) } else { self.known(&units) };
+                match units {
+                    Ok(units) => {
+                        if follow {
+                            self.hands.open_spools(&units);
+                        }
+                        let sources = self.hands.log_sources(&units);
+                        return streams::answer_logs(sources, lines, follow, reply);
+                    }
+                    Err(answer) => *answer,
+                }
+            }
+            Call::Events { after_id, since, limit, follow } => {
+                let query = streams::EventsAsked { after_id, since, limit, follow };
+                return streams::answer_events(&self.hands.history(), query, reply);
+            }
+        };
+        let _ = reply.send(answer); // whoever asked has left
+    }
+
+    fn act(
+        &mut self,
+        peer: Peer,
+        verb: Verb,
+        units: Vec<UnitName>,
+        until: Until,
+        reply: oneshot::Sender<Answer>,
+    ) {
+        if units.is_empty() {
+            let _ = reply.send(json(&ActionReply { outcomes: Vec::new() })); // whoever asked has left
+            return;
+        }
+        let order = match verb {
+            Verb::Start => Order::Start(units.clone()),
+            Verb::Stop => Order::Stop(units.clone()),
+            Verb::Restart => Order::Restart(units.clone()),
+            Verb::Reload => Order::Reload(units.clone()),
+            Verb::Clear => Order::Clear(units.clone()),
+        };
+        self.order(peer, order, &units, until, reply);
+    }
+
+    /// Writes down who asked for what, gives it to the engine, and sees to the answer.
+    fn order(
+        &mut self,
+        peer: Peer,
+        order: Order,
+        units: &[UnitName],
+        until: Until,
+        reply: oneshot::Sender<Answer>,
+    ) {
+        self.audit(peer, &order, units);
+        match until {
+            Until::Done => self.order_and_wait(order, reply),
+            Until::Taken => {
+                self.order_unasked(order);
+                let outcomes = units.iter().map(|unit| views::accepted(unit, self.state_of(unit))).collect();
+                self.hands.answer_when_committed(reply, json(&ActionReply { outcomes }));
+            }
+        }
+    }
+
+    fn audit(&mut self, peer: Peer, order: &Order, units: &[UnitName]) {
+        let verb = match order {
+            Order::Start(_) => "start",
+            Order::Stop(_) => "stop",
+            Order::Restart(_) => "restart",
+            Order::Reload(_) => "reload",
+            Order::Clear(_) => "clear",
+            Order::Signal(..) => "signal",
+            Order::Shutdown => "shutdown",
+        };
+        let names: Vec<&str> = units.iter().map(UnitName::as_str).collect();
+        let who = format!("user {} (process {})", peer.uid, peer.pid);
+        let message = format!("{who} asked to {verb} {}", names.join(", "));
+        let data = [
+            ("verb", verb.into()),
+            ("units", names.into_iter().collect()),
+            ("uid", peer.uid.into()),
+            ("pid", peer.pid.into()),
+        ];
+        self.note(Level::Info, "order.asked", message, data);
+    }
+
+    /// The answer to an order, as soon as it is on the disk.
+    pub(crate) fn action_reply(&self, outcomes: &[(UnitName, Outcome)]) -> Answer {
+        let outcomes: Vec<UnitOutcome> = outcomes
+            .iter()
+            .map(|(unit, outcome)| views::outcome(unit, outcome, self.state_of(unit)))
+            .collect();
+        json(&ActionReply { outcomes })
+    }
+
+    fn state_of(&self, unit: &UnitName) -> Option<StateWord> {
+        self.engine.view_of(unit).map(|view| view.state)
+    }
+
+    fn every_unit(&self) -> Vec<UnitName> {
+        self.engine.view().into_iter().map(|view| view.name).collect()
+    }
+
+    fn wanted_but_not_ready(&self) -> Vec<UnitName> {
+        let views = self.engine.view().into_iter();
+        views.filter(|view| view.wanted && !views::is_ready(view)).map(|view| view.name).collect()
+    }
+
+    /// Every name as a unit, or the answer that says which is none.
+    fn known(&self, names: &[String]) -> Result<Vec<UnitName>, Box<Answer>> {
+        names.iter().map(|name| self.known_unit(name)).collect()
+    }
+
+    fn known_unit(&self, text: &str) -> Result<UnitName, Box<Answer>> {
+        if let Ok(name) = UnitName::parse(text)
+            && self.engine.view_of(&name).is_some()
+        {
+            return Ok(name);
+        }
+        let known = self.every_unit();
+        let near = known
+            .iter()
+            .map(|name| (strsim::damerau_levenshtein(name.as_str(), text), name))
+            .min()
+            .filter(|(distance, name)| *distance <= 1 + name.as_str().len() / 3);
+        let help = match near {
+            Some((_, name)) => format!("did you mean `{name}`?"),
+            None => "`upright status` lists the units".to_string(),
+        };
+        let shown: String = text.chars().take(80).collect();
+        let message = format!("no unit is named `{shown}`");
+        Err(Box::new(refuse(404, "unit.unknown", message, Some(help))))
+    }
+
+    fn daemon_info(&self) -> DaemonInfo {
+        DaemonInfo {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            mode: "normal".to_string(),
+            keeper_pid: self.keeper_pid,
+            engine_pid: i32::try_from(std::process::id()).unwrap_or(0),
+            started_at: self.clocks().date(self.started_at),
+            containment: self.hands.containment_word().to_string(),
+        }
+    }
+
+    fn unit_list(&self) -> UnitList {
+        let clocks = self.clocks();
+        let units = self.engine.view().iter().map(|view| views::unit(view, clocks)).collect();
+        UnitList { schema_version: SCHEMA_VERSION, daemon: self.daemon_info(), units }
+    }
+
+    fn health(&self) -> SystemHealth {
+        let clocks = self.clocks();
+        let views = self.engine.view();
+        let uptime = clocks.now.since(self.started_at);
+        SystemHealth {
+            status: self.color(&views).to_string(),
+            units: views::counts(&views),
+            config: ConfigHealth { errors: self.config_errors.clone() },
+            fatal_stops: self.fatal_stops,
+            uptime_s: uptime.as_secs_f64(),
+        }
+    }
+
+    /// Red: a broken file or a failed unit. Yellow: something wanted is not there, or history
+    /// cannot be written. Green: all is as it should be.
+    fn color(&self, views: &[UnitView]) -> &'static str {
+        let failed = views.iter().any(|view| view.state == StateWord::Failed);
+        if failed || !self.config_errors.is_empty() {
+            return "red";
+        }
+        let missing =
+            views.iter().any(|view| view.wanted && view.state != StateWord::Active && !is_done(view));
+        if missing || self.hands.store_trouble().is_some() { "yellow" } else { "green" }
+    }
+
+    fn answer_card(&self, name: &str, reply: oneshot::Sender<Answer>) {
+        let unit = match self.known_unit(name) {
+            Ok(unit) => unit,
+            Err(answer) => return drop(reply.send(*answer)),
+        };
+        let Some(view) = self.engine.view_of(&unit) else { return };
+        let card = views::unit(&view, self.clocks());
+        let query = EventQuery { unit: Some(unit.clone()), limit: CARD_EVENTS, ..EventQuery::default() };
+        let sources = self.hands.log_sources(&[unit]);
+        let history = self.hands.history();
+        tokio::spawn(async move {
+            let rows = history.ask(query).await.unwrap_or_default();
+            let lines = streams::last_lines(sources, CARD_LINES).await;
+            let log_tail = lines.into_iter().map(|line| line.line).collect();
+            let history = rows.iter().map(views::event).collect();
+            let _ = reply.send(json(&UnitCard { unit: card, log_tail, history })); // whoever asked has left
+        });
+    }
+}
+
+/// Wanted, and rightly not running: a oneshot that has done its work.
+fn is_done(view: &UnitView) -> bool {
+    view.state == StateWord::Inactive
+}

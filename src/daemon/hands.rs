@@ -1,0 +1,446 @@
+//! `perform`: the one match over `Effect`, and all that it needs to act.
+//!
+//! Refuses: choosing what to do. What cannot be done is an event, fed back to the engine.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+use crate::api::call::Answer;
+use crate::base::exit::{Exit, RunId, SpawnStep};
+use crate::base::{limits, name::UnitName, time::Monotonic};
+use crate::daemon::containment::Containment;
+use crate::daemon::plan::{self, Refused, Surroundings};
+use crate::daemon::streams::{History, LogSource};
+use crate::daemon::tag::Tag;
+use crate::daemon::{follow, launch};
+use crate::engine::effect::{Effect, Outcome, Record, Role};
+use crate::engine::event::{Event, RequestId, Rest};
+use crate::keeper::client::Client;
+use crate::keeper::wire::Request;
+use crate::logs::Stream;
+use crate::logs::capture::{Capture, Drained, Writers};
+use crate::logs::spool::Spool;
+use crate::store::open::RUNS_PER_RESERVE;
+use crate::store::row::{EventRow, Level, NewEvent};
+use crate::store::writer::{Batch, Committed, Store, Write};
+use crate::sys::clock;
+use crate::telemetry::observe::{Stamp, observe};
+use crate::unit::spec::{ReadyWhen, StderrTo, UnitSpec, WhenFull};
+
+/// How long a run's last words may take to reach the disk before the keeper lets go of its
+/// pipe all the same (a full disk, or a grandchild that goes on writing).
+const DRAIN_MAX: Duration = Duration::from_secs(1);
+
+/// What the daemon's own threads and tasks tell the loop. As many as there are runs and
+/// commits under way: the channel has no bound of its own because its senders must not wait.
+pub enum Source {
+    Event(Event),
+    Committed(Committed),
+    Drained(Drained),
+    DrainOverdue(RunId),
+    /// Somebody saw the unit empty; look again.
+    MaybeEmpty(UnitName),
+    /// More news than one turn takes.
+    KeeperHasMore,
+}
+
+/// What waits for a commit.
+pub enum Late {
+    Release(RunId),
+    Reply { request: RequestId, outcomes: Vec<(UnitName, Outcome)> },
+    Answer(oneshot::Sender<Answer>, Answer),
+    Finished,
+}
+
+/// A run that the keeper has in its table.
+pub struct Live {
+    pub unit: UnitName,
+    pub role: Role,
+    pub pid: Option<i32>,
+    /// Where in the spool its words begin.
+    pub log_from: u64,
+    pub ended: bool,
+}
+
+/// What the hands are made of when an engine begins.
+pub struct Tools {
+    pub keeper: Client,
+    pub store: Store,
+    pub capture: Capture,
+    pub containment: Containment,
+    pub logs: PathBuf,
+    pub around: Surroundings,
+    pub sources: mpsc::UnboundedSender<Source>,
+    pub fresh: broadcast::Sender<EventRow>,
+    /// Run ids below this one are reserved in the store.
+    pub reserved_until: RunId,
+}
+
+pub struct Hands {
+    pub(crate) tools: Tools,
+    pub(crate) specs: BTreeMap<UnitName, Arc<UnitSpec>>,
+    pub(crate) runs: BTreeMap<RunId, Live>,
+    /// Answers known at once, to be told before anything else.
+    pub(crate) answers: VecDeque<Event>,
+    spools: BTreeMap<(UnitName, Stream), Arc<Spool>>,
+    /// Pipes that the capture still reads.
+    pipes: BTreeMap<RunId, BTreeSet<Stream>>,
+    releasing: BTreeMap<RunId, BTreeSet<Stream>>,
+    /// Units of which somebody waits to hear that they are empty.
+    watched: BTreeMap<UnitName, AbortHandle>,
+    writes: Vec<Write>,
+    lates: Vec<Late>,
+    waiting: VecDeque<(u64, Late)>,
+    committed: u64,
+}
+
+impl Hands {
+    pub fn new(tools: Tools) -> Hands {
+        Hands {
+            tools,
+            specs: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            answers: VecDeque::new(),
+            spools: BTreeMap::new(),
+            pipes: BTreeMap::new(),
+            releasing: BTreeMap::new(),
+            watched: BTreeMap::new(),
+            writes: Vec::new(),
+            lates: Vec::new(),
+            waiting: VecDeque::new(),
+            committed: 0,
+        }
+    }
+
+    /// Does what the engine says. `stamp` is that of the step that said it.
+    pub fn perform(&mut self, effect: Effect, stamp: Stamp) {
+        match effect {
+            Effect::Spawn { unit, run, role } => self.spawn(unit, run, role, stamp.at),
+            Effect::Signal { run, signal } => self.ask_keeper(Request::Signal { run, signal }),
+            Effect::SignalAll { unit, signal } => {
+                if let Err(error) = self.tools.containment.signal_all(&unit, signal) {
+                    tracing::warn!("cannot send {signal} to everything of {unit}: {error}");
+                }
+            }
+            Effect::KillAll { unit } => {
+                if let Err(error) = self.tools.containment.kill_all(&unit) {
+                    tracing::warn!("cannot kill everything of {unit}: {error}");
+                }
+                self.watch_emptiness(unit);
+            }
+            Effect::Release { run } => self.lates.push(Late::Release(run)),
+            Effect::Probe { unit, run } => self.probe(&unit, run),
+            Effect::WatchLog { unit, run } => self.watch_log(&unit, run),
+            Effect::Save { unit, durable } => self.writes.push(Write::Save { unit, durable }),
+            Effect::Forget { unit } => {
+                self.specs.remove(&unit);
+                self.tools.containment.forget(&unit);
+                self.writes.push(Write::Forget { unit });
+            }
+            Effect::Record(record) => self.record(&record, stamp),
+            Effect::Reply { request, outcomes } => self.lates.push(Late::Reply { request, outcomes }),
+            Effect::Finished => self.lates.push(Late::Finished),
+        }
+    }
+
+    /// Ends a step: what it said is kept together, and what must wait for that waits.
+    pub fn end_step(&mut self) {
+        if !self.writes.is_empty() {
+            let writes = std::mem::take(&mut self.writes);
+            self.tools.store.submit(Batch { writes });
+        }
+        let after = self.tools.store.submitted();
+        self.waiting.extend(self.lates.drain(..).map(|late| (after, late)));
+    }
+
+    /// The next thing whose commit has come.
+    pub fn next_committed(&mut self) -> Option<Late> {
+        let (after, _) = self.waiting.front()?;
+        if *after <= self.committed { self.waiting.pop_front().map(|(_, late)| late) } else { None }
+    }
+
+    pub fn on_committed(&mut self, committed: Committed) {
+        self.committed = self.committed.max(committed.through);
+        for row in committed.events {
+            let _ = self.tools.fresh.send(row); // nobody follows
+        }
+    }
+
+    pub fn keep(&mut self, write: Write) {
+        self.writes.push(write);
+    }
+
+    pub fn answer_when_committed(&mut self, reply: oneshot::Sender<Answer>, answer: Answer) {
+        self.waiting.push_back((self.tools.store.submitted(), Late::Answer(reply, answer)));
+    }
+
+    pub fn note(&mut self, event: NewEvent) {
+        self.writes.push(Write::Event(event));
+    }
+
+    fn record(&mut self, record: &Record, stamp: Stamp) {
+        let event = observe(record, stamp);
+        match event.level {
+            Level::Info => tracing::info!("{}", event.message),
+            Level::Warn => tracing::warn!("{}", event.message),
+            Level::Error => tracing::error!("{}", event.message),
+        }
+        self.writes.push(Write::Event(event));
+    }
+
+    /// The talk is kept in order and never waited for. A keeper that is gone ends the loop,
+    /// which reads the same socket.
+    pub fn ask_keeper(&mut self, request: Request) {
+        if let Err(error) = self.tools.keeper.send(request) {
+            tracing::error!("cannot ask the keeper: {error}");
+        }
+    }
+
+    fn spawn(&mut self, unit: UnitName, run: RunId, role: Role, now: Monotonic) {
+        self.reserve_runs(run);
+        match self.try_spawn(&unit, run, role) {
+            Ok(()) => {}
+            Err(refused) if is_shortage(refused.errno) => {
+                self.answers.push_back(Event::SpawnShort { run, errno: refused.errno });
+            }
+            Err(refused) => {
+                tracing::warn!("cannot spawn {unit}: {}", refused.why);
+                let exit = Exit::NotExecuted { step: refused.step, errno: refused.errno };
+                let rest = self.rest(&unit);
+                self.answers.push_back(Event::Exited { run, at: now, exit, rest });
+            }
+        }
+    }
+
+    fn try_spawn(&mut self, unit: &UnitName, run: RunId, role: Role) -> Result<(), Refused> {
+        let Some(spec) = self.specs.get(unit).cloned() else {
+            let why = "its file is gone".to_string();
+            return Err(Refused { step: SpawnStep::Prepare, errno: Errno::ENOENT as i32, why });
+        };
+        let plan = plan::plan(&spec, role, run, &self.tools.around)?;
+        let cgroup =
+            self.tools.containment.enter(unit, &spec.resources).map_err(refused_at(SpawnStep::Cgroup))?;
+        let out = self.spool_or_nothing(unit, Stream::Stdout);
+        let err = match spec.log.stderr {
+            StderrTo::Merge => None,
+            StderrTo::Separate => self.spool_or_nothing(unit, Stream::Stderr),
+        };
+        let log_from = out.as_ref().map_or(0, |spool| spool.stored_bytes());
+        let prepared = launch::fds(&spec, role, out, err, cgroup).map_err(refused_at(SpawnStep::Prepare))?;
+        let tag = Tag { unit: unit.clone(), role, log_from }.to_bytes();
+        let request = Request::Spawn { run, tag, plan, fds: prepared.fds };
+        self.tools.keeper.send(request).map_err(refused_at(SpawnStep::Prepare))?;
+        for (stream, pipe, spool) in prepared.captured {
+            self.capture(unit, run, stream, pipe, spool);
+        }
+        if let Some(pipe) = prepared.notify_fd {
+            follow::watch_notify_fd(run, pipe, self.tools.sources.clone());
+        }
+        self.runs.insert(run, Live { unit: unit.clone(), role, pid: None, log_from, ended: false });
+        Ok(())
+    }
+
+    /// Far enough ahead that the reserve is on the disk before an id of it is used.
+    fn reserve_runs(&mut self, run: RunId) {
+        if run.0 + RUNS_PER_RESERVE / 2 > self.tools.reserved_until.0 {
+            let until = RunId(run.0 + RUNS_PER_RESERVE);
+            self.tools.reserved_until = until;
+            self.writes.push(Write::ReserveRuns { until });
+        }
+    }
+
+    /// A service runs without a log rather than not at all.
+    fn spool_or_nothing(&mut self, unit: &UnitName, stream: Stream) -> Option<Arc<Spool>> {
+        self.spool(unit, stream)
+            .inspect_err(|why| tracing::error!("what {unit} writes is not kept: {why}"))
+            .ok()
+    }
+
+    /// The one open spool of this stream.
+    pub fn spool(&mut self, unit: &UnitName, stream: Stream) -> Result<Arc<Spool>, String> {
+        if let Some(spool) = self.spools.get(&(unit.clone(), stream)) {
+            return Ok(Arc::clone(spool));
+        }
+        let spool = Spool::open(&self.tools.logs, unit, stream).map_err(|error| error.to_string())?;
+        let spool = Arc::new(spool);
+        self.spools.insert((unit.clone(), stream), Arc::clone(&spool));
+        Ok(spool)
+    }
+
+    /// Moves what `run` writes into its spool from now on.
+    pub fn capture(&mut self, unit: &UnitName, run: RunId, stream: Stream, pipe: OwnedFd, spool: Arc<Spool>) {
+        let when_full = self.specs.get(unit).map_or(WhenFull::Block, |spec| spec.log.when_full);
+        self.pipes.entry(run).or_default().insert(stream);
+        self.tools.capture.add(run, stream, pipe, spool, when_full);
+    }
+
+    fn probe(&self, unit: &UnitName, run: RunId) {
+        let Some(spec) = self.specs.get(unit) else { return };
+        if let ReadyWhen::Net(check) = &spec.readiness.when {
+            let within = spec.readiness.timeout.unwrap_or(limits::READINESS_PROBE_TIMEOUT);
+            let timeout = within.min(limits::READINESS_PROBE_TIMEOUT);
+            follow::run_probe(run, check.clone(), timeout, self.tools.sources.clone());
+        }
+    }
+
+    fn watch_log(&mut self, unit: &UnitName, run: RunId) {
+        let Some(spec) = self.specs.get(unit).cloned() else { return };
+        let from = self.runs.get(&run).map_or(0, |live| live.log_from);
+        if let ReadyWhen::Log(pattern) = &spec.readiness.when
+            && let Ok(spool) = self.spool(unit, Stream::Stdout)
+        {
+            follow::watch_log(run, spool, from, pattern, self.tools.sources.clone());
+        }
+    }
+
+    /// Whether processes of the unit are there besides the run that just ended.
+    pub fn rest(&mut self, unit: &UnitName) -> Rest {
+        let rest = self.tools.containment.rest(unit, &self.pids_of(unit));
+        if rest == Rest::Alive {
+            self.watch_emptiness(unit.clone());
+        }
+        rest
+    }
+
+    /// Pids of the unit's living runs.
+    pub fn pids_of(&self, unit: &UnitName) -> Vec<i32> {
+        let live = self.runs.values().filter(|live| live.unit == *unit && !live.ended);
+        live.filter_map(|live| live.pid).collect()
+    }
+
+    fn watch_emptiness(&mut self, unit: UnitName) {
+        if !self.watched.contains_key(&unit) {
+            let watch = self.tools.containment.watch(&unit);
+            let task = follow::watch_emptiness(unit.clone(), watch, self.tools.sources.clone());
+            self.watched.insert(unit, task);
+        }
+    }
+
+    /// Looks at a unit that may have become empty; `Emptied` is told once.
+    pub fn on_maybe_empty(&mut self, unit: &UnitName) {
+        let living = self.runs.values().any(|live| live.unit == *unit && !live.ended);
+        if !living && self.tools.containment.rest(unit, &[]) == Rest::Alive {
+            return;
+        }
+        let Some(task) = self.watched.remove(unit) else { return };
+        task.abort();
+        // While a run lives, its end will ask again.
+        if !living {
+            self.answers.push_back(Event::Emptied { unit: unit.clone() });
+        }
+    }
+
+    /// Looks at every unit that somebody waits for: an orphan of one of them was reaped.
+    pub fn on_orphan_reaped(&mut self) {
+        let watched: Vec<UnitName> = self.watched.keys().cloned().collect();
+        for unit in watched {
+            self.on_maybe_empty(&unit);
+        }
+    }
+
+    /// Lets the keeper forget a run once its pipes are drained, or a second has passed.
+    pub fn release(&mut self, run: RunId) {
+        match self.pipes.get(&run) {
+            Some(open) if !open.is_empty() => {
+                self.releasing.insert(run, open.clone());
+                self.tools.capture.drain(run);
+                let sources = self.tools.sources.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(DRAIN_MAX).await;
+                    let _ = sources.send(Source::DrainOverdue(run)); // the loop has ended
+                });
+            }
+            Some(_) | None => self.release_now(run),
+        }
+    }
+
+    pub fn on_drained(&mut self, drained: &Drained) {
+        if drained.writers == Writers::Gone
+            && let Some(open) = self.pipes.get_mut(&drained.run)
+        {
+            open.remove(&drained.stream);
+            if open.is_empty() {
+                self.pipes.remove(&drained.run);
+            }
+        }
+        if let Some(awaited) = self.releasing.get_mut(&drained.run) {
+            awaited.remove(&drained.stream);
+            if awaited.is_empty() {
+                self.on_drain_overdue(drained.run);
+            }
+        }
+    }
+
+    pub fn on_drain_overdue(&mut self, run: RunId) {
+        if self.releasing.remove(&run).is_some() {
+            self.release_now(run);
+        }
+    }
+
+    fn release_now(&mut self, run: RunId) {
+        self.runs.remove(&run);
+        self.ask_keeper(Request::Release { run });
+    }
+
+    /// Every stream of these units, with the spools that are open.
+    pub fn log_sources(&self, units: &[UnitName]) -> Vec<LogSource> {
+        let streams = units.iter().flat_map(|unit| Stream::ALL.map(|stream| (unit.clone(), stream)));
+        let source = |(unit, stream): (UnitName, Stream)| LogSource {
+            directory: self.tools.logs.join(unit.as_str()),
+            spool: self.spools.get(&(unit.clone(), stream)).cloned(),
+            unit,
+            stream,
+        };
+        streams.map(source).collect()
+    }
+
+    /// Opens what a follower of these units has to listen to.
+    pub fn open_spools(&mut self, units: &[UnitName]) {
+        for unit in units {
+            let _ = self.spool_or_nothing(unit, Stream::Stdout); // said there
+            if self.specs.get(unit).is_some_and(|spec| spec.log.stderr == StderrTo::Separate) {
+                let _ = self.spool_or_nothing(unit, Stream::Stderr); // said there
+            }
+        }
+    }
+
+    pub fn history(&self) -> History {
+        History { reader: self.tools.store.reader().clone(), fresh: self.tools.fresh.clone() }
+    }
+
+    pub fn store_trouble(&self) -> Option<String> {
+        self.tools.store.trouble()
+    }
+
+    pub fn containment_word(&self) -> &'static str {
+        self.tools.containment.word()
+    }
+}
+
+/// Now and wall time together, for records.
+pub fn stamp(at: Monotonic) -> Stamp {
+    Stamp { at, ts_us: clock::wall().as_microsecond() }
+}
+
+/// Want of fds, memory or pids, which passes and is not the unit's fault.
+fn is_shortage(errno: i32) -> bool {
+    [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EAGAIN]
+        .into_iter()
+        .any(|short| short as i32 == errno)
+}
+
+fn refused_at(step: SpawnStep) -> impl Fn(io::Error) -> Refused {
+    move |error| Refused {
+        step,
+        errno: error.raw_os_error().unwrap_or(Errno::EIO as i32),
+        why: format!("cannot {}: {error}", step.what()),
+    }
+}

@@ -1,0 +1,444 @@
+//! The loop: every source becomes an event, every event is one step, every step is performed.
+//!
+//! Refuses: blocking. What may take long is a task or a thread and comes back as a source.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use serde_json::Value;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::api::call::Answer;
+use crate::api::types::ConfigError;
+use crate::base::signal::Signal;
+use crate::base::{limits, time::Monotonic};
+use crate::config::paths::Home;
+use crate::daemon::files;
+use crate::daemon::handlers::Asked;
+use crate::daemon::hands::{Hands, Late, Source, stamp};
+use crate::daemon::notify::{NotifySocket, Sent};
+use crate::daemon::views::Clocks;
+use crate::engine::effect::Role;
+use crate::engine::event::{Event, Order, RequestId};
+use crate::engine::{Effects, Engine};
+use crate::keeper::wire::{News, Request};
+use crate::store::open::{Life, Phase};
+use crate::store::row::Level;
+use crate::store::writer::Write;
+use crate::sys::clock;
+use crate::sys::watched::{Wake, watched};
+use crate::telemetry::observe::{Stamp, note};
+
+/// Most news of the keeper taken in one go, so that calls are answered in a storm too.
+const NEWS_PER_TURN: usize = 256;
+
+/// What the shell is made of.
+pub struct Shell {
+    pub(crate) engine: Engine,
+    pub(crate) effects: Effects,
+    pub(crate) hands: Hands,
+    pub(crate) home: Home,
+    pub(crate) config_errors: Vec<ConfigError>,
+    pub(crate) keeper_pid: i32,
+    /// When the keeper started.
+    pub(crate) started_at: Monotonic,
+    pub(crate) fatal_stops: u64,
+    pub(crate) shutdown_timeout: Duration,
+    pub(crate) ending: Ending,
+    pub(crate) requests: BTreeMap<RequestId, oneshot::Sender<Answer>>,
+    pub(crate) next_request: u64,
+}
+
+/// How far the end of everything is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    No,
+    /// Ordered; what is left at `kill_at` is killed.
+    Stopping {
+        kill_at: Monotonic,
+    },
+    /// Killed; what is left at `leave_at` is stuck in the kernel and left to the keeper.
+    Killing {
+        leave_at: Monotonic,
+    },
+    Done,
+}
+
+/// Where the loop hears from.
+pub struct Ears {
+    pub sources: mpsc::UnboundedReceiver<Source>,
+    pub calls: mpsc::Receiver<Asked>,
+    pub notify: NotifySocket,
+}
+
+/// What made a turn of the loop.
+enum Turn {
+    Keeper,
+    Due,
+    Source(Source),
+    Call(Asked),
+    Notices(Vec<Sent>),
+}
+
+impl Shell {
+    /// Runs until everything is stopped.
+    ///
+    /// # Errors
+    /// The keeper is gone, or the kernel refuses a timer. The keeper starts another engine.
+    pub async fn run(&mut self, mut ears: Ears) -> io::Result<()> {
+        let keeper = watched(self.hands.tools.keeper.as_fd().try_clone_to_owned()?, Wake::Data)?;
+        let timer =
+            TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
+        let fired = watched(timer.as_fd().try_clone_to_owned()?, Wake::Data)?;
+        let mut armed = None;
+        self.settle();
+        while self.ending != Ending::Done {
+            let due = self.next_due();
+            if due != armed {
+                arm(&timer, due)?;
+                armed = due;
+            }
+            match self.turn(&mut ears, &keeper, &fired).await? {
+                Turn::Keeper => self.on_keeper()?,
+                Turn::Due => {
+                    let _ = timer.wait(); // clears it; EAGAIN when it was armed anew meanwhile
+                    armed = None;
+                    self.on_due();
+                }
+                Turn::Source(source) => self.on_source(source)?,
+                Turn::Call(asked) => self.on_call(asked),
+                Turn::Notices(notices) => notices.into_iter().for_each(|sent| self.on_notice(&sent)),
+            }
+            self.settle();
+        }
+        Ok(())
+    }
+
+    async fn turn(
+        &self,
+        ears: &mut Ears,
+        keeper: &AsyncFd<OwnedFd>,
+        fired: &AsyncFd<OwnedFd>,
+    ) -> io::Result<Turn> {
+        let interest = match self.hands.tools.keeper.wants_write() {
+            true => Interest::READABLE | Interest::WRITABLE,
+            false => Interest::READABLE,
+        };
+        tokio::select! {
+            // Ends and deadlines before questions: a crowd of clients delays no restart.
+            biased;
+            ready = keeper.ready(interest) => {
+                // Cleared before it is read: what comes later makes it ready again.
+                ready?.clear_ready();
+                Ok(Turn::Keeper)
+            }
+            ready = fired.readable() => {
+                ready?.clear_ready();
+                Ok(Turn::Due)
+            }
+            Some(source) = ears.sources.recv() => Ok(Turn::Source(source)),
+            notices = ears.notify.take() => Ok(Turn::Notices(notices?)),
+            Some(asked) = ears.calls.recv() => Ok(Turn::Call(asked)),
+        }
+    }
+
+    fn next_due(&self) -> Option<Monotonic> {
+        let ending = match self.ending {
+            Ending::No | Ending::Done => None,
+            Ending::Stopping { kill_at } => Some(kill_at),
+            Ending::Killing { leave_at } => Some(leave_at),
+        };
+        [self.engine.next_deadline(), ending].into_iter().flatten().min()
+    }
+
+    /// One event, one step, its effects; then what the effects answered at once.
+    pub(crate) fn handle(&mut self, event: Event) {
+        self.hands.answers.push_back(event);
+        self.settle();
+    }
+
+    /// Works off what is known already, and what has been committed.
+    fn settle(&mut self) {
+        loop {
+            if let Some(event) = self.hands.answers.pop_front() {
+                let now = clock::monotonic();
+                self.engine.step(now, event, &mut self.effects);
+                self.perform(stamp(now));
+            } else if let Some(late) = self.hands.next_committed() {
+                self.on_late(late);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Performs what the last step said.
+    pub(crate) fn perform(&mut self, stamp: Stamp) {
+        for effect in self.effects.drain() {
+            self.hands.perform(effect, stamp);
+        }
+        self.effects.drain_marks().for_each(drop);
+        self.hands.end_step();
+    }
+
+    fn on_late(&mut self, late: Late) {
+        match late {
+            Late::Release(run) => self.hands.release(run),
+            Late::Reply { request, outcomes } => {
+                if let Some(reply) = self.requests.remove(&request) {
+                    let _ = reply.send(self.action_reply(&outcomes)); // whoever asked has left
+                }
+            }
+            Late::Answer(reply, answer) => _ = reply.send(answer), // whoever asked has left
+            Late::Finished => self.ending = Ending::Done,
+        }
+    }
+
+    fn on_keeper(&mut self) -> io::Result<()> {
+        for _ in 0..NEWS_PER_TURN {
+            match self.hands.tools.keeper.recv()? {
+                Some(news) => self.on_news(news),
+                None => return Ok(()),
+            }
+        }
+        // The readiness was cleared, and there is more.
+        let _ = self.hands.tools.sources.send(Source::KeeperHasMore); // we hold the other end
+        Ok(())
+    }
+
+    fn on_news(&mut self, news: News) {
+        match news {
+            News::Spawned { run, pid } => {
+                if let Some(live) = self.hands.runs.get_mut(&run) {
+                    live.pid = Some(pid);
+                    let unit = live.unit.clone();
+                    self.hands.tools.containment.on_spawned(&unit, pid);
+                }
+                self.handle(Event::Spawned { run, pid });
+            }
+            News::Executed { run } => self.handle(Event::Executed { run }),
+            News::SpawnShort { run, errno } => {
+                self.hands.runs.remove(&run);
+                self.handle(Event::SpawnShort { run, errno });
+            }
+            News::Exited { run, at, exit } => {
+                let Some(live) = self.hands.runs.get_mut(&run) else { return };
+                live.ended = true;
+                let unit = live.unit.clone();
+                let rest = self.hands.rest(&unit);
+                self.handle(Event::Exited { run, at, exit, rest });
+            }
+            News::OrphanReaped => self.hands.on_orphan_reaped(),
+            News::Signalled { signal } => self.on_signal(signal),
+            News::Welcome { .. } | News::Row(_) | News::Held { .. } | News::TableEnd => {
+                tracing::warn!("the keeper told its table twice");
+            }
+        }
+    }
+
+    fn on_signal(&mut self, signal: Signal) {
+        match signal {
+            Signal::TERM | Signal::INT | Signal::QUIT => self.shut_down(signal),
+            Signal::HUP => self.reload(),
+            other => tracing::info!("{other} means nothing here"),
+        }
+    }
+
+    /// The first signal stops everything in reverse order; the next one, or `shutdown_timeout`,
+    /// kills what is left.
+    fn shut_down(&mut self, signal: Signal) {
+        let now = clock::monotonic();
+        match self.ending {
+            Ending::No => {
+                let message = format!("got {signal}: stopping every unit in reverse order");
+                self.note(Level::Info, "daemon.stopping", message, []);
+                self.ending = Ending::Stopping { kill_at: now + self.shutdown_timeout };
+                self.order_unasked(Order::Shutdown);
+            }
+            Ending::Stopping { .. } => self.kill_the_rest(now),
+            Ending::Killing { .. } | Ending::Done => {}
+        }
+    }
+
+    fn kill_the_rest(&mut self, now: Monotonic) {
+        self.ending = Ending::Killing { leave_at: now + limits::KILL_GRACE };
+        let message = "not everything has stopped in time: killing what is left".to_string();
+        self.note(Level::Warn, "daemon.killing", message, []);
+        self.hands.kill_everything();
+    }
+
+    fn on_due(&mut self) {
+        let now = clock::monotonic();
+        match self.ending {
+            Ending::Stopping { kill_at } if kill_at <= now => self.kill_the_rest(now),
+            Ending::Killing { leave_at } if leave_at <= now => self.ending = Ending::Done,
+            Ending::No | Ending::Stopping { .. } | Ending::Killing { .. } | Ending::Done => {}
+        }
+        self.handle(Event::Tick);
+    }
+
+    fn on_source(&mut self, source: Source) -> io::Result<()> {
+        match source {
+            Source::Event(event) => self.handle(event),
+            Source::Committed(committed) => self.hands.on_committed(committed),
+            Source::Drained(drained) => self.hands.on_drained(&drained),
+            Source::DrainOverdue(run) => self.hands.on_drain_overdue(run),
+            Source::MaybeEmpty(unit) => self.hands.on_maybe_empty(&unit),
+            Source::KeeperHasMore => self.on_keeper()?,
+        }
+        Ok(())
+    }
+
+    fn on_notice(&mut self, sent: &Sent) {
+        if !sent.notice.ready {
+            return;
+        }
+        match self.hands.main_run_of(sent.pid) {
+            Some(run) => self.handle(Event::NotifiedReady { run }),
+            None => tracing::debug!("process {} said READY=1 and belongs to no unit", sent.pid),
+        }
+    }
+
+    /// Reads the files again and gives the engine the whole set.
+    pub(crate) fn reload(&mut self) {
+        let reading = files::read(&self.home, &self.hands.specs);
+        let (errors, units) = (reading.errors.len(), reading.units.len());
+        let level = if errors == 0 { Level::Info } else { Level::Warn };
+        let message = format!("read the files again: {units} units, {errors} errors");
+        self.note(level, "config.loaded", message, [("units", units.into()), ("errors", errors.into())]);
+        self.note_config_errors(&reading.errors);
+        self.config_errors = reading.errors;
+        self.shutdown_timeout = reading.daemon.shutdown_timeout;
+        for spec in &reading.units {
+            self.hands.specs.insert(spec.name.clone(), spec.clone());
+        }
+        self.handle(Event::Configured { units: reading.units });
+    }
+
+    pub(crate) fn note_config_errors(&mut self, errors: &[ConfigError]) {
+        for error in errors {
+            let place = match (error.line, error.column) {
+                (Some(line), Some(column)) => format!("{}:{line}:{column}", error.file),
+                (Some(_) | None, _) => error.file.clone(),
+            };
+            let message = format!("{place}: {}", error.message);
+            let data = [
+                ("file", error.file.clone().into()),
+                ("line", error.line.into()),
+                ("column", error.column.into()),
+                ("code", error.code.clone().into()),
+                ("help", error.help.clone().into()),
+            ];
+            self.note(Level::Warn, "config.error", message, data);
+        }
+    }
+
+    /// Writes a line of history that is the daemon's own; it is submitted with the next step.
+    pub(crate) fn note<const N: usize>(
+        &mut self,
+        level: Level,
+        event: &str,
+        message: String,
+        data: [(&str, Value); N],
+    ) {
+        match level {
+            Level::Info => tracing::info!("{message}"),
+            Level::Warn => tracing::warn!("{message}"),
+            Level::Error => tracing::error!("{message}"),
+        }
+        let mut line = note(level, event, message, stamp(clock::monotonic()));
+        line.data.extend(data.map(|(key, value)| (key.to_string(), value)));
+        self.hands.note(line);
+        self.hands.end_step();
+    }
+
+    /// Gives an order whose outcome nobody waits for.
+    pub(crate) fn order_unasked(&mut self, order: Order) {
+        let request = self.new_request();
+        self.handle(Event::Ordered { request, order });
+    }
+
+    pub(crate) fn order_and_wait(&mut self, order: Order, reply: oneshot::Sender<Answer>) {
+        let request = self.new_request();
+        self.requests.insert(request, reply);
+        self.handle(Event::Ordered { request, order });
+    }
+
+    fn new_request(&mut self) -> RequestId {
+        self.next_request += 1;
+        RequestId(self.next_request)
+    }
+
+    pub(crate) fn clocks(&self) -> Clocks {
+        Clocks { now: clock::monotonic(), wall_us: clock::wall().as_microsecond() }
+    }
+
+    /// Everything is stopped: leaves nothing behind and has the keeper end.
+    pub fn leave(mut self) {
+        let life = Life { phase: Phase::Ended, fatal_stops: self.fatal_stops };
+        self.note(Level::Info, "daemon.stopped", "everything is stopped".to_string(), []);
+        self.hands.keep(Write::Life(life));
+        self.hands.end_step();
+        for path in [&self.home.socket, &self.home.notify_socket] {
+            let _ = std::fs::remove_file(path); // somebody removed it before us
+        }
+        self.hands.leave();
+    }
+}
+
+fn arm(timer: &TimerFd, due: Option<Monotonic>) -> io::Result<()> {
+    match due {
+        // Zero would disarm it.
+        Some(at) => {
+            let at = TimeSpec::from_duration(Duration::from_nanos(at.as_ns().max(1)));
+            timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?;
+        }
+        None => timer.unset()?,
+    }
+    Ok(())
+}
+
+impl Hands {
+    /// The living main run of the unit that process `pid` belongs to.
+    fn main_run_of(&self, pid: i32) -> Option<crate::base::exit::RunId> {
+        let mut mains = self.runs.iter().filter(|(_, live)| live.role == Role::Main && !live.ended);
+        mains
+            .clone()
+            .find(|(_, live)| live.pid == Some(pid))
+            .or_else(|| mains.find(|(_, live)| self.tools.containment.contains(&live.unit, pid)))
+            .map(|(run, _)| *run)
+    }
+
+    fn kill_everything(&mut self) {
+        let units: Vec<_> =
+            self.runs.values().filter(|live| !live.ended).map(|live| live.unit.clone()).collect();
+        for unit in units {
+            if let Err(error) = self.tools.containment.kill_all(&unit) {
+                tracing::warn!("cannot kill everything of {unit}: {error}");
+            }
+        }
+    }
+
+    /// Commits what waits, takes the cgroups away, and has the keeper end.
+    fn leave(self) {
+        self.tools.containment.remove();
+        let mut keeper = self.tools.keeper;
+        drop(self.tools.store);
+        let ended = keeper.send(Request::End { code: 0 }).and_then(|()| {
+            while keeper.wants_write() {
+                keeper.wait(clock::monotonic() + Duration::from_secs(5))?;
+                keeper.flush()?;
+            }
+            Ok(())
+        });
+        if let Err(error) = ended {
+            tracing::error!("cannot tell the keeper to end: {error}");
+        }
+    }
+}

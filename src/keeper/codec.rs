@@ -1,0 +1,580 @@
+//! Requests and news as bytes: a header of magic, version and kind, then little-endian
+//! fields. Fds travel beside the bytes, in the order the bytes name them.
+//!
+//! Refuses: panicking on bytes that make no sense. Short, foreign and unknown are values.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use nix::libc;
+
+use crate::base::exit::{Exit, RunId, SpawnStep};
+use crate::base::signal::Signal;
+use crate::base::time::Monotonic;
+use crate::keeper::wire::{FDS_MAX, FdUse, Ids, News, Request, SpawnPlan, TAG_LEN_MAX, TableRow};
+use crate::sys::memfd;
+
+/// Longest message. The largest is a row: its tag and 62 bytes.
+pub const MESSAGE_BYTES_MAX: usize = 512;
+
+const MAGIC: [u8; 2] = *b"Up";
+const VERSION: u8 = 1;
+
+/// Why bytes are no message.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    #[error("the message is cut short")]
+    Short,
+    #[error("the message is not ours")]
+    Foreign,
+    #[error("the message has version {0}, this build speaks {VERSION}")]
+    Version(u8),
+    #[error("the message is of unknown kind {0}")]
+    Kind(u8),
+    #[error("the message has an impossible {0}")]
+    Value(&'static str),
+    /// The fds that a spawn names did not all arrive: we are out of them.
+    #[error("fds of run {0} got lost")]
+    FdsLost(RunId),
+    /// The header of a spawn is sound, its plan is not.
+    #[error("the plan of run {run} cannot be read")]
+    Plan { run: RunId, errno: i32 },
+}
+
+/// The bytes of one message, without the heap: the keeper sends from its stack.
+#[derive(Clone)]
+pub struct Body {
+    bytes: [u8; MESSAGE_BYTES_MAX],
+    len: usize,
+}
+
+/// A message ready to be sent.
+pub struct Encoded {
+    pub body: Body,
+    pub fds: Vec<OwnedFd>,
+}
+
+/// The facts of a row that travel as bytes.
+pub struct RowHead<'a> {
+    pub run: RunId,
+    pub tag: &'a [u8],
+    pub pid: i32,
+    pub spawned_at: Monotonic,
+    pub executed: bool,
+    pub ended: Option<(Monotonic, Exit)>,
+}
+
+mod kind {
+    pub const HELLO: u8 = 1;
+    pub const SPAWN: u8 = 2;
+    pub const SIGNAL: u8 = 3;
+    pub const RELEASE: u8 = 4;
+    pub const HOLD: u8 = 5;
+    pub const END: u8 = 6;
+    pub const WELCOME: u8 = 64;
+    pub const ROW: u8 = 65;
+    pub const HELD: u8 = 66;
+    pub const TABLE_END: u8 = 67;
+    pub const SPAWNED: u8 = 68;
+    pub const SPAWN_SHORT: u8 = 69;
+    pub const EXECUTED: u8 = 70;
+    pub const EXITED: u8 = 71;
+    pub const ORPHAN_REAPED: u8 = 72;
+    pub const SIGNALLED: u8 = 73;
+}
+
+impl Body {
+    fn new(kind: u8) -> Body {
+        let [m0, m1] = MAGIC;
+        let mut body = Body { bytes: [0; MESSAGE_BYTES_MAX], len: 0 };
+        body.put(&[m0, m1, VERSION, kind]);
+        body
+    }
+
+    pub fn as_slice(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&[])
+    }
+
+    /// Every caller is bounded by TAG_LEN_MAX and FDS_MAX, so nothing is ever cut; if it were,
+    /// the reader would call the message short.
+    fn put(&mut self, part: &[u8]) {
+        let end = self.len.saturating_add(part.len());
+        if let Some(place) = self.bytes.get_mut(self.len..end) {
+            place.copy_from_slice(part);
+            self.len = end;
+        }
+    }
+
+    fn u8(&mut self, value: u8) {
+        self.put(&[value]);
+    }
+
+    fn i32(&mut self, value: i32) {
+        self.put(&value.to_le_bytes());
+    }
+
+    fn u64(&mut self, value: u64) {
+        self.put(&value.to_le_bytes());
+    }
+
+    fn run(&mut self, run: RunId) {
+        self.u64(run.0);
+    }
+
+    fn time(&mut self, at: Monotonic) {
+        self.u64(at.as_ns());
+    }
+
+    /// At most TAG_LEN_MAX bytes; what is beyond is cut.
+    fn text(&mut self, bytes: &[u8]) {
+        let kept = bytes.get(..TAG_LEN_MAX).unwrap_or(bytes);
+        self.u8(u8::try_from(kept.len()).unwrap_or(0));
+        self.put(kept);
+    }
+
+    fn exit(&mut self, exit: Exit) {
+        let (word, a, b) = match exit {
+            Exit::Code(code) => (0, code, 0),
+            Exit::Signal { signal, core } => (1, u8::try_from(signal.number()).unwrap_or(0), i32::from(core)),
+            Exit::NotExecuted { step, errno } => (2, step as u8, errno),
+            Exit::Unknown => (3, 0, 0),
+        };
+        self.put(&[word, a]);
+        self.i32(b);
+    }
+}
+
+/// The request as a message; a spawn's plan goes into a sealed memfd, first of the fds.
+///
+/// # Errors
+/// InvalidInput for a tag, name or fd list above its bound; EMFILE, ENOMEM for the memfd.
+pub fn encode_request(request: Request) -> io::Result<Encoded> {
+    let too_long = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{what} is too long"));
+    let mut fds = Vec::new();
+    let body = match request {
+        Request::Hello => Body::new(kind::HELLO),
+        Request::Spawn { run, tag, plan, fds: given } => {
+            if tag.len() > TAG_LEN_MAX {
+                return Err(too_long("the tag of a run"));
+            }
+            if given.len() + 1 > FDS_MAX {
+                return Err(too_long("the fd list of a run"));
+            }
+            let mut body = Body::new(kind::SPAWN);
+            body.run(run);
+            body.text(&tag);
+            body.u8(u8::try_from(given.len()).unwrap_or(u8::MAX));
+            fds.push(memfd::sealed("upright-plan", &encode_plan(&plan))?);
+            for (use_of, fd) in given {
+                put_use(&mut body, use_of);
+                fds.push(fd);
+            }
+            body
+        }
+        Request::Signal { run, signal } => {
+            let mut body = Body::new(kind::SIGNAL);
+            body.run(run);
+            body.i32(signal.number());
+            body
+        }
+        Request::Release { run } => of_run(kind::RELEASE, run),
+        Request::Hold { name, fd } => {
+            if name.len() > TAG_LEN_MAX {
+                return Err(too_long("the name of a held fd"));
+            }
+            fds.push(fd);
+            let mut body = Body::new(kind::HOLD);
+            body.text(&name);
+            body
+        }
+        Request::End { code } => {
+            let mut body = Body::new(kind::END);
+            body.u8(code);
+            body
+        }
+    };
+    Ok(Encoded { body, fds })
+}
+
+/// The request in these bytes with the fds that came beside them.
+///
+/// # Errors
+/// See `CodecError`; the fds are closed then.
+pub fn decode_request(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, CodecError> {
+    let mut from = Reader(bytes);
+    let request = match from.kind()? {
+        kind::HELLO => Request::Hello,
+        kind::SPAWN => return decode_spawn(from, fds),
+        kind::SIGNAL => Request::Signal { run: from.run()?, signal: from.signal()? },
+        kind::RELEASE => Request::Release { run: from.run()? },
+        kind::HOLD => {
+            let name = from.text()?.to_vec();
+            let fd = fds.into_iter().next().ok_or(CodecError::Value("fd count"))?;
+            Request::Hold { name, fd }
+        }
+        kind::END => Request::End { code: from.u8()? },
+        other => return Err(CodecError::Kind(other)),
+    };
+    from.end()?;
+    Ok(request)
+}
+
+fn decode_spawn(mut from: Reader<'_>, fds: Vec<OwnedFd>) -> Result<Request, CodecError> {
+    let run = from.run()?;
+    let tag = from.text()?.to_vec();
+    let count = usize::from(from.u8()?);
+    if count + 1 > FDS_MAX {
+        return Err(CodecError::Value("fd count"));
+    }
+    let mut uses = Vec::with_capacity(count);
+    for _ in 0..count {
+        uses.push(from.fd_use()?);
+    }
+    from.end()?;
+    if fds.len() != count + 1 {
+        return Err(CodecError::FdsLost(run));
+    }
+    let mut fds = fds.into_iter();
+    let plan = match fds.next().map(memfd::read) {
+        Some(Ok(bytes)) => decode_plan(&bytes).map_err(|_| CodecError::Plan { run, errno: libc::EINVAL })?,
+        Some(Err(error)) => {
+            let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
+            return Err(CodecError::Plan { run, errno });
+        }
+        None => return Err(CodecError::FdsLost(run)),
+    };
+    Ok(Request::Spawn { run, tag, plan, fds: uses.into_iter().zip(fds).collect() })
+}
+
+/// The bytes of this news; the fds of a row or a held name go beside them, in their order.
+pub fn encode_news(news: &News) -> Body {
+    match news {
+        News::Welcome { keeper_pid, engine_starts, started_at } => {
+            let mut body = Body::new(kind::WELCOME);
+            body.i32(*keeper_pid);
+            body.put(&engine_starts.to_le_bytes());
+            body.time(*started_at);
+            body
+        }
+        News::Row(row) => {
+            let head = RowHead {
+                run: row.run,
+                tag: &row.tag,
+                pid: row.pid,
+                spawned_at: row.spawned_at,
+                executed: row.executed,
+                ended: row.ended,
+            };
+            encode_row(&head, row.held.iter().map(|(label, _)| *label))
+        }
+        News::Held { name, fd: _ } => encode_held(name),
+        News::TableEnd => Body::new(kind::TABLE_END),
+        News::Spawned { run, pid } => {
+            let mut body = of_run(kind::SPAWNED, *run);
+            body.i32(*pid);
+            body
+        }
+        News::SpawnShort { run, errno } => {
+            let mut body = of_run(kind::SPAWN_SHORT, *run);
+            body.i32(*errno);
+            body
+        }
+        News::Executed { run } => of_run(kind::EXECUTED, *run),
+        News::Exited { run, at, exit } => {
+            let mut body = of_run(kind::EXITED, *run);
+            body.time(*at);
+            body.exit(*exit);
+            body
+        }
+        News::OrphanReaped => Body::new(kind::ORPHAN_REAPED),
+        News::Signalled { signal } => {
+            let mut body = Body::new(kind::SIGNALLED);
+            body.i32(signal.number());
+            body
+        }
+    }
+}
+
+/// A row without owning what it tells of; at most `FDS_MAX` labels.
+pub fn encode_row(head: &RowHead<'_>, labels: impl Iterator<Item = u8> + Clone) -> Body {
+    let mut body = of_run(kind::ROW, head.run);
+    body.text(head.tag);
+    body.i32(head.pid);
+    body.time(head.spawned_at);
+    body.u8(u8::from(head.executed));
+    body.u8(u8::from(head.ended.is_some()));
+    if let Some((at, exit)) = head.ended {
+        body.time(at);
+        body.exit(exit);
+    }
+    let labels = labels.take(FDS_MAX);
+    body.u8(u8::try_from(labels.clone().count()).unwrap_or(0));
+    for label in labels {
+        body.u8(label);
+    }
+    body
+}
+
+/// A held fd's name.
+pub fn encode_held(name: &[u8]) -> Body {
+    let mut body = Body::new(kind::HELD);
+    body.text(name);
+    body
+}
+
+/// The news in these bytes.
+///
+/// # Errors
+/// See `CodecError`; the fds are closed then.
+pub fn decode_news(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<News, CodecError> {
+    let mut from = Reader(bytes);
+    let news = match from.kind()? {
+        kind::WELCOME => News::Welcome {
+            keeper_pid: from.i32()?,
+            engine_starts: u32::from_le_bytes(from.array()?),
+            started_at: from.time()?,
+        },
+        kind::ROW => News::Row(from.row(fds)?),
+        kind::HELD => {
+            let name = from.text()?.to_vec();
+            let fd = fds.into_iter().next().ok_or(CodecError::Value("fd count"))?;
+            News::Held { name, fd }
+        }
+        kind::TABLE_END => News::TableEnd,
+        kind::SPAWNED => News::Spawned { run: from.run()?, pid: from.i32()? },
+        kind::SPAWN_SHORT => News::SpawnShort { run: from.run()?, errno: from.i32()? },
+        kind::EXECUTED => News::Executed { run: from.run()? },
+        kind::EXITED => News::Exited { run: from.run()?, at: from.time()?, exit: from.exit()? },
+        kind::ORPHAN_REAPED => News::OrphanReaped,
+        kind::SIGNALLED => News::Signalled { signal: from.signal()? },
+        other => return Err(CodecError::Kind(other)),
+    };
+    from.end()?;
+    Ok(news)
+}
+
+fn of_run(kind: u8, run: RunId) -> Body {
+    let mut body = Body::new(kind);
+    body.run(run);
+    body
+}
+
+fn put_use(body: &mut Body, use_of: FdUse) {
+    let (word, value) = match use_of {
+        FdUse::Child(target) => (0, target),
+        FdUse::Hold(label) => (1, i32::from(label)),
+        FdUse::Cgroup => (2, 0),
+    };
+    body.u8(word);
+    body.i32(value);
+}
+
+/// The plan as the bytes of its memfd.
+pub fn encode_plan(plan: &SpawnPlan) -> Vec<u8> {
+    let [m0, m1] = MAGIC;
+    let mut out = vec![m0, m1, VERSION, u8::from(plan.no_new_privs)];
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes();
+    let put_text = |out: &mut Vec<u8>, text: &[u8]| {
+        out.extend(count(text.len()));
+        out.extend(text);
+    };
+    put_text(&mut out, &plan.path);
+    for list in [&plan.argv, &plan.env] {
+        out.extend(count(list.len()));
+        list.iter().for_each(|text| put_text(&mut out, text));
+    }
+    out.push(u8::from(plan.cwd.is_some()));
+    put_text(&mut out, plan.cwd.as_deref().unwrap_or(b""));
+    out.extend(plan.umask.to_le_bytes());
+    out.extend(count(plan.rlimits.len()));
+    for (resource, soft, hard) in &plan.rlimits {
+        out.extend(resource.to_le_bytes());
+        out.extend(soft.to_le_bytes());
+        out.extend(hard.to_le_bytes());
+    }
+    for number in [plan.nice, plan.oom_score_adj] {
+        out.push(u8::from(number.is_some()));
+        out.extend(number.unwrap_or(0).to_le_bytes());
+    }
+    out.push(u8::from(plan.ids.is_some()));
+    if let Some(ids) = &plan.ids {
+        out.extend(ids.uid.to_le_bytes());
+        out.extend(ids.gid.to_le_bytes());
+        out.extend(count(ids.groups.len()));
+        ids.groups.iter().for_each(|gid| out.extend(gid.to_le_bytes()));
+    }
+    out
+}
+
+/// The plan in the bytes of a memfd.
+///
+/// # Errors
+/// See `CodecError`.
+pub fn decode_plan(bytes: &[u8]) -> Result<SpawnPlan, CodecError> {
+    let mut from = Reader(bytes);
+    let no_new_privs = match from.kind()? {
+        0 => false,
+        1 => true,
+        _ => return Err(CodecError::Value("flag")),
+    };
+    let path = from.long_text()?;
+    let argv = from.list(|from| from.long_text())?;
+    let env = from.list(|from| from.long_text())?;
+    let has_cwd = from.flag()?;
+    let cwd = from.long_text()?;
+    let umask = from.u32()?;
+    let rlimits = from.list(|from| Ok((from.u32()?, from.u64()?, from.u64()?)))?;
+    let nice = from.optional_i32()?;
+    let oom_score_adj = from.optional_i32()?;
+    let ids = if from.flag()? {
+        Some(Ids { uid: from.u32()?, gid: from.u32()?, groups: from.list(|from| from.u32())? })
+    } else {
+        None
+    };
+    from.end()?;
+    let cwd = has_cwd.then_some(cwd);
+    Ok(SpawnPlan { path, argv, env, cwd, ids, umask, rlimits, nice, oom_score_adj, no_new_privs })
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    /// Checks the header and gives the kind.
+    fn kind(&mut self) -> Result<u8, CodecError> {
+        let [m0, m1, version, kind] = self.array()?;
+        if [m0, m1] != MAGIC {
+            return Err(CodecError::Foreign);
+        }
+        if version == VERSION { Ok(kind) } else { Err(CodecError::Version(version)) }
+    }
+
+    fn take(&mut self, len: usize) -> Result<&'a [u8], CodecError> {
+        let (part, rest) = self.0.split_at_checked(len).ok_or(CodecError::Short)?;
+        self.0 = rest;
+        Ok(part)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], CodecError> {
+        let (part, rest) = self.0.split_first_chunk().ok_or(CodecError::Short)?;
+        self.0 = rest;
+        Ok(*part)
+    }
+
+    /// What a newer build appends under the same kind would be lost in silence; refuse it.
+    fn end(&self) -> Result<(), CodecError> {
+        if self.0.is_empty() { Ok(()) } else { Err(CodecError::Value("length")) }
+    }
+
+    fn u8(&mut self) -> Result<u8, CodecError> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, CodecError> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn i32(&mut self) -> Result<i32, CodecError> {
+        self.array().map(i32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, CodecError> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn flag(&mut self) -> Result<bool, CodecError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(CodecError::Value("flag")),
+        }
+    }
+
+    fn optional_i32(&mut self) -> Result<Option<i32>, CodecError> {
+        let given = self.flag()?;
+        let value = self.i32()?;
+        Ok(given.then_some(value))
+    }
+
+    fn run(&mut self) -> Result<RunId, CodecError> {
+        self.u64().map(RunId)
+    }
+
+    fn time(&mut self) -> Result<Monotonic, CodecError> {
+        self.u64().map(Monotonic::from_ns)
+    }
+
+    fn signal(&mut self) -> Result<Signal, CodecError> {
+        Signal::from_number(self.i32()?).ok_or(CodecError::Value("signal"))
+    }
+
+    fn text(&mut self) -> Result<&'a [u8], CodecError> {
+        let len = usize::from(self.u8()?);
+        if len > TAG_LEN_MAX {
+            return Err(CodecError::Value("length"));
+        }
+        self.take(len)
+    }
+
+    fn long_text(&mut self) -> Result<Vec<u8>, CodecError> {
+        let len = usize::try_from(self.u32()?).unwrap_or(usize::MAX);
+        Ok(self.take(len)?.to_vec())
+    }
+
+    /// Grows with what is really there: a count alone allocates nothing.
+    fn list<T>(
+        &mut self,
+        item: impl Fn(&mut Reader<'a>) -> Result<T, CodecError>,
+    ) -> Result<Vec<T>, CodecError> {
+        let count = self.u32()?;
+        let mut out = Vec::new();
+        for _ in 0..count {
+            out.push(item(self)?);
+        }
+        Ok(out)
+    }
+
+    fn fd_use(&mut self) -> Result<FdUse, CodecError> {
+        let word = self.u8()?;
+        let value = self.i32()?;
+        match word {
+            0 => Ok(FdUse::Child(value)),
+            1 => u8::try_from(value).map(FdUse::Hold).map_err(|_| CodecError::Value("label")),
+            2 => Ok(FdUse::Cgroup),
+            _ => Err(CodecError::Value("fd use")),
+        }
+    }
+
+    fn exit(&mut self) -> Result<Exit, CodecError> {
+        let [word, a] = self.array()?;
+        let b = self.i32()?;
+        match word {
+            0 => Ok(Exit::Code(a)),
+            1 => {
+                let signal = Signal::from_number(i32::from(a)).ok_or(CodecError::Value("signal"))?;
+                Ok(Exit::Signal { signal, core: b != 0 })
+            }
+            2 => {
+                let step = SpawnStep::from_u8(a).ok_or(CodecError::Value("step"))?;
+                Ok(Exit::NotExecuted { step, errno: b })
+            }
+            3 => Ok(Exit::Unknown),
+            _ => Err(CodecError::Value("exit")),
+        }
+    }
+
+    fn row(&mut self, fds: Vec<OwnedFd>) -> Result<TableRow, CodecError> {
+        let run = self.run()?;
+        let tag = self.text()?.to_vec();
+        let pid = self.i32()?;
+        let spawned_at = self.time()?;
+        let executed = self.flag()?;
+        let ended = if self.flag()? { Some((self.time()?, self.exit()?)) } else { None };
+        let count = usize::from(self.u8()?);
+        let labels = self.take(count)?;
+        if fds.len() != count {
+            return Err(CodecError::FdsLost(run));
+        }
+        let held = labels.iter().copied().zip(fds).collect();
+        Ok(TableRow { run, tag, pid, spawned_at, executed, ended, held })
+    }
+}

@@ -1,0 +1,194 @@
+//! The engine as the keeper's child: started at once, and again when it ends.
+//!
+//! Refuses: judging why it ended. The new engine reads that from the store.
+
+use std::env;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use crate::base::exit::Exit;
+use crate::base::time::Monotonic;
+use crate::keeper::talk::Talk;
+use crate::keeper::wire::ENGINE_SOCKET_FD;
+use crate::sys::spawn::{Born, ChildPlan, Outcome, read_outcome, spawn};
+use crate::sys::{pipe, process, socket};
+
+/// An engine that ends sooner than this after its start has not really lived.
+const SHORT_LIFE: Duration = Duration::from_secs(1);
+
+/// So many short lives in a row are restarted at once; then the wait grows.
+const SHORT_LIVES_FREE: u32 = 3;
+
+/// First wait; doubled for each further short life.
+const WAIT_MIN: Duration = Duration::from_millis(100);
+
+/// Longest wait: services without an engine are not restarted, so it stays short.
+const WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// A start needs a socket pair and a pipe.
+const RESERVE_FDS: usize = 4;
+
+/// Our end of the talk with a living engine.
+pub struct Link {
+    pub socket: OwnedFd,
+    pub talk: Talk,
+}
+
+pub struct Life {
+    pub pid: i32,
+    since: Monotonic,
+    outcome: OwnedFd,
+    /// None once it has closed its end: it is killed then, for it can do nothing any more.
+    pub link: Option<Link>,
+}
+
+enum State {
+    Due { at: Monotonic },
+    Living(Life),
+}
+
+pub struct Engine {
+    plan: ChildPlan,
+    state: State,
+    starts: u32,
+    short_lives: u32,
+    /// Fds kept back, so that services which take all the others cannot keep the engine away.
+    reserve: Vec<OwnedFd>,
+}
+
+impl Engine {
+    /// Executes ourselves again with `argv` and our environment.
+    pub fn new(argv: Vec<CString>) -> Engine {
+        let env = env::vars_os().filter_map(|(name, value)| {
+            CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok()
+        });
+        let plan =
+            ChildPlan { path: process::SELF_EXE.into(), argv, env: env.collect(), ..ChildPlan::default() };
+        Engine {
+            plan,
+            state: State::Due { at: Monotonic::ZERO },
+            starts: 0,
+            short_lives: 0,
+            reserve: Vec::with_capacity(RESERVE_FDS),
+        }
+    }
+
+    pub fn starts(&self) -> u32 {
+        self.starts
+    }
+
+    pub fn short_lives(&self) -> u32 {
+        self.short_lives
+    }
+
+    /// When to start it; None while it lives.
+    pub fn due(&self) -> Option<Monotonic> {
+        match self.state {
+            State::Due { at } => Some(at),
+            State::Living(_) => None,
+        }
+    }
+
+    pub fn life(&self) -> Option<&Life> {
+        match &self.state {
+            State::Living(life) => Some(life),
+            State::Due { .. } => None,
+        }
+    }
+
+    pub fn link(&self) -> Option<&Link> {
+        self.life()?.link.as_ref()
+    }
+
+    pub fn link_mut(&mut self) -> Option<&mut Link> {
+        match &mut self.state {
+            State::Living(life) => life.link.as_mut(),
+            State::Due { .. } => None,
+        }
+    }
+
+    /// Lets go of the socket, to be closed by the caller after it left the epoll set.
+    pub fn cut_link(&mut self) -> Option<Link> {
+        match &mut self.state {
+            State::Living(life) => life.link.take(),
+            State::Due { .. } => None,
+        }
+    }
+
+    /// Forks and executes it, with our stdio and its end of a new socket.
+    ///
+    /// # Errors
+    /// What fork or socketpair said; it counts as a short life.
+    pub fn start(&mut self, now: Monotonic) -> Result<(), Errno> {
+        self.reserve.clear();
+        let started = self.try_start();
+        self.keep_reserve();
+        match started {
+            Ok((Born { pid, outcome }, socket)) => {
+                self.starts = self.starts.saturating_add(1);
+                let link = Some(Link { socket, talk: Talk::Silent });
+                self.state = State::Living(Life { pid, since: now, outcome, link });
+                Ok(())
+            }
+            Err(errno) => {
+                self.wait_after_short_life(now);
+                Err(errno)
+            }
+        }
+    }
+
+    fn keep_reserve(&mut self) {
+        while self.reserve.len() < RESERVE_FDS {
+            match pipe::null() {
+                Ok(fd) => self.reserve.push(fd),
+                Err(_) => break, // as many as there are; the next start tries again
+            }
+        }
+    }
+
+    fn try_start(&self) -> Result<(Born, OwnedFd), Errno> {
+        let (ours, theirs) =
+            socket::seqpacket_pair().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))?;
+        let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+        let fds: [(i32, BorrowedFd<'_>); 4] = [
+            (0, stdin.as_fd()),
+            (1, stdout.as_fd()),
+            (2, stderr.as_fd()),
+            (ENGINE_SOCKET_FD, theirs.as_fd()),
+        ];
+        Ok((spawn(&self.plan, &fds, None)?, ours))
+    }
+
+    /// It was reaped. The sentence says how it ended, for stderr.
+    pub fn ended(&mut self, now: Monotonic, exit: Exit) -> String {
+        let State::Living(life) = &self.state else {
+            return String::new();
+        };
+        let exit = match read_outcome(&life.outcome) {
+            Outcome::Failed { step, errno } => Exit::NotExecuted { step, errno },
+            Outcome::Pending | Outcome::Executed => exit,
+        };
+        let lived = now.since(life.since);
+        let sentence = format!("engine {} {exit}", life.pid);
+        if lived < SHORT_LIFE {
+            self.wait_after_short_life(now);
+        } else {
+            self.short_lives = 0;
+            self.state = State::Due { at: now };
+        }
+        sentence
+    }
+
+    fn wait_after_short_life(&mut self, now: Monotonic) {
+        self.short_lives = self.short_lives.saturating_add(1);
+        let wait = match self.short_lives.checked_sub(SHORT_LIVES_FREE) {
+            None => Duration::ZERO,
+            Some(beyond) => WAIT_MIN.saturating_mul(1 << beyond.min(8)).min(WAIT_MAX),
+        };
+        self.state = State::Due { at: now + wait };
+    }
+}

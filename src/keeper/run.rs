@@ -1,0 +1,503 @@
+//! The keeper's loop: spawn on request, reap, tell, keep the engine alive.
+//!
+//! Refuses: deciding anything about services. Its only own decision is the last one: told to
+//! end while no engine can be started, it ends the services itself.
+
+use std::ffi::CString;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use crate::base::exit::{Exit, RunId, SpawnStep};
+use crate::base::signal::Signal;
+use crate::base::time::Monotonic;
+use crate::keeper::codec::{CodecError, MESSAGE_BYTES_MAX, decode_request};
+use crate::keeper::engine::Engine;
+use crate::keeper::table::{HELD_MAX, Phase, Place, Slot, Table, Untold};
+use crate::keeper::talk::{HOLDS_MAX, Talk, Tidings};
+use crate::keeper::wire::{FdUse, Request, SpawnPlan};
+use crate::sys::signals::{Signals, signal_child};
+use crate::sys::spawn::{ChildIds, ChildPlan, Outcome, read_outcome, spawn};
+use crate::sys::wait::{Reaped, reap};
+use crate::sys::{clock, process, socket};
+
+const SIGNALS_TOKEN: u64 = 0;
+const ENGINE_TOKEN: u64 = 1;
+/// Token of a run's outcome pipe: this and its place.
+const OUTCOME_TOKEN: u64 = 2;
+
+/// Requests read in one turn, so that a busy engine does not keep us from reaping.
+const REQUESTS_PER_TURN: usize = 64;
+
+/// After `End`: how long the engine may take to end before it is killed.
+const ENGINE_END_MAX: Duration = Duration::from_secs(5);
+
+/// Told to end, and so many starts of the engine failed in a row: we end the services.
+const SHORT_LIVES_MAX: u32 = 5;
+
+/// Between SIGTERM and SIGKILL then, and between SIGKILL and leaving what is stuck.
+const ABANDON_GRACE: Duration = Duration::from_secs(10);
+
+/// Exit code when no engine could be started to end the services in order.
+const EXIT_ABANDONED: i32 = 1;
+
+#[derive(Clone, Copy)]
+enum Ending {
+    No,
+    /// The engine said `End`.
+    Asked {
+        code: u8,
+        kill_engine_at: Monotonic,
+    },
+    /// No engine: the services got SIGTERM.
+    Terminating {
+        kill_at: Monotonic,
+    },
+    Killing {
+        leave_at: Monotonic,
+    },
+}
+
+/// What a look into the engine's socket found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Read {
+    One,
+    Empty,
+    Closed,
+}
+
+struct Keeper {
+    epoll: Epoll,
+    signals: Signals,
+    tidings: Tidings,
+    engine: Engine,
+    ending: Ending,
+    /// Bit n: signal n (TERM, INT, QUIT) was received. Told again to each new engine: the one
+    /// that was told may have died of it.
+    end_signals: u64,
+}
+
+/// Runs as the keeper until the end; the exit code. Call it before any thread exists.
+/// `held` stays open all along (the lock of the home); `engine_argv` is what the engine is
+/// called with, the file is our own.
+pub fn run(held: Vec<OwnedFd>, engine_argv: Vec<CString>) -> i32 {
+    let mut keeper = match Keeper::new(engine_argv) {
+        Ok(keeper) => keeper,
+        Err(error) => {
+            say(&format!("cannot start: {error}"));
+            return EXIT_ABANDONED;
+        }
+    };
+    let code = loop {
+        if let Some(code) = keeper.turn() {
+            break code;
+        }
+    };
+    drop(held);
+    code
+}
+
+impl Keeper {
+    fn new(engine_argv: Vec<CString>) -> io::Result<Keeper> {
+        let signals = Signals::take()?;
+        process::become_subreaper()?;
+        process::raise_nofile();
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS_TOKEN))?;
+        let tidings = Tidings {
+            table: Table::new(),
+            holds: Vec::with_capacity(HOLDS_MAX),
+            started_at: clock::monotonic(),
+            short: None,
+            signals: 0,
+            orphan_reaped: false,
+        };
+        let engine = Engine::new(engine_argv);
+        Ok(Keeper { epoll, signals, tidings, engine, ending: Ending::No, end_signals: 0 })
+    }
+
+    /// One turn: wait, handle, tell. The exit code when it was the last.
+    fn turn(&mut self) -> Option<i32> {
+        self.start_engine_if_due();
+        let mut events = [EpollEvent::empty(); 64];
+        let count = self.epoll.wait(&mut events, self.timeout()).unwrap_or(0);
+        for event in events.iter().take(count) {
+            match event.data() {
+                SIGNALS_TOKEN => self.on_signals(),
+                ENGINE_TOKEN => self.on_engine(),
+                token => self.on_outcome(token),
+            }
+        }
+        self.tell();
+        self.end_if_done(clock::monotonic())
+    }
+
+    fn timeout(&self) -> EpollTimeout {
+        let at = match self.ending {
+            Ending::No => self.engine.due(),
+            Ending::Asked { kill_engine_at: at, .. }
+            | Ending::Terminating { kill_at: at }
+            | Ending::Killing { leave_at: at } => Some(at),
+        };
+        let Some(at) = at else {
+            return EpollTimeout::NONE;
+        };
+        let left = at.since(clock::monotonic());
+        // One more, because the kernel counts whole milliseconds: never wake too early.
+        let ms = if left.is_zero() { 0 } else { left.as_millis().saturating_add(1) };
+        i32::try_from(ms).ok().and_then(|ms| EpollTimeout::try_from(ms).ok()).unwrap_or(EpollTimeout::MAX)
+    }
+
+    fn start_engine_if_due(&mut self) {
+        let now = clock::monotonic();
+        match self.ending {
+            Ending::No => {}
+            Ending::Asked { .. } | Ending::Terminating { .. } | Ending::Killing { .. } => return,
+        }
+        if self.engine.due().is_none_or(|at| at > now) {
+            return;
+        }
+        if let Err(errno) = self.engine.start(now) {
+            say(&format!("cannot start the engine: {errno}"));
+            return;
+        }
+        if let Some(link) = self.engine.link() {
+            let watched = self.epoll.add(&link.socket, EpollEvent::new(EpollFlags::EPOLLIN, ENGINE_TOKEN));
+            if watched.is_err() {
+                self.lose_engine();
+            }
+        }
+    }
+
+    fn on_signals(&mut self) {
+        while let Some(signal) = self.signals.next_signal() {
+            if signal.number() == libc::SIGCHLD {
+                continue;
+            }
+            let bit = 1_u64.checked_shl(signal.number().unsigned_abs()).unwrap_or(0);
+            self.tidings.signals |= bit;
+            if [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT].contains(&signal.number()) {
+                self.end_signals |= bit;
+            }
+        }
+        self.reap_all();
+    }
+
+    fn reap_all(&mut self) -> Reaped {
+        loop {
+            match reap() {
+                Reaped::One { pid, exit } => self.on_reaped(pid, exit),
+                rest @ (Reaped::NoneYet | Reaped::NoChildren) => return rest,
+            }
+        }
+    }
+
+    fn on_reaped(&mut self, pid: i32, exit: Exit) {
+        let now = clock::monotonic();
+        if self.engine.life().is_some_and(|life| life.pid == pid) {
+            // Its last requests are still in the socket, `End` may be among them.
+            while self.read_request() == Read::One {
+                self.tidings.short = None;
+            }
+            self.unwatch_engine();
+            let sentence = self.engine.ended(now, exit);
+            self.tidings.short = None;
+            if matches!(self.ending, Ending::No) {
+                say(&sentence);
+            }
+            return;
+        }
+        let Some(place) = self.tidings.table.of_pid(pid) else {
+            self.tidings.orphan_reaped = true;
+            return;
+        };
+        // Its outcome is complete now, whether or not epoll has said so yet.
+        self.settle(place);
+        let exit = match self.tidings.table.slot(place).map(|slot| &slot.phase) {
+            Some(Phase::Failing { exit }) => *exit,
+            Some(Phase::Executing { .. } | Phase::Running | Phase::Ended { .. }) | None => exit,
+        };
+        self.tidings.table.end(place, now, exit);
+        self.tidings.table.note(place, Untold::EXITED);
+    }
+
+    fn on_outcome(&mut self, token: u64) {
+        let number = token.checked_sub(OUTCOME_TOKEN).and_then(|number| u32::try_from(number).ok());
+        if let Some(number) = number {
+            self.settle(Place(number));
+        }
+    }
+
+    /// Reads a run's outcome pipe, if it still has one and it says something.
+    fn settle(&mut self, place: Place) {
+        let Some(slot) = self.tidings.table.slot_mut(place) else {
+            return;
+        };
+        let Phase::Executing { outcome } = &slot.phase else {
+            return;
+        };
+        let found = read_outcome(outcome);
+        if found == Outcome::Pending {
+            return;
+        }
+        // Not by closing alone: a child forked meanwhile holds a duplicate until its own exec.
+        let _ = self.epoll.delete(outcome); // fails only if it was never added
+        match found {
+            Outcome::Pending => {}
+            Outcome::Executed => {
+                slot.phase = Phase::Running;
+                slot.executed = true;
+                self.tidings.table.note(place, Untold::EXECUTED);
+            }
+            Outcome::Failed { step, errno } => {
+                slot.phase = Phase::Failing { exit: Exit::NotExecuted { step, errno } };
+            }
+        }
+    }
+
+    fn on_engine(&mut self) {
+        for _ in 0..REQUESTS_PER_TURN {
+            // A refusal that the socket did not take yet: read on when it did.
+            if self.tidings.short.is_some() {
+                self.tell();
+                if self.tidings.short.is_some() {
+                    return;
+                }
+            }
+            match self.read_request() {
+                Read::One => {}
+                Read::Empty => return,
+                Read::Closed => return self.lose_engine(),
+            }
+        }
+    }
+
+    fn read_request(&mut self) -> Read {
+        let Some(link) = self.engine.link() else {
+            return Read::Empty;
+        };
+        let mut bytes = [0; MESSAGE_BYTES_MAX];
+        let mut fds = Vec::new();
+        match socket::recv(&link.socket, &mut bytes, &mut fds) {
+            Ok(got) if got.len == 0 => return Read::Closed,
+            Ok(got) => self.on_message(bytes.get(..got.len).unwrap_or(&[]), fds),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Read::Empty,
+            Err(_) => return Read::Closed,
+        }
+        Read::One
+    }
+
+    fn on_message(&mut self, bytes: &[u8], fds: Vec<OwnedFd>) {
+        match decode_request(bytes, fds) {
+            Ok(request) => self.on_request(request),
+            Err(CodecError::FdsLost(run)) => self.tidings.short = Some((run, libc::EMFILE)),
+            Err(CodecError::Plan { run, errno }) => self.refuse(run, b"", SpawnStep::Prepare, errno),
+            Err(
+                error @ (CodecError::Short
+                | CodecError::Foreign
+                | CodecError::Version(_)
+                | CodecError::Kind(_)
+                | CodecError::Value(_)),
+            ) => say(&format!("a request of the engine is ignored: {error}")),
+        }
+    }
+
+    fn on_request(&mut self, request: Request) {
+        match request {
+            Request::Hello => {
+                self.tidings.signals |= self.end_signals;
+                if let Some(link) = self.engine.link_mut() {
+                    link.talk = Talk::Welcome;
+                }
+            }
+            Request::Spawn { run, tag, plan, fds } => self.spawn(run, &tag, plan, fds),
+            Request::Signal { run, signal } => {
+                let place = self.tidings.table.of_run(run);
+                let slot = place.and_then(|place| self.tidings.table.slot(place));
+                if let Some(slot) = slot.filter(|slot| !slot.is_ended()) {
+                    let _ = signal_child(slot.pid, signal); // EPERM after a setuid exec: its exit will not come
+                }
+            }
+            Request::Release { run } => self.tidings.table.release(run),
+            Request::Hold { name, fd } => {
+                if self.tidings.hold(name, fd).is_err() {
+                    say(&format!("more than {HOLDS_MAX} held names: one is not held"));
+                }
+            }
+            Request::End { code } => {
+                let kill_engine_at = clock::monotonic() + ENGINE_END_MAX;
+                self.ending = Ending::Asked { code, kill_engine_at };
+            }
+        }
+    }
+
+    fn spawn(&mut self, run: RunId, tag: &[u8], plan: SpawnPlan, fds: Vec<(FdUse, OwnedFd)>) {
+        if self.tidings.table.of_run(run).is_some() {
+            return say(&format!("run {run} exists already; the second spawn is ignored"));
+        }
+        if self.tidings.table.is_full() {
+            self.tidings.short = Some((run, libc::ENFILE));
+            return;
+        }
+        let Some(plan) = child_plan(plan) else {
+            return self.refuse(run, tag, SpawnStep::Prepare, libc::EINVAL);
+        };
+        let mut targets = Vec::with_capacity(fds.len());
+        let mut cgroup = None;
+        for (use_of, fd) in &fds {
+            match use_of {
+                FdUse::Child(target) => targets.push((*target, fd.as_fd())),
+                FdUse::Cgroup => cgroup = Some(fd.as_fd()),
+                FdUse::Hold(_) => {}
+            }
+        }
+        let born = match spawn(&plan, &targets, cgroup) {
+            Ok(born) => born,
+            Err(Errno::EBADF) => return self.refuse(run, tag, SpawnStep::Fds, libc::EBADF),
+            Err(errno) => {
+                self.tidings.short = Some((run, errno as i32));
+                return;
+            }
+        };
+        let now = clock::monotonic();
+        let mut slot = Slot::new(run, tag, born.pid, now, Phase::Executing { outcome: born.outcome });
+        let holds = fds.into_iter().filter_map(|(use_of, fd)| match use_of {
+            FdUse::Hold(label) => Some((label, fd)),
+            FdUse::Child(_) | FdUse::Cgroup => None,
+        });
+        for (place, hold) in slot.held.iter_mut().zip(holds.take(HELD_MAX)) {
+            *place = Some(hold);
+        }
+        let Some(place) = self.tidings.table.insert(slot) else {
+            return;
+        };
+        self.tidings.table.note(place, Untold::SPAWNED);
+        if let Some(Phase::Executing { outcome }) = self.tidings.table.slot(place).map(|slot| &slot.phase) {
+            let token = OUTCOME_TOKEN.saturating_add(u64::from(place.0));
+            // Unwatched (ENOSPC, ENOMEM) it is still read when the run is reaped.
+            let _ = self.epoll.add(outcome, EpollEvent::new(EpollFlags::EPOLLIN, token));
+        }
+    }
+
+    /// The run ended before it began; the engine hears it like any other end.
+    fn refuse(&mut self, run: RunId, tag: &[u8], step: SpawnStep, errno: i32) {
+        let now = clock::monotonic();
+        let phase = Phase::Ended { at: now, exit: Exit::NotExecuted { step, errno } };
+        match self.tidings.table.insert(Slot::new(run, tag, 0, now, phase)) {
+            Some(place) => self.tidings.table.note(place, Untold::EXITED),
+            None => self.tidings.short = Some((run, libc::ENFILE)),
+        }
+    }
+
+    /// Tells what the socket takes; while it takes nothing, no request is read either.
+    fn tell(&mut self) {
+        let starts = self.engine.starts();
+        let Some(link) = self.engine.link_mut() else {
+            return;
+        };
+        let interest = match self.tidings.tell(link.socket.as_fd(), &mut link.talk, starts) {
+            Ok(()) => EpollFlags::EPOLLIN,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => EpollFlags::EPOLLOUT,
+            Err(_) => return self.lose_engine(),
+        };
+        let _ = self.epoll.modify(&link.socket, &mut EpollEvent::new(interest, ENGINE_TOKEN)); // it is in the set
+    }
+
+    /// It closed its end or broke the talk: without it, it can only be ended. After `End` it
+    /// may finish in peace.
+    fn lose_engine(&mut self) {
+        self.unwatch_engine();
+        match self.ending {
+            Ending::Asked { .. } => {}
+            Ending::No | Ending::Terminating { .. } | Ending::Killing { .. } => self.kill_engine(),
+        }
+    }
+
+    fn kill_engine(&self) {
+        if let Some(life) = self.engine.life() {
+            let _ = signal_child(life.pid, Signal::KILL); // gone already is what we want
+        }
+    }
+
+    fn unwatch_engine(&mut self) {
+        if let Some(link) = self.engine.cut_link() {
+            let _ = self.epoll.delete(&link.socket); // closed with it in any case
+        }
+    }
+
+    fn end_if_done(&mut self, now: Monotonic) -> Option<i32> {
+        match self.ending {
+            Ending::No if self.end_signals != 0 && self.engine.short_lives() >= SHORT_LIVES_MAX => {
+                if self.tidings.table.living().next().is_none() {
+                    return Some(EXIT_ABANDONED);
+                }
+                say("no engine can be started: ending the services");
+                self.signal_living(Signal::TERM);
+                self.ending = Ending::Terminating { kill_at: now + ABANDON_GRACE };
+            }
+            Ending::No => {}
+            Ending::Asked { code, kill_engine_at } => {
+                if self.engine.life().is_none() {
+                    self.reap_all();
+                    return Some(i32::from(code));
+                }
+                if now >= kill_engine_at {
+                    self.kill_engine();
+                    self.ending = Ending::Asked { code, kill_engine_at: now + ENGINE_END_MAX };
+                }
+            }
+            Ending::Terminating { kill_at } => {
+                if self.tidings.table.living().next().is_none() {
+                    return Some(EXIT_ABANDONED);
+                }
+                if now >= kill_at {
+                    self.signal_living(Signal::KILL);
+                    self.ending = Ending::Killing { leave_at: now + ABANDON_GRACE };
+                }
+            }
+            Ending::Killing { leave_at } => {
+                if now >= leave_at || self.tidings.table.living().next().is_none() {
+                    return Some(EXIT_ABANDONED);
+                }
+            }
+        }
+        None
+    }
+
+    fn signal_living(&self, signal: Signal) {
+        for pid in self.tidings.table.living() {
+            let _ = signal_child(pid, signal); // what cannot be signalled is left at the deadline
+        }
+    }
+}
+
+/// None when a string holds a NUL, or there is nothing to execute.
+fn child_plan(plan: SpawnPlan) -> Option<ChildPlan> {
+    let strings =
+        |list: Vec<Vec<u8>>| list.into_iter().map(|s| CString::new(s).ok()).collect::<Option<Vec<_>>>();
+    let cwd = match plan.cwd {
+        Some(cwd) => Some(CString::new(cwd).ok()?),
+        None => None,
+    };
+    Some(ChildPlan {
+        path: CString::new(plan.path).ok().filter(|path| !path.is_empty())?,
+        argv: strings(plan.argv)?,
+        env: strings(plan.env)?,
+        cwd,
+        ids: plan.ids.map(|ids| ChildIds { uid: ids.uid, gid: ids.gid, groups: ids.groups }),
+        umask: Some(plan.umask),
+        rlimits: plan.rlimits,
+        nice: plan.nice,
+        oom_score_adj: plan.oom_score_adj,
+        no_new_privs: plan.no_new_privs,
+    })
+}
+
+/// One line to stderr, on trouble only; a closed stderr is no trouble of ours.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "upright keeper: {text}");
+}

@@ -1,0 +1,93 @@
+//! PostgreSQL's start-up packet, and the first message that answers it
+//! (PostgreSQL manual, "Frontend/Backend Protocol", message flow and formats).
+//!
+//! Refuses: logging in. Any answer that shows a server which takes clients is enough, an
+//! unknown role or a wrong password among them; only the 57P family says "not now".
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::probe::cause;
+
+/// Protocol 3.0.
+const PROTOCOL: u32 = 196_608;
+
+/// user, database and our name in pg_stat_activity; an empty name ends the list.
+const PARAMETERS: &[u8] = b"user\0upright\0database\0postgres\0application_name\0upright\0\0";
+
+/// Terminate: a server that let us in is told goodbye and logs no broken connection.
+const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
+
+/// Largest first message we look at. An ErrorResponse holds a few hundred bytes.
+const MESSAGE_BYTES_MAX: usize = 16 * 1024;
+
+pub(super) async fn ask<S>(mut stream: S) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    stream.write_all(&startup()).await.map_err(|error| cause(&error))?;
+    let mut head = [0_u8; 5];
+    stream.read_exact(&mut head).await.map_err(|error| cause(&error))?;
+    let [kind, length @ ..] = head;
+    // The length counts its own four bytes.
+    let body_bytes = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX).saturating_sub(4);
+    let sizes = match kind {
+        b'R' => 4..=MESSAGE_BYTES_MAX,
+        b'E' => 1..=MESSAGE_BYTES_MAX,
+        _ => return Err("the answer is not PostgreSQL's".to_string()),
+    };
+    if !sizes.contains(&body_bytes) {
+        return Err("the answer is not PostgreSQL's".to_string());
+    }
+    let mut body = vec![0_u8; body_bytes];
+    stream.read_exact(&mut body).await.map_err(|error| cause(&error))?;
+    if kind == b'E' {
+        return judge(&body);
+    }
+    if body.starts_with(&[0, 0, 0, 0]) {
+        let _ = stream.write_all(&TERMINATE).await; // only a courtesy
+        let _ = stream.shutdown().await; // likewise
+    }
+    Ok(())
+}
+
+fn startup() -> Vec<u8> {
+    let length = u32::try_from(PARAMETERS.len() + 8).unwrap_or(u32::MAX);
+    [&length.to_be_bytes()[..], &PROTOCOL.to_be_bytes(), PARAMETERS].concat()
+}
+
+/// An ErrorResponse: fields of one letter and a text, each ended by NUL; `C` is the SQLSTATE,
+/// `M` the message.
+fn judge(body: &[u8]) -> Result<(), String> {
+    let field = |letter: u8| {
+        body.split(|byte| *byte == 0)
+            .find(|field| field.first() == Some(&letter))
+            .map(|field| String::from_utf8_lossy(&field[1..]).into_owned())
+    };
+    match field(b'C').as_deref() {
+        // admin_shutdown, crash_shutdown, cannot_connect_now
+        Some("57P01" | "57P02" | "57P03") => {
+            Err(field(b'M').unwrap_or_else(|| "the database system is not accepting clients".to_string()))
+        }
+        Some(_) => Ok(()),
+        None => Err("the answer is not PostgreSQL's".to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_57p_family_is_not_ready() {
+        let error = |code: &str| {
+            format!("SFATAL\0VFATAL\0C{code}\0Mthe database system is starting up\0\0").into_bytes()
+        };
+        for ready in ["28000", "28P01", "3D000", "53300"] {
+            assert_eq!(judge(&error(ready)), Ok(()), "{ready}");
+        }
+        assert_eq!(judge(&error("57P03")), Err("the database system is starting up".to_string()));
+        for junk in [&b""[..], b"\0\0\0", b"M only", &[0xff; 300]] {
+            assert!(judge(junk).is_err());
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! What a row is: an event of history, the durable part of a unit, and their SQL.
+//!
+//! Refuses: JSON where a typed column will do; only what belongs to one kind of event is JSON.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, Row, params};
+use serde_json::{Map, Value};
+
+use crate::base::{exit::RunId, limits, name::UnitName, time::Monotonic};
+use crate::engine::durable::{Desired, UnitDurable};
+use crate::store::writer::Write;
+use crate::store::{StoreError, open};
+
+/// How much an event matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    Info,
+    Warn,
+    Error,
+}
+
+impl Level {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Level::Info => "INFO",
+            Level::Warn => "WARN",
+            Level::Error => "ERROR",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Level> {
+        [Level::Info, Level::Warn, Level::Error].into_iter().find(|level| level.as_str() == text)
+    }
+}
+
+/// A line of history that has no number yet: the writer gives it one when it is committed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewEvent {
+    /// Wall clock, microseconds since 1970.
+    pub ts_us: i64,
+    pub level: Level,
+    /// Stable dotted name: `unit.failed`, …
+    pub event: String,
+    pub unit: Option<UnitName>,
+    pub run: Option<RunId>,
+    pub cause: Option<String>,
+    pub message: String,
+    /// CLOCK_BOOTTIME of the step that made the record.
+    pub at: Monotonic,
+    pub data: Map<String, Value>,
+}
+
+/// A committed line of history. Ids are dense: a gap is a loss.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EventRow {
+    pub id: u64,
+    pub event: NewEvent,
+}
+
+/// Which events to answer with, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventQuery {
+    /// With it: the first `limit` events after this id. Without: the newest `limit`.
+    pub after_id: Option<u64>,
+    /// Wall clock, microseconds since 1970.
+    pub since_us: Option<i64>,
+    pub unit: Option<UnitName>,
+    /// At most `limits::EVENTS_PER_REPLY_MAX`.
+    pub limit: usize,
+}
+
+const EVENT_COLUMNS: &str = "id, ts_us, level, event, unit, run, cause, message, at_ns, data";
+
+/// SQLite's integers are signed; ours are counters and nanoseconds far below 2^63.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn unsigned(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+/// Everything but an event, which needs a number.
+pub(crate) fn write(db: &Connection, write: &Write) -> Result<(), rusqlite::Error> {
+    match write {
+        Write::Save { unit, durable } => save_unit(db, unit, durable),
+        Write::Forget { unit } => forget_unit(db, unit),
+        Write::ReserveRuns { until } => open::write_meta(db, "next_run", &until.0.to_string()),
+        Write::Life(life) => open::write_life(db, *life),
+        Write::Boot { id } => open::write_meta(db, "boot_id", id),
+        Write::Event(_) => Ok(()),
+    }
+}
+
+/// Inserts `event` as number `id`; false when this failure of this run stands there
+/// already (the engine may say it twice after a crash).
+pub(crate) fn insert_event(db: &Connection, id: u64, event: &NewEvent) -> Result<bool, rusqlite::Error> {
+    let mut statement = db.prepare_cached(
+        "INSERT INTO event (id, ts_us, level, event, unit, run, cause, message, at_ns, data)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+         ON CONFLICT (unit, run) WHERE event = 'unit.failed' DO NOTHING",
+    )?;
+    let inserted = statement.execute(params![
+        signed(id),
+        event.ts_us,
+        event.level.as_str(),
+        event.event,
+        event.unit.as_ref().map(UnitName::as_str),
+        event.run.map(|run| signed(run.0)),
+        event.cause,
+        event.message,
+        signed(event.at.as_ns()),
+        Value::Object(event.data.clone()).to_string(),
+    ])?;
+    Ok(inserted == 1)
+}
+
+/// The events of `query`, oldest first.
+pub(crate) fn select_events(db: &Connection, query: &EventQuery) -> Result<Vec<EventRow>, StoreError> {
+    let order = match query.after_id {
+        Some(_) => "ASC",
+        None => "DESC",
+    };
+    // A unit's history has an index of its own: the condition stands only where it is asked for.
+    let of_unit = match query.unit {
+        Some(_) => "unit = ?3",
+        None => "?3 IS NULL",
+    };
+    let sql = format!(
+        "SELECT {EVENT_COLUMNS} FROM event WHERE id > ?1 AND ts_us >= ?2 AND {of_unit}
+         ORDER BY id {order} LIMIT ?4"
+    );
+    let limit = query.limit.min(limits::EVENTS_PER_REPLY_MAX);
+    let mut statement = db.prepare_cached(&sql)?;
+    let mut rows = statement.query(params![
+        signed(query.after_id.unwrap_or(0)),
+        query.since_us.unwrap_or(i64::MIN),
+        query.unit.as_ref().map(UnitName::as_str),
+        i64::try_from(limit).unwrap_or(i64::MAX),
+    ])?;
+    let mut events = Vec::new();
+    while let Some(row) = rows.next()? {
+        events.push(event_of(row)?);
+    }
+    if query.after_id.is_none() {
+        events.reverse();
+    }
+    Ok(events)
+}
+
+fn event_of(row: &Row<'_>) -> Result<EventRow, StoreError> {
+    let level: String = row.get(2)?;
+    let unit: Option<String> = row.get(4)?;
+    let data: String = row.get(9)?;
+    let data = match serde_json::from_str(&data) {
+        Ok(Value::Object(map)) => map,
+        Ok(_) | Err(_) => return Err(StoreError::Value("an event's data is no JSON object".into())),
+    };
+    let event = NewEvent {
+        ts_us: row.get(1)?,
+        level: Level::parse(&level)
+            .ok_or_else(|| StoreError::Value(format!("`{level}` is no level of an event")))?,
+        event: row.get(3)?,
+        unit: unit.as_deref().map(name_of).transpose()?,
+        run: row.get::<_, Option<i64>>(5)?.map(|run| RunId(unsigned(run))),
+        cause: row.get(6)?,
+        message: row.get(7)?,
+        at: Monotonic::from_ns(unsigned(row.get(8)?)),
+        data,
+    };
+    Ok(EventRow { id: unsigned(row.get(0)?), event })
+}
+
+fn name_of(text: &str) -> Result<UnitName, StoreError> {
+    UnitName::parse(text).map_err(|error| StoreError::Value(error.to_string()))
+}
+
+/// Replaces the whole row of `unit`.
+fn save_unit(db: &Connection, unit: &UnitName, row: &UnitDurable) -> Result<(), rusqlite::Error> {
+    let ordered = row.ordered.map(|desired| match desired {
+        Desired::Up => "up",
+        Desired::Down => "down",
+    });
+    let mut statement = db.prepare_cached(
+        "INSERT OR REPLACE INTO unit (name, ordered, failures, episode, restarts, counted_run, retry_at_ns,
+           down_since_ns, ready_run, ready_since_ns, held, finished, stopping_run)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+    )?;
+    statement.execute(params![
+        unit.as_str(),
+        ordered,
+        row.failures,
+        signed(row.episode),
+        signed(row.restarts),
+        row.counted_run.map(|run| signed(run.0)),
+        row.retry_at.map(|at| signed(at.as_ns())),
+        row.down_since.map(|at| signed(at.as_ns())),
+        row.ready.map(|(run, _)| signed(run.0)),
+        row.ready.map(|(_, since)| signed(since.as_ns())),
+        row.held,
+        row.finished,
+        row.stopping_run.map(|run| signed(run.0)),
+    ])?;
+    Ok(())
+}
+
+/// Drops the row of `unit`; its history stays.
+fn forget_unit(db: &Connection, unit: &UnitName) -> Result<(), rusqlite::Error> {
+    db.prepare_cached("DELETE FROM unit WHERE name = ?1")?.execute([unit.as_str()])?;
+    Ok(())
+}
+
+/// Every unit's durable part.
+pub(crate) fn load_units(db: &Connection) -> Result<BTreeMap<UnitName, UnitDurable>, StoreError> {
+    let mut statement = db.prepare(
+        "SELECT name, ordered, failures, episode, restarts, counted_run, retry_at_ns, down_since_ns,
+           ready_run, ready_since_ns, held, finished, stopping_run FROM unit",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut units = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        let name: String = row.get(0)?;
+        units.insert(name_of(&name)?, durable_of(row)?);
+    }
+    Ok(units)
+}
+
+fn durable_of(row: &Row<'_>) -> Result<UnitDurable, StoreError> {
+    let run = |column: usize| -> Result<Option<RunId>, rusqlite::Error> {
+        Ok(row.get::<_, Option<i64>>(column)?.map(|run| RunId(unsigned(run))))
+    };
+    let at = |column: usize| -> Result<Option<Monotonic>, rusqlite::Error> {
+        Ok(row.get::<_, Option<i64>>(column)?.map(|ns| Monotonic::from_ns(unsigned(ns))))
+    };
+    let ordered: Option<String> = row.get(1)?;
+    let ordered = match ordered.as_deref() {
+        None => None,
+        Some("up") => Some(Desired::Up),
+        Some("down") => Some(Desired::Down),
+        Some(other) => {
+            return Err(StoreError::Value(format!("`{other}` is nothing a unit can be ordered to")));
+        }
+    };
+    Ok(UnitDurable {
+        ordered,
+        failures: row.get(2)?,
+        episode: unsigned(row.get(3)?),
+        restarts: unsigned(row.get(4)?),
+        counted_run: run(5)?,
+        retry_at: at(6)?,
+        down_since: at(7)?,
+        ready: run(8)?.zip(at(9)?),
+        held: row.get(10)?,
+        finished: row.get(11)?,
+        stopping_run: run(12)?,
+    })
+}

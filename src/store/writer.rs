@@ -1,0 +1,381 @@
+//! The thread that owns the connection: takes every batch that waits into one transaction,
+//! commits, tells. In trouble it keeps the batches and comes again with a fresh connection.
+//!
+//! Refuses: a retry on a handle whose commit failed (after a failed fsync the pages may be
+//! gone although a second one succeeds), and growth without end.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use crate::base::{exit::RunId, name::UnitName};
+use crate::engine::durable::UnitDurable;
+use crate::store::open::{Life, Opened};
+use crate::store::row::{EventQuery, EventRow, Level, NewEvent};
+use crate::store::{StoreError, open, row};
+
+/// Between two tries while the disk is full or somebody holds a lock.
+const TROUBLE_RETRY: Duration = Duration::from_secs(1);
+
+/// Most batches in one transaction: bounds how long the first of them waits.
+const BATCHES_PER_COMMIT_MAX: usize = 4_096;
+
+/// Most writes kept in memory while nothing can be committed (about 60 MB). Above it only
+/// the newest row of each unit and the newest half of the events stay; the loss is recorded.
+const WRITES_PENDING_MAX: usize = 100_000;
+
+/// One thing to keep.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// Replaces the unit's row.
+    Save {
+        unit: UnitName,
+        durable: UnitDurable,
+    },
+    Forget {
+        unit: UnitName,
+    },
+    Event(NewEvent),
+    /// No run id below this one is given out after a crash.
+    ReserveRuns {
+        until: RunId,
+    },
+    Life(Life),
+    /// The boot that the times in the rows belong to.
+    Boot {
+        id: String,
+    },
+}
+
+/// Writes that are kept together or not at all: the effects of one step of the engine.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// In the order they were said.
+    pub writes: Vec<Write>,
+}
+
+/// Told after each commit, on the store's thread: it must not block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Committed {
+    /// Every batch up to and including this number is on the disk.
+    pub through: u64,
+    /// The events that were written, numbered.
+    pub events: Vec<EventRow>,
+}
+
+type Tell = Box<dyn FnMut(Committed) + Send>;
+type Answer = Box<dyn FnOnce(Result<Vec<EventRow>, StoreError>) + Send>;
+
+enum Command {
+    Commit(u64, Batch),
+    Query(EventQuery, Answer),
+    End,
+}
+
+/// The way to the store's thread. Dropping it commits what waits and ends the thread.
+pub struct Store {
+    reader: Reader,
+    thread: Option<JoinHandle<()>>,
+    submitted: u64,
+}
+
+/// For those who only ask. Cheap to clone; it outlives the store and then says so.
+#[derive(Clone)]
+pub struct Reader {
+    commands: Sender<Command>,
+    trouble: Arc<Mutex<Option<String>>>,
+}
+
+impl Opened {
+    /// Starts the thread. `tell` hears of each commit.
+    ///
+    /// # Errors
+    /// No thread can be made.
+    pub fn start(self, tell: impl FnMut(Committed) + Send + 'static) -> std::io::Result<Store> {
+        let (commands, waiting) = mpsc::channel();
+        let trouble = Arc::new(Mutex::new(self.trouble));
+        let pending_writes = self.owed.len();
+        // Batch 0: nobody waits for it, and it goes before all others.
+        let owed = Some((0, Batch { writes: self.owed })).filter(|_| pending_writes > 0);
+        let writer = Writer {
+            path: self.path,
+            db: Some(self.db),
+            epoch: self.epoch,
+            last_event_id: self.last_event_id,
+            pending: owed.into_iter().collect(),
+            pending_writes,
+            lost_events: 0,
+            tell: Box::new(tell),
+            trouble: Arc::clone(&trouble),
+        };
+        let thread = std::thread::Builder::new().name("store".into()).spawn(move || writer.run(&waiting))?;
+        Ok(Store { reader: Reader { commands, trouble }, thread: Some(thread), submitted: 0 })
+    }
+}
+
+impl Store {
+    /// Hands `batch` over and answers with its number, the one `Committed::through` reaches
+    /// when it is on the disk. Never blocks.
+    pub fn submit(&mut self, batch: Batch) -> u64 {
+        self.submitted += 1;
+        self.reader.send(Command::Commit(self.submitted, batch));
+        self.submitted
+    }
+
+    /// The newest batch submitted; 0 before the first.
+    pub fn submitted(&self) -> u64 {
+        self.submitted
+    }
+
+    pub fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// Why nothing can be committed at the moment; none when all is well.
+    pub fn trouble(&self) -> Option<String> {
+        self.reader.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Reader {
+    /// Asks for events; `answer` is called on the store's thread.
+    pub fn events(
+        &self,
+        query: EventQuery,
+        answer: impl FnOnce(Result<Vec<EventRow>, StoreError>) + Send + 'static,
+    ) {
+        self.send(Command::Query(query, Box::new(answer)));
+    }
+
+    fn send(&self, command: Command) {
+        match self.commands.send(command).err().map(|refused| refused.0) {
+            None | Some(Command::End) => {}
+            Some(Command::Query(_, answer)) => answer(Err(StoreError::Closed)),
+            // The thread ends only with the store. Should it ever have died, say so in health.
+            Some(Command::Commit(..)) => {
+                let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+                *trouble = Some("the store's thread has ended".to_string());
+            }
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.reader.send(Command::End);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join(); // a panic there was reported by its own hook
+        }
+    }
+}
+
+struct Writer {
+    path: PathBuf,
+    /// None: in trouble, to be opened again.
+    db: Option<Connection>,
+    epoch: u64,
+    last_event_id: u64,
+    pending: VecDeque<(u64, Batch)>,
+    pending_writes: usize,
+    lost_events: u64,
+    tell: Tell,
+    trouble: Arc<Mutex<Option<String>>>,
+}
+
+impl Writer {
+    fn run(mut self, waiting: &Receiver<Command>) {
+        loop {
+            let first = if self.pending.is_empty() {
+                waiting.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                waiting.recv_timeout(TROUBLE_RETRY)
+            };
+            let mut end = matches!(first, Err(RecvTimeoutError::Disconnected));
+            let mut queries = Vec::new();
+            for command in first.into_iter().chain(waiting.try_iter().take(BATCHES_PER_COMMIT_MAX)) {
+                match command {
+                    Command::Commit(number, batch) => self.keep(number, batch),
+                    Command::Query(query, answer) => queries.push((query, answer)),
+                    Command::End => end = true,
+                }
+            }
+            self.commit_pending();
+            for (query, answer) in queries {
+                answer(self.ask(&query));
+            }
+            if end {
+                return;
+            }
+        }
+    }
+
+    fn keep(&mut self, number: u64, batch: Batch) {
+        self.pending_writes += batch.writes.len();
+        self.pending.push_back((number, batch));
+        if self.pending_writes > WRITES_PENDING_MAX {
+            self.thin_out();
+        }
+    }
+
+    /// Keeps the newest row of each unit and the newest events; counts what is dropped.
+    fn thin_out(&mut self) {
+        let Some(&(number, _)) = self.pending.back() else { return };
+        let mut units: BTreeMap<UnitName, Write> = BTreeMap::new();
+        let mut rest: VecDeque<Write> = VecDeque::new();
+        for write in self.pending.drain(..).flat_map(|(_, batch)| batch.writes) {
+            match &write {
+                Write::Save { unit, .. } | Write::Forget { unit } => {
+                    units.insert(unit.clone(), write);
+                }
+                Write::Event(_) | Write::ReserveRuns { .. } | Write::Life(_) | Write::Boot { .. } => {
+                    rest.push_back(write);
+                }
+            }
+        }
+        let mut kept = Vec::new();
+        while rest.len() > WRITES_PENDING_MAX / 2 {
+            match rest.pop_front() {
+                Some(Write::Event(_)) => self.lost_events += 1,
+                // Few, and each replaces the one before it.
+                Some(other) => kept.push(other),
+                None => break,
+            }
+        }
+        let writes: Vec<Write> = kept.into_iter().chain(units.into_values()).chain(rest).collect();
+        self.pending_writes = writes.len();
+        self.pending.push_back((number, Batch { writes }));
+    }
+
+    fn commit_pending(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        match self.try_commit() {
+            Ok(committed) => {
+                self.pending_writes = 0;
+                self.pending.clear();
+                self.lost_events = 0;
+                self.set_trouble(None);
+                (self.tell)(committed);
+            }
+            Err(error) => {
+                self.db = None;
+                self.set_trouble(Some(error.to_string()));
+            }
+        }
+    }
+
+    fn try_commit(&mut self) -> Result<Committed, StoreError> {
+        if self.db.is_none() {
+            let db = open::connect(&self.path)?;
+            let through = self.drop_what_was_committed(&db)?;
+            self.last_event_id = open::last_event_id(&db)?;
+            self.db = Some(db);
+            if self.pending.is_empty() {
+                return Ok(Committed { through, events: Vec::new() });
+            }
+        }
+        let Some(db) = self.db.as_mut() else { return Err(StoreError::Closed) };
+        let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut next_id = self.last_event_id + 1;
+        let mut events = Vec::new();
+        let lost = lost_record(self.lost_events, &self.pending);
+        let writes = self.pending.iter().flat_map(|(_, batch)| &batch.writes);
+        for write in lost.iter().chain(writes) {
+            match write {
+                Write::Event(event) => {
+                    if row::insert_event(&tx, next_id, event)? {
+                        events.push(EventRow { id: next_id, event: event.clone() });
+                        next_id += 1;
+                    }
+                }
+                other => row::write(&tx, other)?,
+            }
+        }
+        let through = self.pending.back().map_or(0, |(number, _)| *number);
+        open::write_meta(&tx, "committed", &format!("{}:{through}", self.epoch))?;
+        tx.commit()?;
+        self.last_event_id = next_id - 1;
+        Ok(Committed { through, events })
+    }
+
+    /// A commit that answered with an error may still have reached the disk. The file says
+    /// how far it came; what it has is told now and not written again.
+    fn drop_what_was_committed(&mut self, db: &Connection) -> Result<u64, StoreError> {
+        let Some(text) = open::read_meta(db, "committed")? else { return Ok(0) };
+        let Some((epoch, through)) = text.split_once(':') else { return Ok(0) };
+        if epoch.parse() != Ok(self.epoch) {
+            return Ok(0);
+        }
+        let through: u64 = through.parse().unwrap_or(0);
+        while self.pending.front().is_some_and(|(number, _)| *number <= through) {
+            if let Some((_, batch)) = self.pending.pop_front() {
+                self.pending_writes -= batch.writes.len();
+            }
+            self.lost_events = 0;
+        }
+        let after_id = Some(self.last_event_id);
+        let mut events = Vec::new();
+        loop {
+            let after_id = events.last().map(|last: &EventRow| last.id).or(after_id);
+            let query = EventQuery { after_id, limit: BATCHES_PER_COMMIT_MAX, ..EventQuery::default() };
+            let page = row::select_events(db, &query)?;
+            let full = page.len() == BATCHES_PER_COMMIT_MAX;
+            events.extend(page);
+            if !full {
+                break;
+            }
+        }
+        (self.tell)(Committed { through, events });
+        Ok(through)
+    }
+
+    fn ask(&self, query: &EventQuery) -> Result<Vec<EventRow>, StoreError> {
+        match &self.db {
+            Some(db) => row::select_events(db, query),
+            None => Err(StoreError::Value(self.current_trouble())),
+        }
+    }
+
+    fn current_trouble(&self) -> String {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.clone().unwrap_or_else(|| "it is closed".to_string())
+    }
+
+    fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+}
+
+/// The record of a loss, stamped like the oldest event that was kept.
+fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option<Write> {
+    if lost == 0 {
+        return None;
+    }
+    let oldest = pending.iter().flat_map(|(_, batch)| &batch.writes).find_map(|write| match write {
+        Write::Event(event) => Some(event),
+        Write::Save { .. }
+        | Write::Forget { .. }
+        | Write::ReserveRuns { .. }
+        | Write::Life(_)
+        | Write::Boot { .. } => None,
+    })?;
+    let mut data = serde_json::Map::new();
+    data.insert("events".into(), lost.into());
+    Some(Write::Event(NewEvent {
+        ts_us: oldest.ts_us,
+        level: Level::Error,
+        event: "store.lost".into(),
+        unit: None,
+        run: None,
+        cause: None,
+        message: format!("{lost} events were lost before this one: the store could not be written"),
+        at: oldest.at,
+        data,
+    }))
+}

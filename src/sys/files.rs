@@ -1,0 +1,58 @@
+//! Directories of our own.
+//!
+//! Refuses: a directory that somebody else owns, and following a link to one.
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use nix::libc;
+use nix::unistd::Uid;
+
+/// Makes `path` (parents too, 0755) or takes what stands there; in both cases it is a
+/// directory of ours with no bit beyond `mode` (0o700 or 0o750). Checked by fd: nobody can
+/// swap it between the check and the use.
+///
+/// # Errors
+/// PermissionDenied when another user owns it; as mkdir(2), open(2).
+pub fn own_dir(path: &Path, mode: u32) -> io::Result<OwnedFd> {
+    if let Some(parent) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+    }
+    match DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    let dir: File =
+        OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path)?;
+    let found = dir.metadata()?;
+    if found.uid() != Uid::effective().as_raw() {
+        let message = format!("{} belongs to uid {}, not to us", path.display(), found.uid());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+    }
+    if found.mode() & 0o7777 != mode {
+        dir.set_permissions(Permissions::from_mode(mode))?;
+    }
+    Ok(dir.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_made_narrowed_and_never_followed() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let path = root.path().join("a/b");
+        own_dir(&path, 0o750).expect("made");
+        std::fs::set_permissions(&path, Permissions::from_mode(0o777)).expect("chmod");
+        own_dir(&path, 0o700).expect("taken");
+        assert_eq!(std::fs::metadata(&path).expect("stat").mode() & 0o7777, 0o700);
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).expect("link");
+        assert!(own_dir(&link, 0o700).is_err());
+    }
+}

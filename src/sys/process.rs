@@ -1,0 +1,107 @@
+//! Our own process: who we are, how large, what we inherit and let nobody see.
+//!
+//! Refuses: other processes (`signals`, `cgroup`, `proctree`).
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Makes orphans of our descendants our children (PR_SET_CHILD_SUBREAPER, prctl(2)).
+///
+/// # Errors
+/// EINVAL before Linux 3.4.
+pub fn become_subreaper() -> io::Result<()> {
+    Ok(prctl::set_child_subreaper(true)?)
+}
+
+/// The file we execute, for showing. To execute it again use `SELF_EXE`, which works even
+/// after the file was replaced.
+///
+/// # Errors
+/// Where /proc is missing.
+pub fn exe_path() -> io::Result<PathBuf> {
+    fs::read_link("/proc/self/exe")
+}
+
+pub const SELF_EXE: &std::ffi::CStr = c"/proc/self/exe";
+
+/// What `ps` shows: the first 15 bytes count (PR_SET_NAME).
+pub fn set_name(name: &str) {
+    if let Ok(name) = CString::new(name) {
+        let _ = prctl::set_name(&name); // cosmetic
+    }
+}
+
+/// No core files and no ptrace by others of our user (PR_SET_DUMPABLE): environments and
+/// secrets of services pass through our memory. Not inherited through execve.
+pub fn hide_memory() {
+    let _ = prctl::set_dumpable(false); // an extra fence, not the only one
+}
+
+/// Core files of at most 0 bytes for us and whatever inherits it from us: not for the keeper.
+pub fn no_core_files() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_CORE) {
+        let _ = setrlimit(Resource::RLIMIT_CORE, 0, hard); // lowering cannot be refused
+    }
+}
+
+/// Resident bytes of ours (VmRSS of /proc/self/status); 0 where /proc is missing.
+pub fn resident_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number =
+        kib.and_then(|text| text.split_whitespace().next()).and_then(|text| text.parse::<u64>().ok());
+    number.unwrap_or(0).saturating_mul(1024)
+}
+
+/// (soft, hard) RLIMIT_NOFILE.
+///
+/// # Errors
+/// None on a working kernel.
+pub fn nofile() -> io::Result<(u64, u64)> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?)
+}
+
+/// Raises the soft limit of open files to the hard one, and says what it is now. Children
+/// get the limit of their plan.
+pub fn raise_nofile() -> u64 {
+    let Ok((soft, hard)) = nofile() else {
+        return 1024;
+    };
+    if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft }
+}
+
+/// Open fds of ours.
+pub fn open_fds() -> usize {
+    fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count().saturating_sub(1))
+}
+
+/// Effective (uid, gid).
+pub fn ids() -> (u32, u32) {
+    (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
+}
+
+/// The socket that whoever executed us left on this number, CLOEXEC from now on. Call it
+/// once for a number: the result owns it.
+///
+/// # Errors
+/// NotConnected when nothing, or no connected Unix socket, is there.
+pub fn inherited_socket(number: RawFd) -> io::Result<OwnedFd> {
+    let none = || {
+        let message =
+            format!("fd {number} is no socket to the keeper; was this started by `upright daemon`?");
+        io::Error::new(io::ErrorKind::NotConnected, message)
+    };
+    // SAFETY: only borrowed while it is looked at; a closed number makes the calls fail.
+    let found = unsafe { BorrowedFd::borrow_raw(number) };
+    crate::sys::socket::peer_credentials(found).map_err(|_| none())?;
+    fcntl(found, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|_| none())?;
+    // SAFETY: it is open (checked above), and by the contract nobody else in this process has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}

@@ -1,0 +1,249 @@
+//! One engine record → one event: level, stable name, one sentence, cause, data.
+//!
+//! Refuses: a second place that knows these names.
+
+use serde_json::{Map, Value};
+
+use crate::base::{duration::Pretty, exit::Exit, name::UnitName, time::Monotonic};
+use crate::engine::effect::{Cause, Record, RecordKind};
+use crate::store::row::{Level, NewEvent};
+
+/// When a record was made, on both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Now of the engine step.
+    pub at: Monotonic,
+    /// Wall clock, microseconds since 1970.
+    pub ts_us: i64,
+}
+
+/// What a kind of record says beyond its unit and run.
+struct Said {
+    level: Level,
+    event: &'static str,
+    /// Follows the unit's name: "web", " failed (…)".
+    text: String,
+    cause: Option<String>,
+    data: Vec<(&'static str, Value)>,
+}
+
+/// The line of history for `record`.
+pub fn observe(record: &Record, stamp: Stamp) -> NewEvent {
+    let said = say(&record.kind);
+    let subject = record.unit.as_ref().map_or("upright", UnitName::as_str);
+    NewEvent {
+        ts_us: stamp.ts_us,
+        level: said.level,
+        event: said.event.to_string(),
+        unit: record.unit.clone(),
+        run: record.run,
+        cause: said.cause,
+        message: format!("{subject} {}", said.text),
+        at: stamp.at,
+        data: said.data.into_iter().map(|(key, value)| (key.to_string(), value)).collect(),
+    }
+}
+
+/// A line of history that no engine record stands behind: the daemon's own doings.
+pub fn note(level: Level, event: &str, message: String, stamp: Stamp) -> NewEvent {
+    NewEvent {
+        ts_us: stamp.ts_us,
+        level,
+        event: event.to_string(),
+        unit: None,
+        run: None,
+        cause: None,
+        message,
+        at: stamp.at,
+        data: Map::new(),
+    }
+}
+
+fn say(kind: &RecordKind) -> Said {
+    use Level::{Error, Info, Warn};
+    match kind {
+        RecordKind::Ordered { verb } => {
+            said(Info, "order.taken", format!("was ordered to {verb}"), vec![("verb", (*verb).into())])
+        }
+        RecordKind::Waiting { for_units } => {
+            let text = format!("waits for {}", list(for_units));
+            said(Info, "unit.waiting", text, vec![("for", names(for_units))])
+        }
+        RecordKind::Started { pid } => {
+            said(Info, "unit.started", format!("started as process {pid}"), vec![("pid", (*pid).into())])
+        }
+        RecordKind::Active { start_ms } => {
+            let text = format!("is ready after {}", pretty(*start_ms));
+            said(Info, "unit.active", text, vec![("start_ms", (*start_ms).into())])
+        }
+        RecordKind::Failed { cause, failures, episode } => failed(cause, *failures, *episode),
+        RecordKind::RestartScheduled { at, delay_ms, failures } => {
+            let text = format!("will be restarted {} after failure {failures}", pretty(*delay_ms));
+            let data = vec![
+                ("delay_ms", (*delay_ms).into()),
+                ("failures", (*failures).into()),
+                ("due_ns", at.as_ns().into()),
+            ];
+            said(Info, "retry.scheduled", text, data)
+        }
+        RecordKind::Restarted { failures, late_us } => {
+            let data = vec![("failures", (*failures).into()), ("late_us", (*late_us).into())];
+            said(Info, "unit.restarted", format!("was restarted after failure {failures}"), data)
+        }
+        RecordKind::Recovered { failures, down_ms } => {
+            let text = format!("recovered after {}; {}", pretty(*down_ms), counted(*failures, "failure"));
+            let data = vec![("failures", (*failures).into()), ("down_ms", (*down_ms).into())];
+            said(Info, "unit.recovered", text, data)
+        }
+        RecordKind::EpisodeEnded { failures } => {
+            let text = format!("begins anew; {} forgotten", counted(*failures, "failure"));
+            said(Info, "episode.ended", text, vec![("failures", (*failures).into())])
+        }
+        RecordKind::Stopping => plain(Info, "unit.stopping", "is being stopped"),
+        RecordKind::Killed => plain(Warn, "unit.killed", "did not stop in time and was killed"),
+        RecordKind::Stopped { exit } => stopped(exit.as_ref()),
+        RecordKind::Finished { exit } => {
+            let data = exit_data(exit);
+            Said { cause: Some(exit.to_string()), ..said(Info, "unit.finished", "is done".into(), data) }
+        }
+        RecordKind::GaveUp { failures } => {
+            let text =
+                format!("is held after {}: start it when the cause is gone", counted(*failures, "failure"));
+            said(Error, "unit.gave_up", text, vec![("failures", (*failures).into())])
+        }
+        RecordKind::Stuck => plain(Error, "unit.stuck", "survived SIGKILL: it is stuck in the kernel"),
+        RecordKind::Unstuck => plain(Info, "unit.unstuck", "is no longer stuck"),
+        RecordKind::Reloaded => plain(Info, "unit.reloaded", "was reloaded"),
+        RecordKind::HookFailed { hook, cause } => {
+            let cause = describe(cause);
+            let text = format!("ran its {hook} command in vain: {cause}");
+            let data = vec![("hook", (*hook).into())];
+            Said { cause: Some(cause), ..said(Warn, "hook.failed", text, data) }
+        }
+        RecordKind::Shortage { errno } => shortage(*errno),
+        RecordKind::Adopted { pid } => {
+            let text = format!("was found running as process {pid}");
+            said(Info, "unit.adopted", text, vec![("pid", (*pid).into())])
+        }
+        RecordKind::Removed => plain(Info, "unit.removed", "was removed from the unit files"),
+        RecordKind::Degraded { for_units } => {
+            let text = format!("goes on without {}", list(for_units));
+            said(Warn, "unit.degraded", text, vec![("for", names(for_units))])
+        }
+        RecordKind::Restored => plain(Info, "unit.restored", "has everything it requires again"),
+    }
+}
+
+fn said(level: Level, event: &'static str, text: String, data: Vec<(&'static str, Value)>) -> Said {
+    Said { level, event, text, cause: None, data }
+}
+
+fn plain(level: Level, event: &'static str, text: &str) -> Said {
+    said(level, event, text.to_string(), Vec::new())
+}
+
+fn failed(cause: &Cause, failures: u32, episode: u64) -> Said {
+    let mut data = vec![("failures", failures.into()), ("episode", episode.into())];
+    match cause {
+        Cause::Exited(exit) => data.extend(exit_data(exit)),
+        Cause::NotReady { timeout_ms, .. } | Cause::HookTimeout { timeout_ms } => {
+            data.push(("timeout_ms", (*timeout_ms).into()));
+        }
+        Cause::Hook { hook, exit } => {
+            data.push(("hook", (*hook).into()));
+            data.extend(exit_data(exit));
+        }
+    }
+    let cause = describe(cause);
+    let text = format!("failed: {cause}; failure {failures} in a row");
+    Said { cause: Some(cause), ..said(Level::Warn, "unit.failed", text, data) }
+}
+
+fn stopped(exit: Option<&Exit>) -> Said {
+    let data = exit.map(exit_data).unwrap_or_default();
+    let cause = exit.map(Exit::to_string);
+    Said { cause, ..said(Level::Info, "unit.stopped", "is stopped".into(), data) }
+}
+
+fn shortage(errno: i32) -> Said {
+    let cause = std::io::Error::from_raw_os_error(errno).to_string();
+    let text = format!("cannot be spawned for want of resources: {cause}; it will be tried again");
+    let data = vec![("errno", errno.into())];
+    Said { cause: Some(cause), ..said(Level::Warn, "spawn.shortage", text, data) }
+}
+
+/// Why a unit failed, in words; the same words stand in events, views and alerts.
+pub fn describe(cause: &Cause) -> String {
+    match cause {
+        Cause::Exited(exit) => exit.to_string(),
+        Cause::NotReady { timeout_ms, last: None } => format!("not ready within {}", pretty(*timeout_ms)),
+        Cause::NotReady { timeout_ms, last: Some(last) } => {
+            format!("not ready within {} ({last})", pretty(*timeout_ms))
+        }
+        Cause::HookTimeout { timeout_ms } => format!("a command did not end within {}", pretty(*timeout_ms)),
+        Cause::Hook { hook, exit } => format!("its {hook} command {exit}"),
+    }
+}
+
+fn exit_data(exit: &Exit) -> Vec<(&'static str, Value)> {
+    match exit {
+        Exit::Code(code) => vec![("exit_code", (*code).into())],
+        Exit::Signal { signal, core } => {
+            vec![("signal", signal.to_string().into()), ("core", (*core).into())]
+        }
+        Exit::NotExecuted { step, errno } => {
+            vec![("step", step.what().into()), ("errno", (*errno).into())]
+        }
+        Exit::Unknown => Vec::new(),
+    }
+}
+
+fn pretty(ms: u64) -> Pretty {
+    Pretty(std::time::Duration::from_millis(ms))
+}
+
+fn counted(count: u32, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+fn list(units: &[UnitName]) -> String {
+    units.iter().map(UnitName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn names(units: &[UnitName]) -> Value {
+    units.iter().map(UnitName::as_str).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::exit::RunId;
+    use crate::base::signal::Signal;
+
+    fn seen(kind: RecordKind) -> NewEvent {
+        let unit = Some(UnitName::parse("web").expect("a name"));
+        let stamp = Stamp { at: Monotonic::from_ns(9), ts_us: 1 };
+        observe(&Record { unit, run: Some(RunId(7)), kind }, stamp)
+    }
+
+    #[test]
+    fn a_failure_says_who_why_and_how_often() {
+        let exit = Exit::Signal { signal: Signal::KILL, core: false };
+        let event = seen(RecordKind::Failed { cause: Cause::Exited(exit), failures: 2, episode: 5 });
+        assert_eq!(event.event, "unit.failed");
+        assert_eq!(event.level, Level::Warn);
+        assert_eq!(event.message, "web failed: was killed (SIGKILL); failure 2 in a row");
+        assert_eq!(event.cause.as_deref(), Some("was killed (SIGKILL)"));
+        assert_eq!(event.data["failures"], 2);
+        assert_eq!(event.data["signal"], "SIGKILL");
+        assert_eq!((event.run, event.at.as_ns()), (Some(RunId(7)), 9));
+    }
+
+    #[test]
+    fn times_and_counts_read_as_people_say_them() {
+        let event = seen(RecordKind::Recovered { failures: 1, down_ms: 5_250 });
+        assert_eq!(event.message, "web recovered after 5s 250ms; 1 failure");
+        let event = seen(RecordKind::RestartScheduled { at: Monotonic::ZERO, delay_ms: 10_000, failures: 2 });
+        assert_eq!(event.message, "web will be restarted 10s after failure 2");
+    }
+}

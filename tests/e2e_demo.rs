@@ -1,0 +1,182 @@
+//! The embedded demo: its three services alone, and the whole of it until nothing is left.
+//!
+//! Refuses: the daemon's insides, as every test beside it.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use support::{UPRIGHT, eventually, free_port, http, proc};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// One `upright puppet`, killed when the test ends before it does.
+struct Puppet(Child);
+
+impl Puppet {
+    fn start(args: &[&str]) -> Puppet {
+        let child = Command::new(UPRIGHT).arg("puppet").args(args).stdout(Stdio::null()).spawn();
+        Puppet(child.expect("the binary runs"))
+    }
+
+    fn end(&mut self, signal: Signal) -> ExitStatus {
+        kill(Pid::from_raw(self.0.id().cast_signed()), signal).expect("it lives");
+        ended(&mut self.0)
+    }
+}
+
+impl Drop for Puppet {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // it may have ended
+        let _ = self.0.wait(); // the same
+    }
+}
+
+fn ended(child: &mut Child) -> ExitStatus {
+    eventually("it ends", SOON, || child.try_wait().expect("our child"))
+}
+
+fn ask(port: u16, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+    let (status, body) = http::ask_tcp(port, method, path, body).ok()?;
+    Some((status, serde_json::from_slice(&body).expect("JSON")))
+}
+
+struct Stack {
+    data: tempfile::TempDir,
+    db_port: String,
+    port: u16,
+    db: Puppet,
+    cache: Puppet,
+    api: Puppet,
+}
+
+impl Stack {
+    fn start() -> Stack {
+        let data = tempfile::tempdir().expect("a temporary directory");
+        let ports = [free_port(), free_port(), free_port()].map(|port| port.to_string());
+        let [db_port, cache_port, port] = &ports;
+        let path = data.path().to_str().expect("UTF-8").to_owned();
+        let db = database(&path, db_port);
+        let cache = Puppet::start(&["cache", "--port", cache_port]);
+        let words =
+            ["api", "--port", port, "--db-port", db_port, "--cache-port", cache_port, "--data", &path];
+        let api = Puppet::start(&words);
+        let stack =
+            Stack { data, db_port: db_port.clone(), port: port.parse().expect("a port"), db, cache, api };
+        stack.await_health(200);
+        stack
+    }
+
+    fn await_health(&self, wanted: u16) -> Value {
+        eventually("its health is as expected", SOON, || {
+            let (status, value) = ask(self.port, "GET", "/api/system/health", "")?;
+            (status == wanted).then_some(value)
+        })
+    }
+
+    fn post(&self, path: &str, body: &str) -> (u16, Value) {
+        ask(self.port, "POST", path, body).expect("the backend answers")
+    }
+}
+
+fn database(data: &str, port: &str) -> Puppet {
+    Puppet::start(&["db", "--port", port, "--data", data, "--boot-ms", "200"])
+}
+
+#[test]
+fn a_session_accepted_while_the_database_is_away_is_written_back_once() {
+    let mut stack = Stack::start();
+    assert_eq!(stack.post("/api/chat", r#"{"id":"a","message":"m"}"#).0, 200);
+    stack.db.end(Signal::SIGKILL);
+    let health = stack.await_health(503);
+    assert!(health["database"].as_str().is_some_and(|word| word.starts_with("down")), "{health}");
+    assert_eq!(health["cache"], "up");
+    for id in ["b", "c", "d"] {
+        assert_eq!(stack.post("/api/chat", &format!(r#"{{"id":"{id}","message":"m"}}"#)).0, 202);
+    }
+    assert_eq!(stack.post("/api/recovery/state_resync", "").0, 503, "nowhere to write it");
+    // The backend dies too: what it accepted is in its journal.
+    stack.api.end(Signal::SIGKILL);
+    let path = stack.data.path().to_str().expect("UTF-8");
+    let journal = fs::read_to_string(Path::new(path).join("journal.jsonl")).expect("a journal");
+    assert_eq!(journal.lines().count(), 3);
+    stack.db = database(path, &stack.db_port);
+    let cache_port = free_port().to_string();
+    stack.cache.end(Signal::SIGTERM);
+    stack.cache = Puppet::start(&["cache", "--port", &cache_port]);
+    let port = stack.port.to_string();
+    let words =
+        ["api", "--port", &port, "--db-port", &stack.db_port, "--cache-port", &cache_port, "--data", path];
+    stack.api = Puppet::start(&words);
+    stack.await_health(200);
+    assert_eq!(stack.post("/api/chat", r#"{"id":"d","message":"m"}"#).0, 200, "sent again");
+    let (status, counts) = stack.post("/api/recovery/state_resync", "");
+    assert_eq!((status, &counts["written"], &counts["known"]), (200, &2.into(), &1.into()), "{counts}");
+    let (_, sessions) = ask(stack.port, "GET", "/api/sessions", "").expect("an answer");
+    assert_eq!((&sessions["count"], &sessions["journal"]), (&4.into(), &0.into()));
+    for puppet in [&mut stack.api, &mut stack.cache, &mut stack.db] {
+        assert_eq!(puppet.end(Signal::SIGTERM).code(), Some(0));
+    }
+}
+
+#[test]
+fn every_fault_can_be_asked_for_and_ends() {
+    let mut stack = Stack::start();
+    assert_eq!(stack.post("/puppet/fault", r#"{"kind":"error-500"}"#).0, 202);
+    stack.await_health(500);
+    assert_eq!(stack.post("/puppet/fault", r#"{"kind":"none"}"#).0, 202);
+    stack.await_health(200);
+    assert_eq!(stack.post("/puppet/fault", r#"{"kind":"hang","seconds":1}"#).0, 202);
+    stack.await_health(200);
+    assert_eq!(stack.post("/puppet/fault", r#"{"kind":"earthquake"}"#).0, 400);
+    assert_eq!(stack.post("/puppet/fault", r#"{"kind":"leak","seconds":9999}"#).0, 400);
+    assert_eq!(stack.post("/puppet/fault", r#"{"kind":"ignore-term"}"#).0, 202);
+    kill(Pid::from_raw(stack.api.0.id().cast_signed()), Signal::SIGTERM).expect("it lives");
+    stack.await_health(200);
+    assert_eq!(stack.post("/puppet/fault", r#"{"kind":"exit","code":7}"#).0, 202);
+    assert_eq!(ended(&mut stack.api.0).code(), Some(7));
+}
+
+#[test]
+fn the_demo_shows_its_stack_and_leaves_nothing_behind() {
+    let temporary = tempfile::Builder::new().prefix("upright-demo-test-").tempdir().expect("a directory");
+    let mut demo = Command::new(UPRIGHT)
+        .arg("demo")
+        .env("TMPDIR", temporary.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let mut shown = String::new();
+    // Ends by itself when the demo does: its own limit is 30 s.
+    let mut lines = BufReader::new(demo.stdout.take().expect("a pipe"));
+    while !shown.contains("kill -9 ") {
+        let before = shown.len();
+        lines.read_line(&mut shown).expect("UTF-8");
+        if shown.len() == before {
+            let mut said = String::new();
+            let _ = demo.stderr.take().expect("a pipe").read_to_string(&mut said); // for the message only
+            panic!("the demo ended early:\n{shown}\n{said}");
+        }
+    }
+    for unit in ["database", "cache", "backend"] {
+        assert!(shown.contains(unit), "{shown}");
+    }
+    assert!(!proc::naming(temporary.path()).is_empty(), "the stack runs in there");
+    kill(Pid::from_raw(demo.id().cast_signed()), Signal::SIGINT).expect("it lives");
+    let status = eventually("the demo ends", Duration::from_secs(40), || demo.try_wait().expect("our child"));
+    assert_eq!(status.code(), Some(0));
+    let left: Vec<_> = fs::read_dir(temporary.path()).expect("readable").collect();
+    assert!(left.is_empty(), "{left:?}");
+    let alive = proc::naming(temporary.path());
+    assert!(alive.is_empty(), "{alive:?}");
+}

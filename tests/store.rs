@@ -1,0 +1,331 @@
+//! The store: what was acknowledged is there after any kill, ids are dense, trouble ends.
+//!
+//! Refuses: claiming anything about power cuts, which kill -9 does not show.
+
+use std::io::{BufRead, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use upright::base::{exit::RunId, luck::Luck, name::UnitName, time::Monotonic};
+use upright::engine::durable::{Desired, UnitDurable};
+use upright::store::StoreError;
+use upright::store::open::{self, Life, Loaded, Opened, Phase, RUNS_PER_RESERVE};
+use upright::store::row::{EventQuery, EventRow, Level, NewEvent};
+use upright::store::writer::{Batch, Committed, Write};
+
+const WRITER_PATH: &str = "UPRIGHT_TEST_STORE_PATH";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn unit(text: &str) -> UnitName {
+    UnitName::parse(text).expect("a name")
+}
+
+fn event(name: &str, run: u64) -> NewEvent {
+    NewEvent {
+        ts_us: 1_700_000_000_000_000 + i64::try_from(run).expect("small"),
+        level: Level::Warn,
+        event: name.to_string(),
+        unit: Some(unit("web")),
+        run: Some(RunId(run)),
+        cause: Some("exited (code 1)".into()),
+        message: format!("web failed in run {run}"),
+        at: Monotonic::from_ns(run),
+        data: serde_json::Map::from_iter([("failures".to_string(), run.into())]),
+    }
+}
+
+fn one(name: &str, run: u64) -> Batch {
+    Batch { writes: vec![Write::Event(event(name, run))] }
+}
+
+fn reopen(path: &Path) -> (Opened, Loaded) {
+    open::open(path, "boot-1").expect("opens")
+}
+
+fn all_events(opened: &Opened) -> Vec<EventRow> {
+    let mut events: Vec<EventRow> = Vec::new();
+    loop {
+        let after_id = Some(events.last().map_or(0, |last| last.id));
+        let query = EventQuery { after_id, limit: 5_000, ..EventQuery::default() };
+        let page = opened.events(&query).expect("reads");
+        if page.is_empty() {
+            return events;
+        }
+        events.extend(page);
+    }
+}
+
+fn assert_dense(events: &[EventRow]) {
+    for (row, expected) in events.iter().zip(1u64..) {
+        assert_eq!(row.id, expected, "ids have no gap");
+    }
+}
+
+fn full_row() -> UnitDurable {
+    UnitDurable {
+        ordered: Some(Desired::Down),
+        failures: 3,
+        episode: 7,
+        restarts: 12,
+        counted_run: Some(RunId(41)),
+        retry_at: Some(Monotonic::from_ns(5)),
+        down_since: Some(Monotonic::from_ns(4)),
+        ready: Some((RunId(40), Monotonic::from_ns(3))),
+        held: Some("gave up".into()),
+        finished: true,
+        stopping_run: Some(RunId(42)),
+    }
+}
+
+#[test]
+fn rows_come_back_as_they_were_saved_and_a_reboot_keeps_what_still_means_something() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    let (opened, loaded) = reopen(&path);
+    assert_eq!((loaded.next_run, loaded.last_event_id, loaded.boot_id), (RunId(1), 0, None));
+    assert_eq!(loaded.life, Life::default());
+    let life = Life { phase: Phase::Running, fatal_stops: 3 };
+    let mut store = opened.start(|_| {}).expect("thread");
+    store.submit(Batch {
+        writes: vec![
+            Write::Save { unit: unit("web"), durable: full_row() },
+            Write::Save { unit: unit("gone"), durable: UnitDurable::default() },
+            Write::Forget { unit: unit("gone") },
+            Write::ReserveRuns { until: RunId(9_000) },
+            Write::Life(life),
+        ],
+    });
+    drop(store);
+    let (opened, loaded) = reopen(&path);
+    assert_eq!(loaded.life, life);
+    assert_eq!(loaded.durable.into_iter().collect::<Vec<_>>(), [(unit("web"), full_row())]);
+    assert_eq!((loaded.next_run, loaded.life), (RunId(9_000), life));
+    drop(opened);
+    for _ in 0..2 {
+        let (opened, loaded) = open::open(&path, "boot-2").expect("opens");
+        assert_eq!(loaded.durable.get(&unit("web")), Some(&full_row().after_reboot()));
+        assert!(loaded.next_run >= RunId(9_000 + RUNS_PER_RESERVE));
+        drop(opened);
+    }
+}
+
+#[test]
+fn a_failure_said_twice_is_one_row_and_takes_no_number() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    let (tell, told) = mpsc::channel();
+    let mut store = reopen(&path).0.start(move |c| drop(tell.send(c))).expect("thread");
+    for (name, run) in [("unit.failed", 1), ("unit.failed", 1), ("unit.started", 1), ("unit.failed", 2)] {
+        store.submit(one(name, run));
+    }
+    let mut rows = Vec::new();
+    loop {
+        let Committed { through, events } = told.recv_timeout(PATIENCE).expect("commits");
+        rows.extend(events);
+        if through == store.submitted() {
+            break;
+        }
+    }
+    let names: Vec<(u64, &str)> = rows.iter().map(|row| (row.id, row.event.event.as_str())).collect();
+    assert_eq!(names, [(1, "unit.failed"), (2, "unit.started"), (3, "unit.failed")]);
+    let (tell, told) = mpsc::channel();
+    let query = EventQuery { unit: Some(unit("web")), limit: 2, ..EventQuery::default() };
+    store.reader().events(query, move |answer| drop(tell.send(answer)));
+    let newest = told.recv_timeout(PATIENCE).expect("answers").expect("reads");
+    assert_eq!(newest, rows[1..], "the newest two, oldest first");
+}
+
+#[test]
+fn a_newer_schema_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    drop(reopen(&path));
+    let db = rusqlite::Connection::open(&path).expect("opens");
+    db.pragma_update(None, "user_version", 999).expect("writes");
+    drop(db);
+    let refused = open::open(&path, "boot-1").err();
+    assert!(matches!(refused, Some(StoreError::Newer { found: 999, .. })), "{refused:?}");
+}
+
+#[test]
+fn a_corrupt_file_is_moved_aside_and_history_begins_anew() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    std::fs::write(&path, [b'x'; 8_192]).expect("writes");
+    let (_opened, loaded) = reopen(&path);
+    let aside = loaded.moved_aside.expect("moved");
+    assert_eq!(std::fs::read(aside).expect("still there"), [b'x'; 8_192]);
+    assert_eq!(loaded.last_event_id, 0);
+}
+
+#[test]
+fn files_are_not_for_everybody() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    let (_opened, _) = reopen(&path);
+    for name in ["upright.db", "upright.db-wal"] {
+        let mode = std::fs::metadata(dir.path().join(name)).expect("exists").permissions().mode();
+        assert_eq!(mode & 0o777, 0o640, "{name}");
+    }
+}
+
+#[test]
+fn a_lock_held_by_somebody_else_is_trouble_that_ends() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    let (tell, told) = mpsc::channel();
+    let mut store = reopen(&path).0.start(move |c| drop(tell.send(c))).expect("thread");
+    let db = rusqlite::Connection::open(&path).expect("opens");
+    db.execute_batch("BEGIN IMMEDIATE").expect("locks");
+    let number = store.submit(one("unit.failed", 1));
+    let deadline = Instant::now() + PATIENCE;
+    while store.trouble().is_none() {
+        assert!(Instant::now() < deadline, "trouble is said");
+        assert!(told.recv_timeout(Duration::from_millis(20)).is_err(), "nothing was committed");
+    }
+    store.submit(one("unit.failed", 2));
+    db.execute_batch("ROLLBACK").expect("unlocks");
+    let mut rows = Vec::new();
+    loop {
+        let committed = told.recv_timeout(PATIENCE).expect("commits");
+        rows.extend(committed.events);
+        if committed.through > number {
+            break;
+        }
+    }
+    assert_eq!(rows.len(), 2);
+    assert_dense(&rows);
+    assert_eq!(store.trouble(), None);
+}
+
+#[test]
+fn a_store_that_cannot_be_written_at_the_start_is_read_and_written_later() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    let mut store = reopen(&path).0.start(|_| {}).expect("thread");
+    store.submit(Batch { writes: vec![Write::Save { unit: unit("web"), durable: full_row() }] });
+    drop(store);
+    let db = rusqlite::Connection::open(&path).expect("opens");
+    db.execute_batch("BEGIN IMMEDIATE").expect("locks");
+    let (opened, loaded) = open::open(&path, "boot-2").expect("opens");
+    assert!(loaded.trouble.is_some());
+    assert_eq!(loaded.durable.get(&unit("web")), Some(&full_row().after_reboot()));
+    let (tell, told) = mpsc::channel();
+    let mut store = opened.start(move |c| drop(tell.send(c))).expect("thread");
+    assert!(store.trouble().is_some());
+    let number = store.submit(one("unit.failed", 1));
+    db.execute_batch("ROLLBACK").expect("unlocks");
+    while told.recv_timeout(PATIENCE).expect("commits").through < number {}
+    assert_eq!(store.trouble(), None);
+    drop(store);
+    let (_opened, again) = open::open(&path, "boot-2").expect("opens");
+    assert_eq!(again.boot_id.as_deref(), Some("boot-2"));
+    assert_eq!(again.next_run, RunId(loaded.next_run.0 + RUNS_PER_RESERVE));
+    assert_eq!((again.durable, again.last_event_id), (loaded.durable, 1));
+}
+
+#[test]
+fn ten_thousand_events_share_their_commits() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    let (tell, told) = mpsc::channel();
+    let mut store = reopen(&path).0.start(move |c| drop(tell.send(c))).expect("thread");
+    let begun = Instant::now();
+    for run in 1..=10_000 {
+        store.submit(one("unit.failed", run));
+    }
+    let mut commits = 0;
+    while told.recv_timeout(PATIENCE).expect("commits").through < 10_000 {
+        commits += 1;
+    }
+    let took = begun.elapsed();
+    println!(
+        "10000 batches of one event: {} commits, {:.0} per second",
+        commits + 1,
+        1e4 / took.as_secs_f64()
+    );
+    assert!(commits < 5_000, "commits are shared");
+    drop(store);
+    assert_dense(&all_events(&reopen(&path).0));
+}
+
+/// Not a test of its own: the process that the next test kills. It writes without end and
+/// says which batches it was told of.
+#[test]
+fn writer_to_be_killed() {
+    let Some(path) = std::env::var_os(WRITER_PATH) else { return };
+    let (opened, loaded) = reopen(Path::new(&path));
+    let first_run = loaded.next_run.0;
+    let say = move |committed: Committed| {
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, "acked {}", first_run + committed.through - 1);
+        let _ = out.flush();
+    };
+    let mut store = opened.start(say).expect("thread");
+    for run in first_run.. {
+        let durable = UnitDurable { restarts: run, counted_run: Some(RunId(run)), ..UnitDurable::default() };
+        let save = Write::Save { unit: unit("web"), durable };
+        let until = Write::ReserveRuns { until: RunId(run + RUNS_PER_RESERVE) };
+        store.submit(Batch { writes: vec![Write::Event(event("unit.failed", run)), save, until] });
+        // Few at a time, so that the kill meets open, write, commit and checkpoint alike.
+        if run % 8 == 0 {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+}
+
+fn spawn_writer(path: &Path) -> Child {
+    Command::new(std::env::current_exe().expect("a path"))
+        .args(["--exact", "writer_to_be_killed", "--nocapture"])
+        .env(WRITER_PATH, path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("spawns")
+}
+
+#[test]
+fn killed_at_any_instruction_no_acknowledged_row_is_lost_and_no_id_is_used_twice() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    let seed = u64::from(std::process::id());
+    let mut luck = Luck::new(seed);
+    let mut next_run = 0;
+    for round in 0..50 {
+        let mut child = spawn_writer(&path);
+        let mut out = BufReader::new(child.stdout.take().expect("piped"));
+        let mut acked = 0u64;
+        let mut line = String::new();
+        let acks_wanted = 1 + luck.below(12);
+        let mut acks = 0;
+        while out.read_line(&mut line).expect("reads") > 0 {
+            if let Some(run) = line.trim_end().strip_prefix("acked ") {
+                acked = run.parse().unwrap_or(acked);
+                acks += 1;
+                if acks == acks_wanted {
+                    std::thread::sleep(Duration::from_micros(luck.below(2_000)));
+                    child.kill().expect("kills");
+                }
+            }
+            line.clear();
+        }
+        child.wait().expect("reaped");
+        let (opened, loaded) = reopen(&path);
+        let saved = loaded.durable.get(&unit("web")).map_or(0, |row| row.restarts);
+        assert!(acks >= acks_wanted, "seed {seed} round {round}: the writer ended by itself");
+        assert!(saved >= acked, "seed {seed} round {round}: row {saved}, acknowledged {acked}");
+        assert!(loaded.next_run.0 > saved.max(next_run), "seed {seed} round {round}: run ids repeat");
+        next_run = loaded.next_run.0;
+        let newest = opened.events(&EventQuery { limit: 1, ..EventQuery::default() }).expect("reads");
+        assert_eq!(newest[0].event.run, Some(RunId(saved)), "row and event are of one batch");
+        drop(opened);
+    }
+    let (opened, loaded) = reopen(&path);
+    let events = all_events(&opened);
+    assert_dense(&events);
+    assert_eq!(loaded.last_event_id, events.last().map_or(0, |last| last.id));
+    println!("50 kills, {} rows, ids dense", events.len());
+}
