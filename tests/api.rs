@@ -434,12 +434,12 @@ fn garbage_never_takes_the_server_down_and_never_acts() {
         [get("/v1/units/web"), post("/v1/actions/stop", r#"{"units":["web"]}"#), get("/v1/logs?lines=3")];
     for round in 0..300 {
         let mut bytes = seeds[round % seeds.len()].clone();
-        for _ in 0..=luck.next() % 8 {
-            let at = usize::try_from(luck.next()).unwrap_or(0) % bytes.len();
-            match luck.next() % 3 {
-                0 => bytes[at] = luck.next().to_le_bytes()[0],
+        for _ in 0..=luck.draw() % 8 {
+            let at = usize::try_from(luck.draw()).unwrap_or(0) % bytes.len();
+            match luck.draw() % 3 {
+                0 => bytes[at] = luck.draw().to_le_bytes()[0],
                 1 => bytes.truncate(at.max(1)),
-                _ => bytes.insert(at, luck.next().to_le_bytes()[0]),
+                _ => bytes.insert(at, luck.draw().to_le_bytes()[0]),
             }
         }
         let stream = server.connect();

@@ -68,6 +68,8 @@ fn request() -> impl Strategy<Value = Request> {
         }),
         (run(), 1..=64)
             .prop_map(|(run, n)| Request::Signal { run, signal: Signal::from_number(n).expect("signal") }),
+        (run(), 1..=64)
+            .prop_map(|(run, n)| Request::SignalToEnd { run, signal: Signal::from_number(n).expect("signal") }),
         run().prop_map(|run| Request::Release { run }),
         bytes(TAG_LEN_MAX).prop_map(|name| Request::Hold { name, fd: fd() }),
         any::<u8>().prop_map(|code| Request::End { code }),
@@ -79,7 +81,7 @@ fn news() -> impl Strategy<Value = News> {
     let time = || any::<u64>().prop_map(Monotonic::from_ns);
     let row = (
         (run(), bytes(TAG_LEN_MAX), any::<i32>(), time()),
-        any::<bool>(),
+        any::<(bool, bool)>(),
         prop::option::of((time(), exit())),
         bytes(4),
     );
@@ -87,9 +89,9 @@ fn news() -> impl Strategy<Value = News> {
         (any::<i32>(), any::<u32>(), time()).prop_map(|(keeper_pid, engine_starts, started_at)| {
             News::Welcome { keeper_pid, engine_starts, started_at }
         }),
-        row.prop_map(|((run, tag, pid, spawned_at), executed, ended, labels)| {
+        row.prop_map(|((run, tag, pid, spawned_at), (executed, end_asked), ended, labels)| {
             let held = labels.into_iter().map(|label| (label, fd())).collect();
-            News::Row(TableRow { run, tag, pid, spawned_at, executed, ended, held })
+            News::Row(TableRow { run, tag, pid, spawned_at, executed, end_asked, ended, held })
         }),
         bytes(TAG_LEN_MAX).prop_map(|name| News::Held { name, fd: fd() }),
         Just(()).prop_map(|()| News::TableEnd),

@@ -75,7 +75,6 @@ fn full_row() -> UnitDurable {
         ready: Some((RunId(40), Monotonic::from_ns(3))),
         held: Some("gave up".into()),
         finished: true,
-        stopping_run: Some(RunId(42)),
     }
 }
 

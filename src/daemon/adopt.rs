@@ -13,7 +13,7 @@ use crate::base::name::UnitName;
 use crate::daemon::follow;
 use crate::daemon::hands::{Hands, Live};
 use crate::daemon::tag::Tag;
-use crate::engine::Adopted;
+use crate::engine::{Adopted, Asked};
 use crate::engine::event::Rest;
 use crate::keeper::wire::{HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT, Request, TableRow};
 use crate::logs::Stream;
@@ -78,11 +78,12 @@ pub fn runs(rows: Vec<TableRow>, hands: &mut Hands) -> Vec<Adopted> {
 }
 
 fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
-    let TableRow { run, tag, pid, spawned_at, executed, ended, held } = row;
+    let TableRow { run, tag, pid, spawned_at, executed, end_asked, ended, held } = row;
     let Some(Tag { unit, role, log_from }) = Tag::from_bytes(&tag) else {
         tracing::error!("run {run} (process {pid}) has the tag `{}`, which says nothing", tag.escape_ascii());
         return None;
     };
+    let asked = if end_asked { Asked::ToEnd } else { Asked::No };
     let ended_now = ended.is_some();
     let live = Live { unit: unit.clone(), role, pid: Some(pid), log_from, ended: ended_now };
     hands.runs.insert(run, live);
@@ -102,7 +103,7 @@ fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
             Err(why) => tracing::error!("what {unit} writes is not kept: {why}"),
         }
     }
-    Some(Adopted { unit, run, role, pid, spawned_at, executed, ended })
+    Some(Adopted { unit, run, role, pid, spawned_at, executed, ended, asked })
 }
 
 /// Units in which anything lives now, also those of no run and of no file.

@@ -14,7 +14,7 @@ use crate::base::time::Monotonic;
 use crate::keeper::wire::{FDS_MAX, FdUse, Ids, News, Request, SpawnPlan, TAG_LEN_MAX, TableRow};
 use crate::sys::memfd;
 
-/// Longest message. The largest is a row: its tag and 62 bytes.
+/// Longest message. The largest is a row: its tag and 63 bytes.
 pub const MESSAGE_BYTES_MAX: usize = 512;
 
 const MAGIC: [u8; 2] = *b"Up";
@@ -61,6 +61,7 @@ pub struct RowHead<'a> {
     pub pid: i32,
     pub spawned_at: Monotonic,
     pub executed: bool,
+    pub end_asked: bool,
     pub ended: Option<(Monotonic, Exit)>,
 }
 
@@ -71,6 +72,7 @@ mod kind {
     pub const RELEASE: u8 = 4;
     pub const HOLD: u8 = 5;
     pub const END: u8 = 6;
+    pub const SIGNAL_TO_END: u8 = 7;
     pub const WELCOME: u8 = 64;
     pub const ROW: u8 = 65;
     pub const HELD: u8 = 66;
@@ -171,12 +173,8 @@ pub fn encode_request(request: Request) -> io::Result<Encoded> {
             }
             body
         }
-        Request::Signal { run, signal } => {
-            let mut body = Body::new(kind::SIGNAL);
-            body.run(run);
-            body.i32(signal.number());
-            body
-        }
+        Request::Signal { run, signal } => of_signal(kind::SIGNAL, run, signal),
+        Request::SignalToEnd { run, signal } => of_signal(kind::SIGNAL_TO_END, run, signal),
         Request::Release { run } => of_run(kind::RELEASE, run),
         Request::Hold { name, fd } => {
             if name.len() > TAG_LEN_MAX {
@@ -206,6 +204,7 @@ pub fn decode_request(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, CodecE
         kind::HELLO => Request::Hello,
         kind::SPAWN => return decode_spawn(from, fds),
         kind::SIGNAL => Request::Signal { run: from.run()?, signal: from.signal()? },
+        kind::SIGNAL_TO_END => Request::SignalToEnd { run: from.run()?, signal: from.signal()? },
         kind::RELEASE => Request::Release { run: from.run()? },
         kind::HOLD => {
             let name = from.text()?.to_vec();
@@ -263,6 +262,7 @@ pub fn encode_news(news: &News) -> Body {
                 pid: row.pid,
                 spawned_at: row.spawned_at,
                 executed: row.executed,
+                end_asked: row.end_asked,
                 ended: row.ended,
             };
             encode_row(&head, row.held.iter().map(|(label, _)| *label))
@@ -302,6 +302,7 @@ pub fn encode_row(head: &RowHead<'_>, labels: impl Iterator<Item = u8> + Clone) 
     body.i32(head.pid);
     body.time(head.spawned_at);
     body.u8(u8::from(head.executed));
+    body.u8(u8::from(head.end_asked));
     body.u8(u8::from(head.ended.is_some()));
     if let Some((at, exit)) = head.ended {
         body.time(at);
@@ -356,6 +357,12 @@ pub fn decode_news(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<News, CodecError> 
 fn of_run(kind: u8, run: RunId) -> Body {
     let mut body = Body::new(kind);
     body.run(run);
+    body
+}
+
+fn of_signal(kind: u8, run: RunId, signal: Signal) -> Body {
+    let mut body = of_run(kind, run);
+    body.i32(signal.number());
     body
 }
 
@@ -568,6 +575,7 @@ impl<'a> Reader<'a> {
         let pid = self.i32()?;
         let spawned_at = self.time()?;
         let executed = self.flag()?;
+        let end_asked = self.flag()?;
         let ended = if self.flag()? { Some((self.time()?, self.exit()?)) } else { None };
         let count = usize::from(self.u8()?);
         let labels = self.take(count)?;
@@ -575,6 +583,6 @@ impl<'a> Reader<'a> {
             return Err(CodecError::FdsLost(run));
         }
         let held = labels.iter().copied().zip(fds).collect();
-        Ok(TableRow { run, tag, pid, spawned_at, executed, ended, held })
+        Ok(TableRow { run, tag, pid, spawned_at, executed, end_asked, ended, held })
     }
 }

@@ -322,6 +322,14 @@ impl Keeper {
                     let _ = signal_child(slot.pid, signal); // EPERM after a setuid exec: its exit will not come
                 }
             }
+            Request::SignalToEnd { run, signal } => {
+                let place = self.tidings.table.of_run(run);
+                let slot = place.and_then(|place| self.tidings.table.slot_mut(place));
+                if let Some(slot) = slot.filter(|slot| !slot.is_ended()) {
+                    slot.end_asked = true;
+                    let _ = signal_child(slot.pid, signal); // as above
+                }
+            }
             Request::Release { run } => self.tidings.table.release(run),
             Request::Hold { name, fd } => {
                 if self.tidings.hold(name, fd).is_err() {

@@ -61,6 +61,7 @@ pub struct Slot {
     pub spawned_at: Monotonic,
     pub phase: Phase,
     pub executed: bool,
+    pub end_asked: bool,
     pub held: [Option<(u8, OwnedFd)>; HELD_MAX],
     untold: Untold,
     tag: [u8; TAG_LEN_MAX],
@@ -77,7 +78,7 @@ impl Slot {
         }
         let held = [const { None }; HELD_MAX];
         let untold = Untold::default();
-        Slot { run, pid, spawned_at, phase, executed: false, held, untold, tag: place, tag_len }
+        Slot { run, pid, spawned_at, phase, executed: false, end_asked: false, held, untold, tag: place, tag_len }
     }
 
     pub fn is_ended(&self) -> bool {
@@ -102,6 +103,7 @@ impl Slot {
             pid: self.pid,
             spawned_at: self.spawned_at,
             executed: self.executed,
+            end_asked: self.end_asked,
             ended,
         }
     }

@@ -71,6 +71,8 @@ pub struct TableRow {
     pub spawned_at: Monotonic,
     /// execve has succeeded (or the run ended before anyone could tell).
     pub executed: bool,
+    /// It lived when an engine asked for its end (`Request::SignalToEnd`).
+    pub end_asked: bool,
     /// Set when the run has ended: when, and how.
     pub ended: Option<(Monotonic, Exit)>,
     /// (label, fd)
@@ -130,6 +132,12 @@ pub enum Request {
         fds: Vec<(FdUse, OwnedFd)>,
     },
     Signal {
+        run: RunId,
+        signal: Signal,
+    },
+    /// The same, to make it end: noted in its row, so that the next engine knows that the
+    /// end was wanted.
+    SignalToEnd {
         run: RunId,
         signal: Signal,
     },

@@ -43,8 +43,7 @@ const MIGRATIONS: [&str; 1] = ["
         ready_run INTEGER,
         ready_since_ns INTEGER,
         held TEXT,
-        finished INTEGER NOT NULL CHECK (finished IN (0, 1)),
-        stopping_run INTEGER
+        finished INTEGER NOT NULL CHECK (finished IN (0, 1))
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE event (
         id INTEGER PRIMARY KEY AUTOINCREMENT,

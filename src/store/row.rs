@@ -184,8 +184,8 @@ fn save_unit(db: &Connection, unit: &UnitName, row: &UnitDurable) -> Result<(), 
     });
     let mut statement = db.prepare_cached(
         "INSERT OR REPLACE INTO unit (name, ordered, failures, episode, restarts, counted_run, retry_at_ns,
-           down_since_ns, ready_run, ready_since_ns, held, finished, stopping_run)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+           down_since_ns, ready_run, ready_since_ns, held, finished)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
     )?;
     statement.execute(params![
         unit.as_str(),
@@ -200,7 +200,6 @@ fn save_unit(db: &Connection, unit: &UnitName, row: &UnitDurable) -> Result<(), 
         row.ready.map(|(_, since)| signed(since.as_ns())),
         row.held,
         row.finished,
-        row.stopping_run.map(|run| signed(run.0)),
     ])?;
     Ok(())
 }
@@ -215,7 +214,7 @@ fn forget_unit(db: &Connection, unit: &UnitName) -> Result<(), rusqlite::Error> 
 pub(crate) fn load_units(db: &Connection) -> Result<BTreeMap<UnitName, UnitDurable>, StoreError> {
     let mut statement = db.prepare(
         "SELECT name, ordered, failures, episode, restarts, counted_run, retry_at_ns, down_since_ns,
-           ready_run, ready_since_ns, held, finished, stopping_run FROM unit",
+           ready_run, ready_since_ns, held, finished FROM unit",
     )?;
     let mut rows = statement.query([])?;
     let mut units = BTreeMap::new();
@@ -253,6 +252,5 @@ fn durable_of(row: &Row<'_>) -> Result<UnitDurable, StoreError> {
         ready: run(8)?.zip(at(9)?),
         held: row.get(10)?,
         finished: row.get(11)?,
-        stopping_run: run(12)?,
     })
 }
