@@ -1,5 +1,7 @@
 //! Upright, a process supervisor for Linux. The rooms are listed in `docs/ARCHITECTURE.md`,
 //! in reading order; a room imports only rooms above it.
+//!
+//! Refuses: code of its own, and names at its root.
 
 pub mod base;
 pub mod unit;
