@@ -68,8 +68,10 @@ fn request() -> impl Strategy<Value = Request> {
         }),
         (run(), 1..=64)
             .prop_map(|(run, n)| Request::Signal { run, signal: Signal::from_number(n).expect("signal") }),
-        (run(), 1..=64)
-            .prop_map(|(run, n)| Request::SignalToEnd { run, signal: Signal::from_number(n).expect("signal") }),
+        (run(), 1..=64).prop_map(|(run, n)| Request::SignalToEnd {
+            run,
+            signal: Signal::from_number(n).expect("signal")
+        }),
         run().prop_map(|run| Request::Release { run }),
         bytes(TAG_LEN_MAX).prop_map(|name| Request::Hold { name, fd: fd() }),
         any::<u8>().prop_map(|code| Request::End { code }),

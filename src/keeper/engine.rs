@@ -183,6 +183,14 @@ impl Engine {
         sentence
     }
 
+    /// Counts short lives anew, and waits for none of those before.
+    pub fn forget_short_lives(&mut self, now: Monotonic) {
+        self.short_lives = 0;
+        if let State::Due { at } = &mut self.state {
+            *at = now.min(*at);
+        }
+    }
+
     fn wait_after_short_life(&mut self, now: Monotonic) {
         self.short_lives = self.short_lives.saturating_add(1);
         let wait = match self.short_lives.checked_sub(SHORT_LIVES_FREE) {

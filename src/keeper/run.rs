@@ -181,6 +181,10 @@ impl Keeper {
             let bit = 1_u64.checked_shl(signal.number().unsigned_abs()).unwrap_or(0);
             self.tidings.signals |= bit;
             if [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT].contains(&signal.number()) {
+                if self.end_signals == 0 {
+                    // Only what fails from here on shows that nobody can end the services.
+                    self.engine.forget_short_lives(clock::monotonic());
+                }
                 self.end_signals |= bit;
             }
         }

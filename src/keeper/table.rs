@@ -78,7 +78,18 @@ impl Slot {
         }
         let held = [const { None }; HELD_MAX];
         let untold = Untold::default();
-        Slot { run, pid, spawned_at, phase, executed: false, end_asked: false, held, untold, tag: place, tag_len }
+        Slot {
+            run,
+            pid,
+            spawned_at,
+            phase,
+            executed: false,
+            end_asked: false,
+            held,
+            untold,
+            tag: place,
+            tag_len,
+        }
     }
 
     pub fn is_ended(&self) -> bool {
