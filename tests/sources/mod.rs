@@ -2,6 +2,7 @@
 //! a parser.
 //!
 //! Refuses: understanding Rust. It knows where text, comments and braces are, nothing more.
+#![allow(dead_code, reason = "each test binary uses its part of this module")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
