@@ -117,7 +117,7 @@ fn a_child_enters_its_cgroup() {
     };
     let unit = tree.unit("probe").expect("unit");
     assert!(unit.is_empty());
-    let text = probed(Parent::Clean, probe_plan(), vec![(FdUse::Cgroup, unit.procs_fd().expect("procs"))]);
+    let text = probed(Parent::Clean, probe_plan(), vec![(FdUse::Cgroup, unit.dir_fd().expect("directory"))]);
     assert!(text.contains(&format!("/upright-{label}/unit-probe\n")), "{text}");
     assert!(unit.is_empty());
     assert_eq!(tree.units(), ["probe"]);
@@ -156,7 +156,7 @@ fn a_failed_step_means_no_exec_and_is_named() {
         (plan("/etc", &["x"]), vec![], Exec, libc::EACCES),
         (with(&|plan| plan.env = vec![vec![b'x'; 3 << 20]]), vec![], Exec, libc::E2BIG),
         (with(&|plan| plan.rlimits = vec![(999, 1, 1)]), vec![], Limits, libc::EINVAL),
-        (touch.clone(), vec![(FdUse::Cgroup, read_only())], Cgroup, libc::EBADF),
+        (touch.clone(), vec![(FdUse::Cgroup, read_only())], Cgroup, libc::ENOTDIR),
         (touch.clone(), vec![(FdUse::Child(-1), null())], Fds, libc::EBADF),
         (touch.clone(), vec![(FdUse::Child(100_000), null())], Fds, libc::EBADF),
         (with(&|plan| plan.path = b"a\0b".to_vec()), vec![], Prepare, libc::EINVAL),

@@ -167,7 +167,7 @@ fn a_stop_reaches_everything_that_was_ever_forked() {
     };
     let group = tree.unit("deaf").expect("unit");
     let mut keeper = Keeper::start(Parent::Clean);
-    let (main, escaped) = grow(&mut keeper, vec![(FdUse::Cgroup, group.procs_fd().expect("procs"))]);
+    let (main, escaped) = grow(&mut keeper, vec![(FdUse::Cgroup, group.dir_fd().expect("directory"))]);
     assert!(group.contains(main) && group.contains(escaped) && !group.is_empty());
     assert!(!group.contains(keeper.pid()));
     assert_eq!(group.signal_all(Signal::TERM).expect("term"), 2);

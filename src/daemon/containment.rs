@@ -73,19 +73,19 @@ impl Containment {
         }
     }
 
-    /// The unit's `cgroup.procs`, for a child that is to enter it, with its limits set.
+    /// The unit's cgroup, for a child that is to be born in it, with its limits set.
     ///
     /// # Errors
     /// As mkdir(2) and open(2).
     pub fn enter(&mut self, unit: &UnitName, resources: &Resources) -> io::Result<Option<OwnedFd>> {
         let Kind::Groups { tree, units } = &mut self.kind else { return Ok(None) };
         let group = group_of(tree, units, unit)?;
-        let procs = match group.procs_fd() {
+        let procs = match group.dir_fd() {
             Ok(procs) => procs,
             // Somebody removed the empty cgroup behind our back.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 units.remove(unit);
-                group_of(tree, units, unit)?.procs_fd()?
+                group_of(tree, units, unit)?.dir_fd()?
             }
             Err(error) => return Err(error),
         };

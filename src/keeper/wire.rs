@@ -26,7 +26,7 @@ pub enum FdUse {
     Child(i32),
     /// Kept beside the run until it is released; handed to the next engine with this label.
     Hold(u8),
-    /// `cgroup.procs`, open for writing: the child enters it.
+    /// A cgroup's directory: the child is born in it.
     Cgroup,
 }
 

@@ -6,7 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
@@ -91,12 +91,12 @@ impl Tree {
 }
 
 impl UnitGroup {
-    /// `cgroup.procs` for the child that is to enter.
+    /// The directory, for the child that is to be born in it.
     ///
     /// # Errors
     /// As open(2).
-    pub fn procs_fd(&self) -> io::Result<OwnedFd> {
-        Ok(OpenOptions::new().write(true).open(self.path.join("cgroup.procs"))?.into())
+    pub fn dir_fd(&self) -> io::Result<OwnedFd> {
+        Ok(OpenOptions::new().read(true).custom_flags(nix::libc::O_DIRECTORY).open(&self.path)?.into())
     }
 
     /// No process lives in it or below. Gone altogether is empty; unreadable is not.
@@ -324,7 +324,7 @@ mod tests {
             return;
         };
         let unit = tree.unit("x").expect("unit");
-        let procs = unit.procs_fd().expect("procs");
+        let procs = unit.dir_fd().expect("directory");
         let argv = ["sh", "-c", "sleep 1000 & sleep 1000 & wait"].map(|arg| CString::new(arg).expect("arg"));
         let plan = ChildPlan { path: c"/bin/sh".into(), argv: argv.to_vec(), ..ChildPlan::default() };
         let born = spawn(&plan, &[], Some(procs.as_fd())).expect("spawned");
