@@ -220,7 +220,8 @@ fn unsafe_is_only_in_sys_and_says_why() {
             let line = line_of(&source.code, at);
             let around = functions.iter().filter(|(_, first, count)| (*first..first + count).contains(&line));
             let first = around.map(|(_, first, _)| *first).max().unwrap_or(line);
-            let above = &lines[first.saturating_sub(SAFETY_LINES_MAX).max(previous_end(&functions, first))..line];
+            let above =
+                &lines[first.saturating_sub(SAFETY_LINES_MAX).max(previous_end(&functions, first))..line];
             if !allowed(&source) {
                 wrong.push(format!("{}:{line}: unsafe outside sys", source.path));
             } else if !above.iter().any(|text| text.contains("SAFETY") || text.contains("# Safety")) {
