@@ -168,6 +168,10 @@ impl Engine {
         index: u8,
         fx: &mut Effects,
     ) {
+        if self.stop_is_pending(name) {
+            // A hook of a start that is not wanted any more has ended: nothing comes after it.
+            return self.end(now, name, Then::Again { not_before: None }, fx);
+        }
         let Some(unit) = self.units.get(name) else { return };
         let deadline = unit.spec.readiness.timeout.map(|timeout| now + timeout);
         let step = if usize::from(index) < unit.spec.service.start_pre.len() {

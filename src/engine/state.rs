@@ -218,6 +218,8 @@ pub(crate) struct Unit {
     pub restarting: bool,
     /// Gone from the files.
     pub removed: bool,
+    /// How the newest main run that ended has ended.
+    pub main_exit: Option<(RunId, Exit)>,
     /// How the last failure or end reads.
     pub last: Option<String>,
     /// Entry of this unit in the engine's deadline index.
@@ -240,6 +242,7 @@ impl Unit {
             pulled: false,
             restarting: false,
             removed: false,
+            main_exit: None,
             last: None,
             armed: None,
         }
@@ -288,6 +291,11 @@ impl Unit {
 
     pub fn is_stuck(&self) -> bool {
         matches!(self.state, State::Failed { hold: Hold::Stuck { .. } })
+    }
+
+    /// How the newest main run ended, if it did.
+    pub fn exit_of_main(&self) -> Option<Exit> {
+        self.main_exit.filter(|(run, _)| Some(*run) == self.main).map(|(_, exit)| exit)
     }
 
     /// The main process, if it lives.

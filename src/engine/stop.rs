@@ -86,14 +86,9 @@ impl Engine {
     /// Asks everything that lives to end. Nothing lives: goes on at once.
     fn terminate(&mut self, now: Monotonic, name: &UnitName, then: Then, fx: &mut Effects) {
         let Some(unit) = self.units.get(name) else { return };
-        let (main, spec) = (unit.living_main(), unit.spec.clone());
+        let kill_at = now + unit.spec.stop.timeout;
         self.ask_to_end(name, |_| true, fx);
-        let Some(unit) = self.units.get(name) else { return };
-        if unit.strays && main.is_none() {
-            fx.mark(Mark::StraysLeft);
-            fx.push(Effect::SignalAll { unit: name.clone(), signal: spec.stop.signal });
-        }
-        let step = StopStep::Terminating { kill_at: now + spec.stop.timeout, hooks: Hooks::Follow };
+        let step = StopStep::Terminating { kill_at, hooks: Hooks::Follow };
         self.set_state(now, name, State::Deactivating { step, then });
         self.conclude_if_empty(now, name, fx);
     }
@@ -190,9 +185,18 @@ impl Engine {
     }
 
     /// Nothing of a deactivating (or stuck) unit lives any more: hooks, then the next state.
+    /// Only strays live: they are asked to end.
     pub(crate) fn conclude_if_empty(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
         let Some(unit) = self.units.get(name) else { return };
-        if !unit.is_empty() {
+        if !unit.living.is_empty() {
+            return;
+        }
+        if unit.strays {
+            if matches!(unit.state, State::Deactivating { step: StopStep::Terminating { .. }, .. }) {
+                // All that we started is gone; what it left behind is asked now.
+                fx.mark(Mark::StraysLeft);
+                fx.push(Effect::SignalAll { unit: name.clone(), signal: unit.spec.stop.signal });
+            }
             return;
         }
         match unit.state.clone() {
@@ -229,9 +233,9 @@ impl Engine {
             return self.conclude(now, name, then, fx);
         }
         // The last hook left processes behind: they are asked, then killed, like the unit.
-        fx.push(Effect::SignalAll { unit: name.clone(), signal: spec.stop.signal });
         let step = StopStep::Terminating { kill_at: now + spec.stop.timeout, hooks: Hooks::Over };
         self.set_state(now, name, State::Deactivating { step, then });
+        self.conclude_if_empty(now, name, fx);
     }
 
     /// The unit is empty and its hooks have run.
@@ -241,7 +245,7 @@ impl Engine {
         let (main, restarting) = (unit.main, unit.restarting);
         let orderly = matches!(then, Then::Again { not_before: None });
         if orderly || to_stop {
-            fx.record(name, main, RecordKind::Stopped { exit: None });
+            fx.record(name, main, RecordKind::Stopped { exit: unit.exit_of_main() });
         }
         if to_stop {
             unit.durable.retry_at = None;

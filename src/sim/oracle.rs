@@ -65,6 +65,8 @@ pub const PROMISES: [&str; 26] = [
 #[derive(Debug, Default)]
 pub struct Oracle {
     specs: BTreeMap<UnitName, Arc<UnitSpec>>,
+    /// Units that have a file now.
+    files: BTreeSet<UnitName>,
     cap: u32,
     /// Earliest next spawn: failure plus delay. Lifted by an operator.
     not_before: BTreeMap<UnitName, (Monotonic, RunId)>,
@@ -96,6 +98,7 @@ impl Oracle {
 
     pub fn reconfigure(&mut self, specs: &[Arc<UnitSpec>]) {
         // A running unit goes by its old file: the longer delay, the older edges stay in force.
+        self.files = specs.iter().map(|spec| spec.name.clone()).collect();
         for spec in specs {
             self.specs.insert(spec.name.clone(), spec.clone());
         }
@@ -373,6 +376,9 @@ impl Oracle {
             world.failed_runs.contains(run) || process.is_some_and(|p| !p.lives() && !p.asked)
         });
         self.open_requests.clear();
+        // What runs on without a file is a stranger to the next engine: its place in the
+        // order went with its file.
+        self.specs.retain(|name, _| self.files.contains(name));
         // Verdicts that no commit kept are judged anew, so a minute may see more starts.
         self.starts.clear();
         self.starting = None;
@@ -395,6 +401,17 @@ impl Oracle {
             && (spec.service.kind == ServiceType::Oneshot || spec.restart.policy != RestartPolicy::Always);
         if process.role == Role::Main && !process.asked && !expected {
             self.owed.insert(run, process.unit.clone());
+        }
+    }
+
+    /// The engine says that the daemon may end.
+    pub fn on_finished(&mut self, world: &World) -> Verdict {
+        self.finished = true;
+        let living = world.table.values().filter(|process| process.lives()).map(|process| &process.unit);
+        let strays = world.strays.iter().filter(|(_, strays)| !strays.is_empty()).map(|(unit, _)| unit);
+        match living.chain(strays).find(|unit| !self.killed.contains(*unit)) {
+            Some(unit) => broken(PROMISES[20], unit, "told the end, but it lives and was not killed"),
+            None => Ok(()),
         }
     }
 
