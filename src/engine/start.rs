@@ -62,15 +62,16 @@ impl Engine {
         let section = &unit.spec_to_start().unit;
         let restarting = |other: &UnitName| self.units.get(other).is_some_and(|unit| unit.restarting);
         let ready = |other: &UnitName| self.units.get(other).is_some_and(Unit::is_ready);
-        let requires: Vec<UnitName> =
-            section.requires.iter().filter(|other| !ready(other) || restarting(other)).cloned().collect();
+        let (known, unknown): (Vec<UnitName>, Vec<UnitName>) =
+            section.requires.iter().cloned().partition(|other| self.units.contains_key(other));
+        let requires = known.into_iter().filter(|other| !ready(other) || restarting(other)).collect();
         let order = self.predecessors(name).filter(|other| self.is_coming(other)).collect();
         let conflicts = self
             .rivals(name)
             .into_iter()
             .filter(|other| self.units.get(other).is_some_and(|unit| !unit.at_rest()))
             .collect();
-        Blockers { requires, order, conflicts, slot: !self.slot_is_free() }
+        Blockers { unknown, requires, order, conflicts, slot: !self.slot_is_free() }
     }
 
     /// Units that this one is only ordered after (not those that it requires).
@@ -279,6 +280,9 @@ impl Engine {
         let Some(unit) = self.units.get_mut(name) else { return };
         let settle = unit.spec.readiness.settle;
         let (State::Activating(activating), Some(main)) = (&mut unit.state, unit.main) else { return };
+        if matches!(activating.step, StartStep::Post { .. }) {
+            return; // it was ready before a crash of ours: its hooks are not run twice
+        }
         if !settle.is_zero() && unit.living.contains_key(&main) {
             activating.deadline = None;
             return self.set_start_step(now, name, StartStep::Settling { main, until: now + settle });

@@ -50,6 +50,8 @@ pub(crate) enum WhyInactive {
 /// What keeps a unit from starting. Empty = about to start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Blockers {
+    /// Required, but no unit has that name.
+    pub unknown: Vec<UnitName>,
     pub requires: Vec<UnitName>,
     pub order: Vec<UnitName>,
     pub conflicts: Vec<UnitName>,
@@ -58,11 +60,15 @@ pub(crate) struct Blockers {
 
 impl Blockers {
     pub fn only_slot(&self) -> bool {
-        self.requires.is_empty() && self.order.is_empty() && self.conflicts.is_empty()
+        self.unknown.is_empty()
+            && self.requires.is_empty()
+            && self.order.is_empty()
+            && self.conflicts.is_empty()
     }
 
     pub fn units(&self) -> Vec<UnitName> {
-        self.requires.iter().chain(&self.order).chain(&self.conflicts).cloned().collect()
+        let all = self.unknown.iter().chain(&self.requires).chain(&self.order).chain(&self.conflicts);
+        all.cloned().collect()
     }
 }
 

@@ -83,6 +83,11 @@ pub struct Oracle {
     starts: BTreeMap<UnitName, VecDeque<Monotonic>>,
     /// Main runs that ended though nobody had asked them to: a failure is owed.
     owed: BTreeMap<RunId, UnitName>,
+    /// The newest main run of each unit that this engine has spawned.
+    newest: BTreeMap<UnitName, RunId>,
+    /// Runs that an operator's stop or restart is about; it may wait long for its turn. An
+    /// engine's death ends that wait: a restart is no row.
+    ordered: BTreeSet<RunId>,
     /// Units that were starting after the last step of this engine.
     starting: Option<usize>,
     pub shutting_down: bool,
@@ -148,6 +153,7 @@ impl Oracle {
             self.asked_at.entry(unit.clone()).or_insert(world.now);
         }
         if role == Role::Main {
+            self.newest.insert(unit.clone(), run);
             if let Some((other, _)) = world.lives_in(unit).find(|(_, process)| process.role == Role::Main) {
                 return broken(PROMISES[0], unit, format!("run {run} beside run {other}"));
             }
@@ -258,6 +264,10 @@ impl Oracle {
                 if let Some(starts) = self.starts.get_mut(unit) {
                     starts.pop_back(); // it never ran
                 }
+                Ok(())
+            }
+            RecordKind::Ordered { verb: "stop" | "restart" } => {
+                self.ordered.extend(self.newest.get(unit));
                 Ok(())
             }
             RecordKind::Stuck if !self.killed.contains(unit) => broken(PROMISES[13], unit, ""),
@@ -382,6 +392,8 @@ impl Oracle {
         // Verdicts that no commit kept are judged anew, so a minute may see more starts.
         self.starts.clear();
         self.starting = None;
+        self.newest.clear();
+        self.ordered.clear();
     }
 
     /// The keeper and all services are gone: nothing is owed, everything begins anew.
@@ -444,7 +456,7 @@ impl Oracle {
             RecordKind::Failed { .. } => record.run >= Some(run),
             _no_reason_to_end => false,
         });
-        self.shutting_down || down || !known || asked
+        self.shutting_down || down || !known || asked || self.ordered.contains(&run)
     }
 
     /// What was committed since the last look.

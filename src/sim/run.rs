@@ -415,6 +415,9 @@ impl Sim {
 
     /// A change of the files: the same again, or units less, or units changed.
     fn reconfigure(&mut self) -> Result<(), Broken> {
+        if self.engine.as_ref().and_then(Engine::next_deadline).is_some_and(|at| at <= self.world.now) {
+            self.step(Event::Tick)?; // what is due anyway is not the reread's doing
+        }
         let Some(engine) = &mut self.engine else { return Ok(()) };
         let same: Vec<Arc<UnitSpec>> =
             self.files.iter().map(|s| self.bug.map_or(s.clone(), |bug| bug.reconfigured(s))).collect();
