@@ -7,11 +7,14 @@ mod golden;
 #[path = "engine/script.rs"]
 mod script;
 
+use upright::base::duration::parse;
+use upright::base::time::Monotonic;
+
 fn check(case: &str) {
     let path = format!("tests/engine/{case}.txt");
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(&path);
     let text = std::fs::read_to_string(file).expect("the script");
-    golden::golden(&path, &script::rewrite(&text));
+    golden::golden(&path, &rewrite(&text));
 }
 
 #[test]
@@ -27,4 +30,36 @@ fn every_script_gives_the_effects_that_stand_beneath_its_lines() {
     for case in cases {
         check(&case);
     }
+}
+
+/// A whole script, with its effects written beneath each line.
+fn rewrite(script: &str) -> String {
+    let mut out = String::new();
+    let mut units = Vec::new();
+    let mut play: Option<script::Play> = None;
+    for line in script.lines().filter(|line| !line.starts_with("  ")) {
+        out.push_str(line);
+        out.push('\n');
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            [] => {}
+            [first, ..] if first.starts_with('#') => {}
+            ["unit", ..] => units.push(script::unit(line)),
+            ["begin"] => play = Some(script::Play::begin(std::mem::take(&mut units))),
+            ["at", time, rest @ ..] => {
+                let play = play.as_mut().expect("`begin` comes first");
+                play.pass(Monotonic::ZERO + parse(time).expect("a duration"));
+                if !rest.is_empty() {
+                    play.perform(rest);
+                }
+            }
+            other => panic!("unknown line {other:?}"),
+        }
+        if let Some(play) = &mut play {
+            for effect in play.lines.drain(..) {
+                out.push_str(&format!("  {effect}\n"));
+            }
+        }
+    }
+    out
 }

@@ -438,7 +438,12 @@ impl Engine {
 
     /// Fds, memory or pids were short: try again soon; the unit is not to blame.
     pub(crate) fn on_spawn_short(&mut self, now: Monotonic, run: RunId, errno: i32, fx: &mut Effects) {
-        let Some(name) = self.runs.remove(&run) else { return fx.mark(Mark::LateNewsIgnored) };
+        let Some(name) = self.runs.get(&run).cloned() else { return fx.mark(Mark::LateNewsIgnored) };
+        let forked = |unit: &Unit| unit.living.get(&run).is_some_and(|living| living.pid.is_some());
+        if self.units.get(&name).is_some_and(forked) {
+            return fx.mark(Mark::LateNewsIgnored); // it lives; only its end can end it
+        }
+        self.runs.remove(&run);
         fx.mark(Mark::SpawnWasShort);
         self.touched.insert(name.clone());
         fx.record(&name, Some(run), RecordKind::Shortage { errno });
@@ -460,7 +465,7 @@ impl Engine {
                 self.on_stop_hook_exited(now, &name, run, Exit::Unknown, fx)
             }
             Role::ReloadCommand => self.on_reload_exited(&name, run, Exit::Unknown, fx),
-            Role::Main | Role::StartPre(_) | Role::StartPost(_) => {}
+            Role::Main | Role::StartPre(_) | Role::StartPost(_) => self.ask_strays(&name, fx),
         }
         self.conclude_if_empty(now, &name, fx);
     }
@@ -499,7 +504,8 @@ impl Engine {
         if let Some(reload) = reload_over {
             active.reload = None;
             fx.push(Effect::End { run: reload.run, signal: crate::base::signal::Signal::KILL });
-            self.reload_failed(name, reload.run, "it did not end in time".to_string(), fx);
+            let timeout_ms = ms(reload.deadline, reload.since);
+            self.reload_failed(name, reload.run, Cause::HookTimeout { timeout_ms }, fx);
         }
         if episode_over {
             self.end_episode(name, fx);

@@ -133,6 +133,7 @@ pub(crate) struct Active {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reloading {
     pub run: RunId,
+    pub since: Monotonic,
     pub deadline: Monotonic,
 }
 
@@ -297,6 +298,11 @@ impl Unit {
 
     pub fn is_stuck(&self) -> bool {
         matches!(self.state, State::Failed { hold: Hold::Stuck { .. } })
+    }
+
+    /// Asked to end, and not killed yet.
+    pub fn is_terminating(&self) -> bool {
+        matches!(self.state, State::Deactivating { step: StopStep::Terminating { .. }, .. })
     }
 
     /// How the newest main run ended, if it did.

@@ -88,6 +88,9 @@ pub struct Oracle {
     /// Runs that an operator's stop or restart is about; it may wait long for its turn. An
     /// engine's death ends that wait: a restart is no row.
     ordered: BTreeSet<RunId>,
+    /// Runs that a stop command was started for: asked to end, by a way that the keeper
+    /// does not see as such. The next engine sees the command in the table.
+    commanded: BTreeSet<RunId>,
     /// Units that were starting after the last step of this engine.
     starting: Option<usize>,
     pub shutting_down: bool,
@@ -151,6 +154,10 @@ impl Oracle {
         let first = matches!(role, Role::Main | Role::StartPre(0));
         if matches!(role, Role::StopPost(_)) {
             self.asked_at.entry(unit.clone()).or_insert(world.now);
+        }
+        if role == Role::StopCommand {
+            let mains = world.lives_in(unit).filter(|(_, process)| process.role == Role::Main);
+            self.commanded.extend(mains.map(|(run, _)| *run));
         }
         if role == Role::Main {
             self.newest.insert(unit.clone(), run);
@@ -445,7 +452,8 @@ impl Oracle {
     fn pardoned(&self, world: &World, run: RunId) -> bool {
         let Some(unit) = self.owed.get(&run) else { return true };
         let down = world.rows.get(unit).is_some_and(|row| row.ordered == Some(Desired::Down));
-        let known = self.specs.contains_key(unit) && world.rows.contains_key(unit);
+        // Gone from the files, it has to stop, even if it still waits for its followers.
+        let known = self.files.contains(unit) && world.rows.contains_key(unit);
         let since_start =
             world.events.iter().rev().filter(|record| record.unit.as_ref() == Some(unit)).take_while(
                 |record| !(matches!(record.kind, RecordKind::Started { .. }) && record.run == Some(run)),
@@ -456,7 +464,12 @@ impl Oracle {
             RecordKind::Failed { .. } => record.run >= Some(run),
             _no_reason_to_end => false,
         });
-        self.shutting_down || down || !known || asked || self.ordered.contains(&run)
+        self.shutting_down
+            || down
+            || !known
+            || asked
+            || self.ordered.contains(&run)
+            || self.commanded.contains(&run)
     }
 
     /// What was committed since the last look.

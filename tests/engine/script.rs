@@ -240,35 +240,3 @@ fn plain(text: &str) -> String {
     short.push_str(rest);
     short.replace("Signal(15)", "TERM").replace("Signal(9)", "KILL")
 }
-
-/// A whole script, with its effects written beneath each line.
-pub fn rewrite(script: &str) -> String {
-    let mut out = String::new();
-    let mut units = Vec::new();
-    let mut play: Option<Play> = None;
-    for line in script.lines().filter(|line| !line.starts_with("  ")) {
-        out.push_str(line);
-        out.push('\n');
-        let words: Vec<&str> = line.split_whitespace().collect();
-        match words.as_slice() {
-            [] => {}
-            [first, ..] if first.starts_with('#') => {}
-            ["unit", ..] => units.push(unit(line)),
-            ["begin"] => play = Some(Play::begin(std::mem::take(&mut units))),
-            ["at", time, rest @ ..] => {
-                let play = play.as_mut().expect("`begin` comes first");
-                play.pass(Monotonic::ZERO + parse(time).expect("a duration"));
-                if !rest.is_empty() {
-                    play.perform(rest);
-                }
-            }
-            other => panic!("unknown line {other:?}"),
-        }
-        if let Some(play) = &mut play {
-            for effect in play.lines.drain(..) {
-                out.push_str(&format!("  {effect}\n"));
-            }
-        }
-    }
-    out
-}
