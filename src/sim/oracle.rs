@@ -368,7 +368,12 @@ impl Oracle {
     }
 
     /// A committed answer.
-    pub fn on_reply(&mut self, request: RequestId, outcomes: &[(UnitName, Outcome)]) -> Verdict {
+    pub fn on_reply(
+        &mut self,
+        world: &World,
+        request: RequestId,
+        outcomes: &[(UnitName, Outcome)],
+    ) -> Verdict {
         let unknown = UnitName::parse("request").map_err(|_| never_named())?;
         let Some(order) = self.open_requests.remove(&request) else {
             return broken(PROMISES[2], &unknown, format!("{request:?} answered twice"));
@@ -377,6 +382,9 @@ impl Oracle {
             for (unit, outcome) in outcomes {
                 let overtaken = self.lifted.get(unit).is_some_and(|start| *start > request);
                 if matches!(outcome, Outcome::Done | Outcome::Already) && !overtaken {
+                    if !world.is_empty(unit) {
+                        return broken(PROMISES[11], unit, "told stopped, but it lives");
+                    }
                     self.down.insert(unit.clone());
                 }
             }

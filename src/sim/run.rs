@@ -360,7 +360,7 @@ impl Sim {
                 Effect::Release { run } => self.release(run)?,
                 Effect::Reply { request, outcomes } => {
                     self.say(|| format!("        {request:?} answered: {outcomes:?}"));
-                    self.oracle.on_reply(request, &outcomes)?;
+                    self.oracle.on_reply(&self.world, request, &outcomes)?;
                 }
                 Effect::Finished => self.oracle.on_finished(&self.world)?,
                 _nothing_else_waits_for_a_commit => {}
