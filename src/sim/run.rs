@@ -138,7 +138,7 @@ impl Sim {
 
     fn until(&mut self, end: Monotonic) -> Result<(), Broken> {
         while self.world.next_at().is_some_and(|at| at <= end) {
-            let Some(happening) = self.world.next() else { break };
+            let Some(happening) = self.world.next_happening() else { break };
             self.happen(happening)?;
             if self.steps > STEPS_MAX {
                 return self.fail(PROMISES[22], "the engine runs in a circle");
@@ -318,7 +318,7 @@ impl Sim {
 
     /// I23: now and then, news of a run that nobody knows. The engine must not move.
     fn disturb(&mut self) -> Result<(), Broken> {
-        if self.world.healed || self.steps % 64 != 0 {
+        if self.world.healed || !self.steps.is_multiple_of(64) {
             return Ok(());
         }
         let Some(engine) = &mut self.engine else { return Ok(()) };
