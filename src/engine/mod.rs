@@ -301,6 +301,7 @@ impl Engine {
         let Some(unit) = self.units.get_mut(&name) else { return };
         let Some(living) = unit.living.remove(&run) else { return };
         unit.strays = rest == Rest::Alive;
+        let was_terminating = unit.is_terminating();
         if matches!(exit, Exit::NotExecuted { .. }) {
             fx.mark(Mark::NotExecuted);
         }
@@ -312,6 +313,9 @@ impl Engine {
             }
             Role::StopCommand | Role::StopPost(_) => self.on_stop_hook_exited(now, &name, run, exit, fx),
             Role::ReloadCommand => self.on_reload_exited(&name, run, exit, fx),
+        }
+        if was_terminating {
+            self.ask_strays(&name, fx);
         }
         self.conclude_if_empty(now, &name, fx);
     }
@@ -335,7 +339,6 @@ impl Engine {
             }
             return;
         }
-        unit.last = Some(exit.to_string());
         unit.main_exit = Some((run, exit));
         match &unit.state {
             State::Activating(activating) => {
