@@ -134,6 +134,7 @@ fn end_with_any_thread() {
     let main = std::thread::current().id();
     std::panic::set_hook(Box::new(move |panic| {
         told(panic);
+        #[expect(clippy::disallowed_methods, reason = "a hook of a panic has nobody to return to")]
         if std::thread::current().id() != main {
             std::process::exit(EXIT_PANICKED);
         }
@@ -368,6 +369,8 @@ fn surroundings(home: &Home, loaded: &Loaded) -> Surroundings {
         notify_socket: home.notify_socket.clone(),
         home_id: wall ^ (loaded.next_run.0 << 48),
         lang: std::env::var("LANG").ok(),
+        // The daemon may be the last to be killed; were its units too, nobody would be left.
+        oom_score_adjust: (process::oom_score_adjust() < 0).then_some(0),
     }
 }
 

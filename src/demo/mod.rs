@@ -93,6 +93,7 @@ struct Daemon {
 }
 
 impl Daemon {
+    #[expect(clippy::disallowed_methods, reason = "the demo is a user: the daemon is its child")]
     fn start(exe: &Path, dir: &Path) -> io::Result<Daemon> {
         let talk = File::create(dir.join("daemon.out"))?;
         let child = Command::new(exe)
@@ -110,6 +111,7 @@ impl Daemon {
     fn show(&mut self, exe: &Path, signals: &Signals) -> io::Result<()> {
         tell(&format!("home:  {}", self.dir.display()));
         let Some(list) = self.wait_ready(signals)? else { return Ok(()) };
+        #[expect(clippy::disallowed_methods, reason = "the demo is a user")]
         let _ = Command::new(exe).args(["status", "--home"]).arg(&self.dir).status(); // a picture only
         let backend = list.units.iter().find(|unit| unit.name == "backend").and_then(|unit| unit.pid);
         if let Some(pid) = backend {
@@ -167,6 +169,7 @@ impl Daemon {
             if self.child.try_wait()?.is_some() {
                 return Ok(());
             }
+            #[expect(clippy::disallowed_methods, reason = "bounded by STOP_TIMEOUT")]
             std::thread::sleep(LOOK_INTERVAL);
         }
         let home = self.dir.display();

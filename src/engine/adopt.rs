@@ -46,8 +46,26 @@ pub struct Inheritance {
 impl Engine {
     /// An engine that goes on where another stopped. The effects that follow go to `fx`.
     pub fn new(now: Monotonic, settings: Settings, inherited: Inheritance, fx: &mut Effects) -> Engine {
-        let Inheritance { boot, units, mut durable, adopted, populated, next_run } = inherited;
-        let mut engine = Engine::empty(settings, next_run);
+        Engine::empty(settings, inherited.next_run).take_over(now, inherited, fx)
+    }
+
+    /// The same for a daemon that was told to end while no engine lived: nothing is started,
+    /// what lives is stopped. `Order::Shutdown` after `new` would come too late, when what
+    /// was stopped already has been started again.
+    pub fn new_to_end(
+        now: Monotonic,
+        settings: Settings,
+        inherited: Inheritance,
+        fx: &mut Effects,
+    ) -> Engine {
+        let mut engine = Engine::empty(settings, inherited.next_run);
+        engine.shutting_down = true;
+        engine.take_over(now, inherited, fx)
+    }
+
+    fn take_over(self, now: Monotonic, inherited: Inheritance, fx: &mut Effects) -> Engine {
+        let Inheritance { boot, units, mut durable, adopted, populated, next_run: _ } = inherited;
+        let mut engine = self;
         for spec in units {
             let mut row = durable.remove(&spec.name).unwrap_or_default();
             if boot == Boot::Fresh {
@@ -167,18 +185,13 @@ impl Engine {
         unit.strays = unit.living.is_empty() && rest == Rest::Alive;
         let state =
             if unit.is_empty() { resting_state(unit, now) } else { living_state(unit, &current, now, fx) };
-        if let (State::Deactivating { step: StopStep::Terminating { .. }, .. }, Some(unit)) =
-            (&state, self.units.get(name))
-        {
+        if matches!(state, State::Deactivating { step: StopStep::Terminating { .. }, .. }) {
             fx.mark(Mark::AdoptedStopping);
-            if unit.strays {
-                let signal = unit.spec.stop.signal;
-                fx.push(Effect::SignalAll { unit: name.clone(), signal });
-            }
             let over: Vec<RunId> = ended.iter().map(|end| end.run).collect();
             self.ask_to_end(name, |run| !over.contains(&run), fx);
         }
         self.set_state(now, name, state);
+        self.ask_strays(name, fx);
     }
 }
 
@@ -252,7 +265,7 @@ fn living_state(unit: &Unit, rows: &[&Adopted], now: Monotonic, fx: &mut Effects
                 fx.mark(Mark::AdoptedActive);
                 let reset_at = (row.failures > 0).then(|| ready_at + spec.restart.reset_after);
                 let reload = hook(|role| (role == Role::ReloadCommand).then_some(0))
-                    .map(|(run, _, at)| Reloading { run, deadline: at + Duration::from_secs(60) });
+                    .map(|(run, _, at)| Reloading { run, since: at, deadline: at + Duration::from_secs(60) });
                 let active = Active { main: Some(main), ready_at, reset_at, missing: Vec::new(), reload };
                 return State::Active(active);
             }

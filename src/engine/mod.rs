@@ -34,7 +34,7 @@ use crate::engine::effect::{Cause, Effect, Mark, RecordKind, Role};
 use crate::engine::event::{Event, RequestId, Rest};
 use crate::engine::order::Job;
 pub use crate::engine::state::Asked;
-use crate::engine::state::{Hold, Living, StartStep, State, StopStep, Then, Unit, WhyInactive};
+use crate::engine::state::{Hold, Living, StartStep, State, Then, Unit, WhyInactive};
 use crate::unit::spec::UnitSpec;
 
 /// What is the same for all units.
@@ -243,6 +243,11 @@ impl Engine {
         self.shutting_down || self.units.get(name).is_some_and(|unit| !unit.wanted())
     }
 
+    /// Whether a stop or an operator's restart is due, and waits only for its turn.
+    pub(crate) fn stop_is_pending(&self, name: &UnitName) -> bool {
+        self.to_stop(name) || self.units.get(name).is_some_and(|unit| unit.restarting)
+    }
+
     /// Looks at a unit whose situation may have changed, and moves it on.
     fn evaluate(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
         let Some(unit) = self.units.get(name) else { return };
@@ -295,9 +300,8 @@ impl Engine {
         self.touched.insert(name.clone());
         let Some(unit) = self.units.get_mut(&name) else { return };
         let Some(living) = unit.living.remove(&run) else { return };
-        if unit.living.is_empty() {
-            unit.strays = rest == Rest::Alive;
-        }
+        unit.strays = rest == Rest::Alive;
+        let was_terminating = unit.is_terminating();
         if matches!(exit, Exit::NotExecuted { .. }) {
             fx.mark(Mark::NotExecuted);
         }
@@ -310,14 +314,14 @@ impl Engine {
             Role::StopCommand | Role::StopPost(_) => self.on_stop_hook_exited(now, &name, run, exit, fx),
             Role::ReloadCommand => self.on_reload_exited(&name, run, exit, fx),
         }
+        if was_terminating {
+            self.ask_strays(&name, fx);
+        }
         self.conclude_if_empty(now, &name, fx);
     }
 
     fn on_emptied(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
         let Some(unit) = self.units.get_mut(name) else { return };
-        if !unit.living.is_empty() {
-            return; // their own ends will say what is left
-        }
         unit.strays = false;
         self.touched.insert(name.clone());
         self.conclude_if_empty(now, name, fx);
@@ -335,7 +339,7 @@ impl Engine {
             }
             return;
         }
-        unit.last = Some(exit.to_string());
+        unit.main_exit = Some((run, exit));
         match &unit.state {
             State::Activating(activating) => {
                 if matches!(activating.step, StartStep::Settling { .. }) {
@@ -343,11 +347,6 @@ impl Engine {
                 }
             }
             State::Active(_) => {}
-            State::Deactivating { step: StopStep::Terminating { .. }, .. } if unit.strays => {
-                fx.mark(Mark::StraysLeft);
-                fx.push(Effect::SignalAll { unit: name.clone(), signal: spec.stop.signal });
-                return;
-            }
             State::Deactivating { step, .. } => {
                 let step = step.clone();
                 let counted = unit.durable.counted_run >= Some(run);
@@ -368,7 +367,7 @@ impl Engine {
                 return;
             }
         }
-        if asked || self.to_stop(name) || self.units.get(name).is_some_and(|unit| unit.restarting) {
+        if asked || self.stop_is_pending(name) {
             fx.mark(Mark::ExitDuringPendingStop);
             return self.end(now, name, Then::Again { not_before: None }, fx);
         }
@@ -395,7 +394,12 @@ impl Engine {
         }
         unit.durable.counted_run = Some(run);
         unit.durable.failures = unit.durable.failures.saturating_add(1);
-        unit.durable.down_since.get_or_insert(at);
+        if let State::Active(active) = &mut unit.state {
+            // An older run's failure, heard late: the outage is over, the episode is not.
+            active.reset_at = Some(active.ready_at + unit.spec.restart.reset_after);
+        } else {
+            unit.durable.down_since.get_or_insert(at);
+        }
         let (failures, episode) = (unit.durable.failures, unit.durable.episode);
         fx.record(name, Some(run), RecordKind::Failed { cause, failures, episode });
         Some(failures)
@@ -411,6 +415,11 @@ impl Engine {
         cause: Cause,
         fx: &mut Effects,
     ) {
+        if self.stop_is_pending(name) {
+            // It was to go down anyway: no failure, and no delay for a restart.
+            fx.mark(Mark::ExitDuringPendingStop);
+            return self.end(now, name, Then::Again { not_before: None }, fx);
+        }
         let then = self.decide(name, run, at, cause, fx);
         self.end(now, name, then, fx);
     }

@@ -50,6 +50,8 @@ pub(crate) enum WhyInactive {
 /// What keeps a unit from starting. Empty = about to start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Blockers {
+    /// Required, but no unit has that name.
+    pub unknown: Vec<UnitName>,
     pub requires: Vec<UnitName>,
     pub order: Vec<UnitName>,
     pub conflicts: Vec<UnitName>,
@@ -58,11 +60,15 @@ pub(crate) struct Blockers {
 
 impl Blockers {
     pub fn only_slot(&self) -> bool {
-        self.requires.is_empty() && self.order.is_empty() && self.conflicts.is_empty()
+        self.unknown.is_empty()
+            && self.requires.is_empty()
+            && self.order.is_empty()
+            && self.conflicts.is_empty()
     }
 
     pub fn units(&self) -> Vec<UnitName> {
-        self.requires.iter().chain(&self.order).chain(&self.conflicts).cloned().collect()
+        let all = self.unknown.iter().chain(&self.requires).chain(&self.order).chain(&self.conflicts);
+        all.cloned().collect()
     }
 }
 
@@ -127,6 +133,7 @@ pub(crate) struct Active {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reloading {
     pub run: RunId,
+    pub since: Monotonic,
     pub deadline: Monotonic,
 }
 
@@ -218,6 +225,8 @@ pub(crate) struct Unit {
     pub restarting: bool,
     /// Gone from the files.
     pub removed: bool,
+    /// How the newest main run that ended has ended.
+    pub main_exit: Option<(RunId, Exit)>,
     /// How the last failure or end reads.
     pub last: Option<String>,
     /// Entry of this unit in the engine's deadline index.
@@ -240,6 +249,7 @@ impl Unit {
             pulled: false,
             restarting: false,
             removed: false,
+            main_exit: None,
             last: None,
             armed: None,
         }
@@ -288,6 +298,16 @@ impl Unit {
 
     pub fn is_stuck(&self) -> bool {
         matches!(self.state, State::Failed { hold: Hold::Stuck { .. } })
+    }
+
+    /// Asked to end, and not killed yet.
+    pub fn is_terminating(&self) -> bool {
+        matches!(self.state, State::Deactivating { step: StopStep::Terminating { .. }, .. })
+    }
+
+    /// How the newest main run ended, if it did.
+    pub fn exit_of_main(&self) -> Option<Exit> {
+        self.main_exit.filter(|(run, _)| Some(*run) == self.main).map(|(_, exit)| exit)
     }
 
     /// The main process, if it lives.

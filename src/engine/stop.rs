@@ -86,15 +86,11 @@ impl Engine {
     /// Asks everything that lives to end. Nothing lives: goes on at once.
     fn terminate(&mut self, now: Monotonic, name: &UnitName, then: Then, fx: &mut Effects) {
         let Some(unit) = self.units.get(name) else { return };
-        let (main, spec) = (unit.living_main(), unit.spec.clone());
+        let kill_at = now + unit.spec.stop.timeout;
         self.ask_to_end(name, |_| true, fx);
-        let Some(unit) = self.units.get(name) else { return };
-        if unit.strays && main.is_none() {
-            fx.mark(Mark::StraysLeft);
-            fx.push(Effect::SignalAll { unit: name.clone(), signal: spec.stop.signal });
-        }
-        let step = StopStep::Terminating { kill_at: now + spec.stop.timeout, hooks: Hooks::Follow };
+        let step = StopStep::Terminating { kill_at, hooks: Hooks::Follow };
         self.set_state(now, name, State::Deactivating { step, then });
+        self.ask_strays(name, fx);
         self.conclude_if_empty(now, name, fx);
     }
 
@@ -189,6 +185,15 @@ impl Engine {
         }
     }
 
+    /// All that we started in this terminating unit is gone; what it left behind is asked now.
+    pub(crate) fn ask_strays(&mut self, name: &UnitName, fx: &mut Effects) {
+        let Some(unit) = self.units.get(name) else { return };
+        if unit.strays && unit.living.is_empty() && unit.is_terminating() {
+            fx.mark(Mark::StraysLeft);
+            fx.push(Effect::SignalAll { unit: name.clone(), signal: unit.spec.stop.signal });
+        }
+    }
+
     /// Nothing of a deactivating (or stuck) unit lives any more: hooks, then the next state.
     pub(crate) fn conclude_if_empty(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
         let Some(unit) = self.units.get(name) else { return };
@@ -229,9 +234,9 @@ impl Engine {
             return self.conclude(now, name, then, fx);
         }
         // The last hook left processes behind: they are asked, then killed, like the unit.
-        fx.push(Effect::SignalAll { unit: name.clone(), signal: spec.stop.signal });
         let step = StopStep::Terminating { kill_at: now + spec.stop.timeout, hooks: Hooks::Over };
         self.set_state(now, name, State::Deactivating { step, then });
+        self.ask_strays(name, fx);
     }
 
     /// The unit is empty and its hooks have run.
@@ -241,7 +246,7 @@ impl Engine {
         let (main, restarting) = (unit.main, unit.restarting);
         let orderly = matches!(then, Then::Again { not_before: None });
         if orderly || to_stop {
-            fx.record(name, main, RecordKind::Stopped { exit: None });
+            fx.record(name, main, RecordKind::Stopped { exit: unit.exit_of_main() });
         }
         if to_stop {
             unit.durable.retry_at = None;

@@ -65,6 +65,8 @@ pub const PROMISES: [&str; 26] = [
 #[derive(Debug, Default)]
 pub struct Oracle {
     specs: BTreeMap<UnitName, Arc<UnitSpec>>,
+    /// Units that have a file now.
+    files: BTreeSet<UnitName>,
     cap: u32,
     /// Earliest next spawn: failure plus delay. Lifted by an operator.
     not_before: BTreeMap<UnitName, (Monotonic, RunId)>,
@@ -81,6 +83,14 @@ pub struct Oracle {
     starts: BTreeMap<UnitName, VecDeque<Monotonic>>,
     /// Main runs that ended though nobody had asked them to: a failure is owed.
     owed: BTreeMap<RunId, UnitName>,
+    /// The newest main run of each unit that this engine has spawned.
+    newest: BTreeMap<UnitName, RunId>,
+    /// Runs that an operator's stop or restart is about; it may wait long for its turn. An
+    /// engine's death ends that wait: a restart is no row.
+    ordered: BTreeSet<RunId>,
+    /// Runs that a stop command was started for: asked to end, by a way that the keeper
+    /// does not see as such. The next engine sees the command in the table.
+    commanded: BTreeSet<RunId>,
     /// Units that were starting after the last step of this engine.
     starting: Option<usize>,
     pub shutting_down: bool,
@@ -96,6 +106,7 @@ impl Oracle {
 
     pub fn reconfigure(&mut self, specs: &[Arc<UnitSpec>]) {
         // A running unit goes by its old file: the longer delay, the older edges stay in force.
+        self.files = specs.iter().map(|spec| spec.name.clone()).collect();
         for spec in specs {
             self.specs.insert(spec.name.clone(), spec.clone());
         }
@@ -144,7 +155,12 @@ impl Oracle {
         if matches!(role, Role::StopPost(_)) {
             self.asked_at.entry(unit.clone()).or_insert(world.now);
         }
+        if role == Role::StopCommand {
+            let mains = world.lives_in(unit).filter(|(_, process)| process.role == Role::Main);
+            self.commanded.extend(mains.map(|(run, _)| *run));
+        }
         if role == Role::Main {
+            self.newest.insert(unit.clone(), run);
             if let Some((other, _)) = world.lives_in(unit).find(|(_, process)| process.role == Role::Main) {
                 return broken(PROMISES[0], unit, format!("run {run} beside run {other}"));
             }
@@ -257,6 +273,10 @@ impl Oracle {
                 }
                 Ok(())
             }
+            RecordKind::Ordered { verb: "stop" | "restart" } => {
+                self.ordered.extend(self.newest.get(unit));
+                Ok(())
+            }
             RecordKind::Stuck if !self.killed.contains(unit) => broken(PROMISES[13], unit, ""),
             RecordKind::Stopping if self.shutting_down => {
                 let follows = |other: &Arc<UnitSpec>| {
@@ -348,7 +368,12 @@ impl Oracle {
     }
 
     /// A committed answer.
-    pub fn on_reply(&mut self, request: RequestId, outcomes: &[(UnitName, Outcome)]) -> Verdict {
+    pub fn on_reply(
+        &mut self,
+        world: &World,
+        request: RequestId,
+        outcomes: &[(UnitName, Outcome)],
+    ) -> Verdict {
         let unknown = UnitName::parse("request").map_err(|_| never_named())?;
         let Some(order) = self.open_requests.remove(&request) else {
             return broken(PROMISES[2], &unknown, format!("{request:?} answered twice"));
@@ -357,6 +382,9 @@ impl Oracle {
             for (unit, outcome) in outcomes {
                 let overtaken = self.lifted.get(unit).is_some_and(|start| *start > request);
                 if matches!(outcome, Outcome::Done | Outcome::Already) && !overtaken {
+                    if !world.is_empty(unit) {
+                        return broken(PROMISES[11], unit, "told stopped, but it lives");
+                    }
                     self.down.insert(unit.clone());
                 }
             }
@@ -373,9 +401,14 @@ impl Oracle {
             world.failed_runs.contains(run) || process.is_some_and(|p| !p.lives() && !p.asked)
         });
         self.open_requests.clear();
+        // What runs on without a file is a stranger to the next engine: its place in the
+        // order went with its file.
+        self.specs.retain(|name, _| self.files.contains(name));
         // Verdicts that no commit kept are judged anew, so a minute may see more starts.
         self.starts.clear();
         self.starting = None;
+        self.newest.clear();
+        self.ordered.clear();
     }
 
     /// The keeper and all services are gone: nothing is owed, everything begins anew.
@@ -398,6 +431,17 @@ impl Oracle {
         }
     }
 
+    /// The engine says that the daemon may end.
+    pub fn on_finished(&mut self, world: &World) -> Verdict {
+        self.finished = true;
+        let living = world.table.values().filter(|process| process.lives()).map(|process| &process.unit);
+        let strays = world.strays.iter().filter(|(_, strays)| !strays.is_empty()).map(|(unit, _)| unit);
+        match living.chain(strays).find(|unit| !self.killed.contains(*unit)) {
+            Some(unit) => broken(PROMISES[20], unit, "told the end, but it lives and was not killed"),
+            None => Ok(()),
+        }
+    }
+
     pub fn on_release(&mut self, world: &World, run: RunId) -> Verdict {
         let Some(process) = world.table.get(&run) else { return Ok(()) };
         let unit = process.unit.clone();
@@ -416,7 +460,8 @@ impl Oracle {
     fn pardoned(&self, world: &World, run: RunId) -> bool {
         let Some(unit) = self.owed.get(&run) else { return true };
         let down = world.rows.get(unit).is_some_and(|row| row.ordered == Some(Desired::Down));
-        let known = self.specs.contains_key(unit) && world.rows.contains_key(unit);
+        // Gone from the files, it has to stop, even if it still waits for its followers.
+        let known = self.files.contains(unit) && world.rows.contains_key(unit);
         let since_start =
             world.events.iter().rev().filter(|record| record.unit.as_ref() == Some(unit)).take_while(
                 |record| !(matches!(record.kind, RecordKind::Started { .. }) && record.run == Some(run)),
@@ -427,7 +472,12 @@ impl Oracle {
             RecordKind::Failed { .. } => record.run >= Some(run),
             _no_reason_to_end => false,
         });
-        self.shutting_down || down || !known || asked
+        self.shutting_down
+            || down
+            || !known
+            || asked
+            || self.ordered.contains(&run)
+            || self.commanded.contains(&run)
     }
 
     /// What was committed since the last look.

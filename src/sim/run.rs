@@ -18,7 +18,7 @@ use crate::engine::event::{Event, Order, RequestId, Rest};
 use crate::engine::{Effects, Engine, Settings};
 use crate::sim::bug::Bug;
 use crate::sim::oracle::{Broken, Oracle, PROMISES};
-use crate::sim::setup::{self, Setup};
+use crate::sim::setup::{self, Ending, Setup};
 use crate::sim::tape::{Domain, Tape};
 use crate::sim::world::{Happening, World};
 use crate::unit::spec::UnitSpec;
@@ -125,16 +125,20 @@ impl Sim {
             let wait = Duration::from_millis(self.world.tape.below(Domain::Operator, within));
             self.world.after(wait, Happening::Reconfigure);
         }
+        if let Ending::ShutdownInChaos(after) = self.setup.ending {
+            self.until(self.world.now + after)?;
+            return self.shut_down();
+        }
         self.until(heal_at + LIVENESS)?;
         let Some(engine) = &self.engine else { return self.fail(PROMISES[21], "no engine") };
         self.oracle.at_rest(&self.world, engine)?;
         self.quiet()?;
-        if self.setup.shutdown { self.shut_down() } else { Ok(()) }
+        if self.setup.ending == Ending::Shutdown { self.shut_down() } else { Ok(()) }
     }
 
     fn until(&mut self, end: Monotonic) -> Result<(), Broken> {
         while self.world.next_at().is_some_and(|at| at <= end) {
-            let Some(happening) = self.world.next() else { break };
+            let Some(happening) = self.world.next_happening() else { break };
             self.happen(happening)?;
             if self.steps > STEPS_MAX {
                 return self.fail(PROMISES[22], "the engine runs in a circle");
@@ -159,6 +163,10 @@ impl Sim {
         let request = RequestId(self.request);
         self.oracle.on_order(request, &Order::Shutdown);
         self.step(Event::Ordered { request, order: Order::Shutdown })?;
+        for _ in 0..self.setup.faults.orders.min(3) {
+            let wait = Duration::from_millis(self.world.tape.below(Domain::Operator, 12_000));
+            self.world.after(wait, Happening::Operator);
+        }
         let grace = Duration::from_secs(15 * 4 + 60) * u32::try_from(self.setup.units.len()).unwrap_or(1);
         self.until(self.world.now + grace)?;
         if !self.oracle.finished {
@@ -219,7 +227,13 @@ impl Sim {
         };
         let mut fx = Effects::default();
         let settings = Settings { start_concurrency: cap, seed: self.world.engine };
-        let engine = Engine::new(self.world.now, settings, inherited, &mut fx);
+        let now = self.world.now;
+        // The keeper tells each new engine again that the daemon is to end.
+        let engine = if self.oracle.shutting_down && bug != Some(Bug::IgnoreShutdown) {
+            Engine::new_to_end(now, settings, inherited, &mut fx)
+        } else {
+            Engine::new(now, settings, inherited, &mut fx)
+        };
         self.engine = Some(engine);
         self.say(|| "ENGINE STARTS".to_string());
         self.perform(fx)
@@ -279,8 +293,8 @@ impl Sim {
                 | Effect::Reply { .. }
                 | Effect::Finished => durable.push(effect),
             }
-            if !self.world.healed && self.world.tape.chance(Domain::Crash, self.world.faults.crash_per_mille)
-            {
+            let mortal = !self.world.healed && !self.oracle.finished;
+            if mortal && self.world.tape.chance(Domain::Crash, self.world.faults.crash_per_mille) {
                 // What a step saves and records is one transaction: this one never began.
                 return self.crash();
             }
@@ -304,7 +318,7 @@ impl Sim {
 
     /// I23: now and then, news of a run that nobody knows. The engine must not move.
     fn disturb(&mut self) -> Result<(), Broken> {
-        if self.world.healed || self.steps % 64 != 0 {
+        if self.world.healed || !self.steps.is_multiple_of(64) {
             return Ok(());
         }
         let Some(engine) = &mut self.engine else { return Ok(()) };
@@ -346,9 +360,9 @@ impl Sim {
                 Effect::Release { run } => self.release(run)?,
                 Effect::Reply { request, outcomes } => {
                     self.say(|| format!("        {request:?} answered: {outcomes:?}"));
-                    self.oracle.on_reply(request, &outcomes)?;
+                    self.oracle.on_reply(&self.world, request, &outcomes)?;
                 }
-                Effect::Finished => self.oracle.finished = true,
+                Effect::Finished => self.oracle.on_finished(&self.world)?,
                 _nothing_else_waits_for_a_commit => {}
             }
         }
@@ -401,6 +415,9 @@ impl Sim {
 
     /// A change of the files: the same again, or units less, or units changed.
     fn reconfigure(&mut self) -> Result<(), Broken> {
+        if self.engine.as_ref().and_then(Engine::next_deadline).is_some_and(|at| at <= self.world.now) {
+            self.step(Event::Tick)?; // what is due anyway is not the reread's doing
+        }
         let Some(engine) = &mut self.engine else { return Ok(()) };
         let same: Vec<Arc<UnitSpec>> =
             self.files.iter().map(|s| self.bug.map_or(s.clone(), |bug| bug.reconfigured(s))).collect();

@@ -42,8 +42,18 @@ pub struct Setup {
     pub faults: Faults,
     pub start_concurrency: u32,
     pub chaos: Duration,
-    /// Ends with an ordered shutdown.
-    pub shutdown: bool,
+    pub ending: Ending,
+}
+
+/// How a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Everything stands.
+    Standing,
+    /// An ordered shutdown, after everything stood.
+    Shutdown,
+    /// An ordered shutdown this long after the begin, amid the faults.
+    ShutdownInChaos(Duration),
 }
 
 pub fn draw(tape: &mut Tape) -> Setup {
@@ -66,13 +76,17 @@ pub fn draw(tape: &mut Tape) -> Setup {
         reconfigurations: rate(&[0, 0, 2, 6]),
         keeper_loss: rate(&[0, 0, 0, 0, 1]) == 1,
     };
-    Setup {
-        units,
-        faults,
-        start_concurrency: *tape.pick(Domain::Setup, &[32, 1, 2]),
-        chaos: Duration::from_secs(*tape.pick(Domain::Setup, &[60, 300, 1_200])),
-        shutdown: tape.chance(Domain::Setup, 400),
-    }
+    let start_concurrency = *tape.pick(Domain::Setup, &[32, 1, 2]);
+    let chaos = Duration::from_secs(*tape.pick(Domain::Setup, &[60, 300, 1_200]));
+    let ending = match (tape.chance(Domain::Setup, 400), tape.below(Domain::Hook, 2)) {
+        (false, _) => Ending::Standing,
+        (true, 0) => Ending::Shutdown,
+        (true, _) => {
+            let at_ms = tape.below(Domain::Hook, u64::try_from(chaos.as_millis()).unwrap_or(u64::MAX));
+            Ending::ShutdownInChaos(Duration::from_millis(at_ms))
+        }
+    };
+    Setup { units, faults, start_concurrency, chaos, ending }
 }
 
 pub fn name(index: u64) -> UnitName {

@@ -4,7 +4,7 @@
 
 use crate::sim::bug::Bug;
 use crate::sim::run::{Report, Trace, run};
-use crate::sim::tape::Tape;
+use crate::sim::tape::{DOMAINS, Tape};
 
 /// Most candidates tried.
 const TRIES_MAX: u32 = 2_000;
@@ -15,7 +15,7 @@ pub fn shrink(failing: &Report, bug: Option<Bug>) -> Report {
     let promise = failing.broken.as_ref().map(|broken| broken.promise.clone());
     let mut best = failing.tape.choices();
     let mut tries = 0;
-    let fails = |choices: &[Vec<u64>; 6], tries: &mut u32| {
+    let fails = |choices: &[Vec<u64>; DOMAINS], tries: &mut u32| {
         *tries += 1;
         let report = run(Tape::from_choices(choices.clone()), bug, Trace::Off);
         report.broken.map(|broken| broken.promise) == promise

@@ -14,9 +14,11 @@ pub enum Domain {
     Store,
     Operator,
     Crash,
+    /// What hooks leave behind, and how the run ends.
+    Hook,
 }
 
-const DOMAINS: usize = 6;
+pub const DOMAINS: usize = 7;
 
 /// The choices of one run. Beyond the recorded part of a replayed tape every choice is 0,
 /// which by convention is the harmless one.

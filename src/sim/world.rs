@@ -151,7 +151,7 @@ impl World {
         self.queue.insert((at.max(self.now), self.sequence), happening);
     }
 
-    pub fn next(&mut self) -> Option<Happening> {
+    pub fn next_happening(&mut self) -> Option<Happening> {
         let ((at, _), happening) = self.queue.pop_first()?;
         self.now = self.now.max(at);
         Some(happening)
@@ -253,7 +253,8 @@ impl World {
             let hang = bad && self.tape.chance(Domain::Process, 300);
             let code = if bad || (role == Role::ReadyCheck && bad_start) { exit } else { Exit::Code(0) };
             let ends = (!hang).then(|| (Duration::from_millis(5 + life.as_millis() as u64 % 300), code));
-            return Nature { ready_after: None, ends, term, kill, stray: false };
+            let stray = self.rate(Domain::Hook, faults.strays_per_mille / 3);
+            return Nature { ready_after: None, ends, term, kill, stray };
         }
         let stray = self.rate(Domain::Process, faults.strays_per_mille);
         if oneshot {

@@ -75,6 +75,13 @@ pub fn resident_bytes() -> u64 {
     number.unwrap_or(0).saturating_mul(1024)
 }
 
+/// How readily the kernel kills us when memory is short, -1000 to 1000 (proc(5)); 0 where
+/// /proc is missing.
+pub fn oom_score_adjust() -> i32 {
+    let text = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
 /// (soft, hard) RLIMIT_NOFILE.
 ///
 /// # Errors
