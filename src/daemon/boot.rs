@@ -242,7 +242,7 @@ fn engine(places: &Places) -> Result<(), String> {
 fn begin(home: Home) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let begun = clock::monotonic();
     let mut client = Client::connect_inherited()?;
-    let Attached { keeper_pid, engine_starts, started_at, rows, held } = client.attach()?;
+    let Attached { keeper_pid, engine_starts, started_at, rows, held, to_end } = client.attach()?;
     let boot = if engine_starts <= 1 { Boot::Fresh } else { Boot::Resumed };
     let (sources, heard) = mpsc::unbounded_channel();
     let (store, loaded) = open_store(&home, &sources)?;
@@ -277,7 +277,8 @@ fn begin(home: Home) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let Reading { units, errors, daemon } = reading;
     let durable = loaded.durable.clone();
     let inherited = Inheritance { boot, units, durable, adopted, populated, next_run };
-    let engine = Engine::new(now, settings, inherited, &mut effects);
+    let take_over = if to_end { Engine::new_to_end } else { Engine::new };
+    let engine = take_over(now, settings, inherited, &mut effects);
     let mut shell = Shell {
         engine,
         effects,
