@@ -1,5 +1,10 @@
 //! Upright, a process supervisor for Linux. The rooms are listed in `docs/ARCHITECTURE.md`,
 //! in reading order; a room imports only rooms above it.
+//!
+//! Refuses: code of its own, and names at its root.
+
+// Tests start processes and look at the clock; what we ship may not (clippy.toml says why).
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 pub mod base;
 pub mod unit;

@@ -212,6 +212,12 @@ fn lines_graphs_and_outcomes_read_as_they_should() {
     };
     let since = BTreeMap::from([("backend".to_string(), "2026-11-21T20:00:01.234Z".to_string())]);
     check("act/start", &act::render_outcomes(Verb::Start, &reply, now(), &since));
+    // Up for a moment is not started.
+    let brief = ActionReply { outcomes: vec![outcome("brief", "done", None, "backoff")] };
+    let said = act::render_outcomes(Verb::Start, &brief, now(), &BTreeMap::new());
+    assert_eq!(said, "brief: started, and failed again (backoff)\n");
+    assert_eq!(act::order_exit_code(Verb::Start, &brief), 1);
+    assert_eq!(act::order_exit_code(Verb::Clear, &brief), 0);
 }
 
 // ---- the binary ----

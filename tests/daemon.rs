@@ -380,7 +380,10 @@ fn what_cannot_be_executed_says_the_step_and_the_cause() {
         ("missing", "[service]\ncommand = [\"no-such-command\"]\n"),
         ("nobody", "[service]\ncommand = [\"true\"]\nuser = \"no-such-user\"\n"),
     ]);
-    for (unit, words) in [("missing", "cannot execute the command"), ("nobody", "cannot set the user")] {
+    for (unit, words) in [
+        ("missing", "cannot execute the command"),
+        ("nobody", "cannot set the user: no account has this name"),
+    ] {
         home.until_state(unit, "backoff");
         let reason = home.unit(unit)["reason"].to_string();
         assert!(reason.contains(words), "{reason}");
@@ -418,6 +421,12 @@ fn a_store_that_cannot_be_written_stops_nobody() {
         !home.history().iter().any(|line| line["event"] == "unit.failed"),
         "nothing is said that is not kept"
     );
+    let stop = home.command(&["stop", "web"]).output().expect("runs");
+    let said = String::from_utf8_lossy(&stop.stderr).into_owned();
+    assert!(stop.status.code() == Some(1) && said.contains("cannot be written down"), "{said}");
+    home.until_state("web", "inactive");
+    assert_eq!(home.command(&["start", "web"]).output().expect("runs").status.code(), Some(1));
+    home.until_state("web", "active");
     db.execute_batch("ROLLBACK").expect("unlocks");
     home.until("history is written again", |home| {
         home.history().iter().any(|line| line["event"] == "store.trouble")
@@ -425,6 +434,24 @@ fn a_store_that_cannot_be_written_stops_nobody() {
     home.until("health is green", |home| home.json("/api/system/health")["status"] == "green");
     let ids: Vec<u64> = home.history().iter().map(|line| line["id"].as_u64().expect("id")).collect();
     assert!(ids.iter().copied().eq(1..=ids.len() as u64), "event ids are dense: {ids:?}");
+}
+
+#[test]
+fn a_daemon_whose_store_cannot_be_written_ends_when_told() {
+    let mut home = Home::started(&[("web", SLEEPER)]);
+    home.until_state("web", "active");
+    let web = home.pid("web");
+    let db = rusqlite::Connection::open(home.path("state/upright.db")).expect("opens");
+    db.execute_batch("BEGIN IMMEDIATE").expect("locks");
+    let mut daemon = home.daemon.take().expect("runs");
+    signal(i32::try_from(daemon.id()).expect("a pid"), Signal::SIGTERM);
+    let deadline = Instant::now() + PATIENCE;
+    while daemon.try_wait().expect("our child").is_none() {
+        assert!(Instant::now() < deadline, "it waits for the store");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(!Path::new(&format!("/proc/{web}")).exists(), "its unit was stopped first");
+    db.execute_batch("ROLLBACK").expect("unlocks");
 }
 
 #[test]

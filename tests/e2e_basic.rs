@@ -7,6 +7,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::chown;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -35,6 +36,17 @@ fn a_second_daemon_on_the_same_home_refuses() {
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(said.contains(&home.path().display().to_string()), "it names the home: {said}");
     assert_eq!(home.status("a")["pid"], pid, "the first one is not disturbed");
+}
+
+#[test]
+fn a_home_too_deep_for_its_socket_is_refused_with_what_to_do() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let deep = dir.path().join("x".repeat(120));
+    let refused = Command::new(UPRIGHT).args(["daemon", "--home"]).arg(&deep).output().expect("runs");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("107") && said.contains("choose a --home with a shorter path"), "{said}");
+    assert!(!deep.exists(), "nothing was made there");
 }
 
 #[test]
@@ -136,6 +148,93 @@ fn malformed_unit_files_leave_services_untouched() {
 }
 
 #[test]
+fn a_unit_that_had_to_be_killed_starts_again() {
+    let mut home = Home::new();
+    // The child outlives its main process unless everything of the unit is killed.
+    let deaf = "trap '' TERM; sh -c \"trap '' TERM; sleep 100000\" & echo deaf; while :; do sleep 0.05; done";
+    home.unit(
+        "deaf",
+        &format!(
+            "[service]\nshell = true\ncommand = {deaf:?}\n[readiness]\nlog = \"deaf\"\n[stop]\ntimeout = \"200ms\"\n"
+        ),
+    );
+    home.daemon();
+    let is_well = |home: &Home| {
+        let status = home.await_state("deaf", "active", SOON);
+        assert_eq!(status["failures"], 0, "{status}");
+    };
+    is_well(&home);
+    home.upright_exits(&["stop", "deaf"], 0);
+    home.upright_exits(&["start", "deaf"], 0);
+    is_well(&home);
+    // What an earlier engine did to the unit's cgroup is not known to the next one.
+    home.upright_exits(&["stop", "deaf"], 0);
+    let engine = |home: &Home| home.list().and_then(|list| list["daemon"]["engine_pid"].as_i64());
+    let before = engine(&home).expect("an engine");
+    kill(Pid::from_raw(i32::try_from(before).expect("a pid")), Signal::SIGKILL).expect("it lives");
+    eventually("another engine answers", SOON, || engine(&home).filter(|now| *now != before));
+    home.upright_exits(&["start", "deaf"], 0);
+    is_well(&home);
+    home.upright_exits(&["restart", "deaf"], 0);
+    is_well(&home);
+    let events = home.events();
+    assert!(support::of(&events, "unit.failed", "deaf").is_empty(), "{events:?}");
+}
+
+#[test]
+fn a_service_that_left_its_cgroup_is_killed_all_the_same() {
+    if support::skip((!is_root()).then_some("root (for a cgroup to leave)")) {
+        return;
+    }
+    let name = format!("escaper-{}", std::process::id());
+    let script = format!(
+        "d=$(find /sys/fs/cgroup -type d -name unit-{name}); [ -z \"$d\" ] || echo $$ > \"$d/../../cgroup.procs\"; \
+         trap '' TERM; echo away; exec sleep 100000"
+    );
+    let mut home = Home::new();
+    home.unit(
+        &name,
+        &format!(
+            "[service]\nshell = true\ncommand = {script:?}\n[readiness]\nlog = \"away\"\n[stop]\ntimeout = \"200ms\"\n"
+        ),
+    );
+    home.daemon();
+    home.await_state(&name, "active", SOON);
+    let pid = home.pid(&name);
+    home.upright_exits(&["stop", &name], 0);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists(), "it lives on");
+}
+
+#[test]
+fn a_stray_signal_does_not_end_the_keeper() {
+    let mut home = Home::new();
+    home.unit("a", sleeper());
+    home.daemon();
+    let pid = home.await_state("a", "active", SOON)["pid"].clone();
+    let strays = [
+        Signal::SIGALRM,
+        Signal::SIGVTALRM,
+        Signal::SIGPROF,
+        Signal::SIGIO,
+        Signal::SIGPWR,
+        Signal::SIGPIPE,
+        Signal::SIGXCPU,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGSTKFLT,
+        Signal::SIGURG,
+        Signal::SIGWINCH,
+    ];
+    for signal in strays {
+        kill(home.child(), signal).expect("it lives");
+    }
+    // A kill that it has to see, after all of those: they were delivered before.
+    kill(Pid::from_raw(home.pid("a")), Signal::SIGKILL).expect("it lives");
+    let again = home.await_unit("a", "its end is seen", SOON, |unit| unit["failures"] == 1);
+    assert_ne!(again["pid"], pid);
+}
+
+#[test]
 fn the_exit_codes_are_those_of_the_contract() {
     let mut home = Home::new();
     home.upright_exits(&["status"], 5);
@@ -152,6 +251,10 @@ fn the_exit_codes_are_those_of_the_contract() {
     home.upright_exits(&["status", "stranger"], 4);
     home.upright_exits(&["stop", "stranger"], 4);
     home.upright_exits(&["start", "absent"], 1);
+    let bare = home.upright(&[]);
+    let help = String::from_utf8_lossy(&bare.stderr);
+    assert!(bare.status.code() == Some(2) && help.contains("Begin here"), "{help}");
+    assert!(!help.contains("puppet"), "hidden words are hidden: {help}");
     home.upright_exits(&["start", "slow", "--timeout", "300ms"], 7);
     home.upright_exits(&["frobnicate"], 2);
     home.upright_exits(&["check"], 0);

@@ -171,6 +171,10 @@ fn the_demo_shows_its_stack_and_leaves_nothing_behind() {
     for unit in ["database", "cache", "backend"] {
         assert!(shown.contains(unit), "{shown}");
     }
+    // The line that says what to try next works where the reader stands: no `upright` is on PATH.
+    let next = shown.split("then:").nth(1).and_then(|rest| rest.split("   (").next()).expect("a next step");
+    let tried = Command::new("sh").args(["-c", next]).output().expect("sh runs");
+    assert_eq!(tried.status.code(), Some(0), "{next}: {}", String::from_utf8_lossy(&tried.stderr));
     assert!(!proc::naming(temporary.path()).is_empty(), "the stack runs in there");
     kill(Pid::from_raw(demo.id().cast_signed()), Signal::SIGINT).expect("it lives");
     let status = eventually("the demo ends", Duration::from_secs(40), || demo.try_wait().expect("our child"));

@@ -24,8 +24,10 @@ const ACTIVE: Duration = Duration::from_secs(60);
 /// How late a scheduled restart may be, in ns (design: "never earlier, ≤ 10 ms later").
 const LATE_NS_MAX: i64 = 10_000_000;
 
-/// The first delay of the units, in ns, and how long a SIGKILL may take until it is reaped.
-const DELAY_NS: i64 = 5_000_000_000;
+/// The delays of the units, in ns: after the 1st, 2nd, 3rd failure in a row; the last repeats.
+const DELAYS_NS: [i64; 4] = [5_000_000_000, 10_000_000_000, 15_000_000_000, 15_000_000_000];
+
+/// How long a SIGKILL may take until it is reaped, in ns.
 const REAPED_NS_MAX: i64 = 100_000_000;
 
 struct Stack {
@@ -83,8 +85,8 @@ impl Stack {
     }
 
     /// SIGKILL to the main process; waits until the unit is active as another process, and
-    /// checks the schedule on the record: 5 s after its end, never earlier, ≤ 10 ms later.
-    fn kill_and_await(&self, unit: &str) {
+    /// checks the schedule on the record: `delay_ns` after its end, never earlier, ≤ 10 ms later.
+    fn kill_and_await(&self, unit: &str, delay_ns: i64) {
         let last = self.home.last_event();
         let pid = self.home.pid(unit);
         let killed = boottime_ns();
@@ -102,7 +104,7 @@ impl Stack {
         assert_eq!(only("unit.failed")["data"]["signal"], "SIGKILL");
         let due = only("retry.scheduled")["data"]["due_ns"].as_i64().expect("due_ns");
         let restarted = only("unit.restarted")["at_ns"].as_i64().expect("at_ns");
-        let (reaped, late) = (due - DELAY_NS - killed, restarted - due);
+        let (reaped, late) = (due - delay_ns - killed, restarted - due);
         println!(
             "{unit}: end seen {} µs after the kill, restarted {} µs after its time, active again after {} ms",
             reaped / 1_000,
@@ -136,12 +138,30 @@ fn the_stack_starts_in_order_and_each_part_comes_back_alone_after_five_seconds()
     );
     for (at, unit) in UNITS.iter().enumerate() {
         let before = stack.pids();
-        stack.kill_and_await(unit);
+        stack.kill_and_await(unit, DELAYS_NS[0]);
         let after = stack.pids();
         for (other, name) in UNITS.iter().enumerate().filter(|(other, _)| *other != at) {
             assert_eq!(before[other], after[other], "{name} was touched when {unit} was killed");
         }
     }
+}
+
+#[test]
+fn repeated_kills_are_answered_after_5_10_15_and_15_seconds() {
+    if support::skip_tool(lacking()) {
+        return;
+    }
+    let stack = Stack::start();
+    let before = stack.pids();
+    for delay_ns in DELAYS_NS {
+        stack.kill_and_await("redis", delay_ns);
+    }
+    let after = stack.pids();
+    let redis = UNITS.iter().position(|unit| *unit == "redis");
+    for (at, unit) in UNITS.iter().enumerate().filter(|(at, _)| Some(*at) != redis) {
+        assert_eq!(before[at], after[at], "{unit} was touched");
+    }
+    assert_eq!(stack.home.status("redis")["restarts"], 4);
 }
 
 #[test]

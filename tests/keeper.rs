@@ -165,14 +165,14 @@ fn a_stop_reaches_everything_that_was_ever_forked() {
         eprintln!("skipped: no cgroup2 that we may write to");
         return;
     };
-    let group = tree.unit("deaf").expect("unit");
+    let mut group = tree.unit("deaf").expect("unit");
     let mut keeper = Keeper::start(Parent::Clean);
     let (main, escaped) = grow(&mut keeper, vec![(FdUse::Cgroup, group.dir_fd().expect("directory"))]);
     assert!(group.contains(main) && group.contains(escaped) && !group.is_empty());
     assert!(!group.contains(keeper.pid()));
     assert_eq!(group.signal_all(Signal::TERM).expect("term"), 2);
     // A second engine of the same label finds the same group.
-    let again = Tree::create(&label).expect("tree").unit("deaf").expect("unit");
+    let mut again = Tree::create(&label).expect("tree").unit("deaf").expect("unit");
     assert!(!again.is_empty());
     again.kill().expect("kill");
     assert_eq!(keeper.await_exit(1), Exit::Signal { signal: Signal::KILL, core: false });

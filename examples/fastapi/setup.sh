@@ -61,12 +61,18 @@ find_python() {
     fail "no Python 3 with venv here; Debian: apt install python3-venv"
 }
 
+venv_is_made() {
+    [ "$(cat "$venv/.requirements" 2>/dev/null)" = "$wanted" ] && [ -x "$venv/bin/uvicorn" ]
+}
+
 make_venv() {
     local wanted
+    wanted=$(sha256sum < "$here/requirements.txt")
+    # A venv that is there may be another account's: it is used without writing beside it.
+    if venv_is_made; then return; fi
     exec 9> "$venv.lock"    # two setups may share one venv
     flock 9
-    wanted=$(sha256sum < "$here/requirements.txt")
-    if [ "$(cat "$venv/.requirements" 2>/dev/null)" = "$wanted" ] && [ -x "$venv/bin/uvicorn" ]; then
+    if venv_is_made; then
         exec 9>&-
         return
     fi

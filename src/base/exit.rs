@@ -98,12 +98,19 @@ pub enum Exit {
     Unknown,
 }
 
+/// errno(3); of every Linux.
+const ENOENT: i32 = 2;
+
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Exit::Code(code) => write!(f, "exited (code {code})"),
             Exit::Signal { signal, core: false } => write!(f, "was killed ({signal})"),
             Exit::Signal { signal, core: true } => write!(f, "was killed ({signal}, core dumped)"),
+            // No call that sets ids says ENOENT: the name was looked up, and nobody has it.
+            Exit::NotExecuted { step: step @ (SpawnStep::Uid | SpawnStep::Gid), errno: ENOENT } => {
+                write!(f, "cannot {}: no account has this name", step.what())
+            }
             Exit::NotExecuted { step, errno } => {
                 let cause = std::io::Error::from_raw_os_error(*errno);
                 write!(f, "cannot {}: {cause}", step.what())

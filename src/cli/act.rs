@@ -59,14 +59,29 @@ pub fn run(context: &mut Context, verb: Verb, order: &OrderArgs) -> Result<u8, F
         let refused = reply.outcomes.iter().any(|outcome| outcome.outcome == "failed");
         return Ok(if refused { EXIT_FAILED } else { 0 });
     }
-    point_to_failures(&reply);
-    Ok(exit_code(&reply))
+    point_to_failures(verb, &reply);
+    Ok(order_exit_code(verb, &reply))
+}
+
+/// The same for an order, whose units may have come up and failed before it was answered.
+pub fn order_exit_code(verb: Verb, reply: &ActionReply) -> u8 {
+    let has_failed = reply.outcomes.iter().any(|outcome| has_failed_again(verb, outcome));
+    if has_failed { EXIT_FAILED } else { exit_code(reply) }
 }
 
 /// 0 when every unit is as ordered.
 pub fn exit_code(reply: &ActionReply) -> u8 {
     let good = |outcome: &UnitOutcome| matches!(outcome.outcome.as_str(), "done" | "already" | "accepted");
     if reply.outcomes.iter().all(good) { 0 } else { EXIT_FAILED }
+}
+
+/// It came up, and failed before the answer was written.
+fn has_failed_again(verb: Verb, outcome: &UnitOutcome) -> bool {
+    let is_down = matches!(outcome.state.as_str(), "backoff" | "failed");
+    match verb {
+        Verb::Start | Verb::Restart => outcome.outcome == "done" && is_down,
+        Verb::Stop | Verb::Reload | Verb::Clear | Verb::Resync => false,
+    }
 }
 
 /// Why a unit is not as ordered.
@@ -94,6 +109,9 @@ pub fn render_outcomes(
         let unit = escape_line(&outcome.unit);
         let state = escape_line(&outcome.state);
         let line = match outcome.outcome.as_str() {
+            "done" if has_failed_again(verb, outcome) => {
+                format!("{}, and failed again ({state})", done_word(verb))
+            }
             "done" => {
                 let active = since.get(&outcome.unit).and_then(|at| active_after(at, given_at));
                 match (verb, active) {
@@ -147,9 +165,10 @@ fn done_word(verb: Verb) -> &'static str {
     }
 }
 
-fn point_to_failures(reply: &ActionReply) {
+fn point_to_failures(verb: Verb, reply: &ActionReply) {
     let mut err = std::io::stderr().lock();
-    for outcome in reply.outcomes.iter().filter(|outcome| outcome.outcome == "failed") {
+    let failed = |outcome: &&UnitOutcome| outcome.outcome == "failed" || has_failed_again(verb, outcome);
+    for outcome in reply.outcomes.iter().filter(failed) {
         let unit = escape_line(&outcome.unit);
         let _ = writeln!(err, "help: look at `upright status {unit}` and `upright logs {unit}`"); // nobody to tell
     }

@@ -34,7 +34,13 @@ Begin here:
 
 /// Keeps a backend and its dependencies standing
 #[derive(Debug, Parser)]
-#[command(name = "upright", version, disable_help_subcommand = true, subcommand_value_name = "VERB")]
+#[command(
+    name = "upright",
+    version,
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    subcommand_value_name = "VERB"
+)]
 pub struct Args {
     #[command(flatten)]
     pub global: GlobalArgs,

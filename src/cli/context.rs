@@ -14,6 +14,7 @@ use crate::cli::args::{ColorWhen, GlobalArgs};
 use crate::cli::find;
 use crate::cli::out::Out;
 use crate::cli::render::{self, Look, Paint};
+use crate::sys::clock;
 
 /// The operation failed.
 pub const EXIT_FAILED: u8 = 1;
@@ -188,5 +189,5 @@ pub fn look(when: ColorWhen) -> Look {
 
 /// Wall time, for "ago".
 pub fn now() -> Timestamp {
-    Timestamp::now()
+    clock::wall()
 }

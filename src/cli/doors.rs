@@ -14,7 +14,7 @@ use crate::demo::{self, Afterwards};
 use crate::unit::Colour;
 
 pub fn daemon(global: &GlobalArgs) -> u8 {
-    exit_code(boot::run_keeper(&find::asked(global)))
+    exit_code(boot::run_daemon(&find::asked(global)))
 }
 
 pub fn engine(global: &GlobalArgs) -> u8 {

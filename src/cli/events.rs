@@ -4,17 +4,19 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anstyle::AnsiColor;
 
 use crate::api::client::{ClientError, escaped};
 use crate::api::types::{EventLine, EventList};
+use crate::base::time::Monotonic;
 use crate::cli::EXIT_USAGE;
 use crate::cli::args::EventsArgs;
 use crate::cli::context::{Context, Fail, Form, now};
 use crate::cli::render::{Look, color, escape_line};
 use crate::cli::when;
+use crate::sys::clock;
 
 /// How long a followed stream that broke is asked for again: an engine is back in well
 /// under a second, a daemon that was stopped is not coming.
@@ -82,12 +84,12 @@ pub fn put(out: &mut crate::cli::out::Out, line: &str) -> ControlFlow<std::io::R
 
 /// When the last stream was seen to work.
 pub struct Attempt {
-    worked: Option<Instant>,
+    worked: Option<Monotonic>,
 }
 
 impl Attempt {
     pub fn works(&mut self) {
-        self.worked = Some(Instant::now());
+        self.worked = Some(clock::monotonic());
     }
 }
 
@@ -95,18 +97,19 @@ impl Attempt {
 ///
 /// # Errors
 /// The first attempt's error, or the last one's after `RESUME_WITHIN` without a stream.
+#[expect(clippy::disallowed_methods, reason = "nobody reports that the daemon is back")]
 pub fn resuming(
     context: &mut Context,
     mut once: impl FnMut(&mut Context, &mut Attempt) -> Result<Option<std::io::Result<()>>, ClientError>,
 ) -> Result<u8, Fail> {
     let mut attempt = Attempt { worked: None };
-    let mut lost_at: Option<Instant> = None;
+    let mut lost_at: Option<Monotonic> = None;
     loop {
-        let begun = Instant::now();
+        let begun = clock::monotonic();
         let ended = once(context, &mut attempt);
         let streamed = attempt.worked.is_some_and(|worked| worked >= begun);
         // A quiet stream that lasted has worked as well.
-        if streamed || begun.elapsed() > RESUME_WITHIN {
+        if streamed || clock::monotonic().since(begun) > RESUME_WITHIN {
             lost_at = None;
         }
         let error = match ended {
@@ -124,9 +127,9 @@ pub fn resuming(
         let since = *lost_at.get_or_insert_with(|| {
             let mut err = std::io::stderr().lock();
             let _ = writeln!(err, "the stream broke; asking again"); // a note only
-            Instant::now()
+            clock::monotonic()
         });
-        if since.elapsed() > RESUME_WITHIN {
+        if clock::monotonic().since(since) > RESUME_WITHIN {
             return Err(context.fail(error));
         }
         std::thread::sleep(RESUME_PAUSE);

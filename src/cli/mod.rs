@@ -32,6 +32,11 @@ pub const EXIT_USAGE: u8 = 2;
 /// Runs one command; `words` begins with argv[0]. The exit code is the contract's.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> u8 {
     let words = args::with_called_name(words.into_iter().collect());
+    if words.len() <= 1 {
+        // clap's own way would count UPRIGHT_HOME as a word, and name the hidden commands.
+        let _ = write!(std::io::stderr().lock(), "{}", args::command().render_help()); // nobody is left to tell
+        return EXIT_USAGE;
+    }
     let parsed =
         args::command().try_get_matches_from(words).and_then(|matches| Args::from_arg_matches(&matches));
     let args = match parsed {

@@ -3,9 +3,9 @@
 //! Refuses: a second daemon on one home; tokio and SQLite in the keeper.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +42,12 @@ use crate::unit::daemon_file::DaemonSpec;
 /// The daemon cannot be started.
 const EXIT_FAILED: i32 = 1;
 
+/// The wrong words (contract, "Exit codes").
+const EXIT_USAGE: u8 = 2;
+
+/// The hidden command that is the engine (`cli::args`).
+const ENGINE_WORD: &str = "engine";
+
 /// As of a Rust program whose main thread panicked.
 const EXIT_PANICKED: i32 = 101;
 
@@ -54,16 +60,54 @@ const FRESH_EVENTS_MAX: usize = 4_096;
 /// Events read at once while the journal catches up with the store.
 const CATCH_UP_PAGE: usize = 5_000;
 
+/// `sun_path` without its NUL (unix(7)).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
 /// The file in the run directory that carries the lock of the home.
 const LOCK_FILE: &str = "lock";
 
-/// `upright daemon`: prepares the home, takes its lock, and is the keeper until the end. The
-/// exit code. Call it before any thread exists.
-pub fn run_keeper(places: &Places) -> i32 {
-    match prepare(places) {
-        Ok((lock, argv)) => keeper::run::run(vec![lock], argv),
-        Err(why) => fail(&why),
+/// The word that makes us the keeper, followed by the number of the lock's fd and the places.
+pub const KEEPER_WORD: &str = "keeper";
+
+/// `upright daemon`: prepares the home, takes its lock, and becomes the keeper, by execution:
+/// the pages of the command line and of this preparation are left behind. The exit code. Call
+/// it before any thread exists.
+pub fn run_daemon(places: &Places) -> i32 {
+    let (lock, places) = match prepare(places) {
+        Ok(prepared) => prepared,
+        Err(why) => return fail(&why),
+    };
+    let number = lock.as_fd().as_raw_fd().to_string();
+    let argv = CString::new(number).map(|number| argv_of(KEEPER_WORD, [number].iter().chain(&places)));
+    if let Ok(argv) = argv {
+        // Without /proc there is no way to our own file: the keeper is larger then, that is all.
+        let _ = process::execute_self(&argv, lock.as_fd());
     }
+    be_keeper(lock, &places)
+}
+
+/// What `run_daemon` executes, with the words after `KEEPER_WORD`. The exit code. Call it
+/// before any thread exists.
+pub fn run_keeper(words: &[OsString]) -> u8 {
+    let number = words.first().and_then(|word| word.to_str()?.parse().ok());
+    let lock = number.and_then(|number| process::inherited_file(number).ok());
+    let Some(lock) = lock.and_then(|fd| Lock::inherited(fd).ok()) else {
+        let _ = fail("cannot be the keeper without the lock of a home; use `upright daemon`");
+        return EXIT_USAGE;
+    };
+    let places = words.iter().skip(1).map(|word| CString::new(word.as_bytes()));
+    let places: Vec<CString> = places.filter_map(Result::ok).collect(); // argv holds no NUL
+    u8::try_from(be_keeper(lock, &places)).unwrap_or(u8::MAX)
+}
+
+fn be_keeper(lock: Lock, places: &[CString]) -> i32 {
+    process::set_name("upright-keeper");
+    keeper::run::run(vec![lock.into_fd()], argv_of(ENGINE_WORD, places))
+}
+
+fn argv_of<'a>(word: &str, rest: impl IntoIterator<Item = &'a CString>) -> Vec<CString> {
+    let first = ["upright", word].into_iter().filter_map(|word| CString::new(word).ok()); // constants
+    first.chain(rest.into_iter().cloned()).collect()
 }
 
 /// `upright engine`: what the keeper executes. The exit code; the keeper starts another one
@@ -90,6 +134,7 @@ fn end_with_any_thread() {
     let main = std::thread::current().id();
     std::panic::set_hook(Box::new(move |panic| {
         told(panic);
+        #[expect(clippy::disallowed_methods, reason = "a hook of a panic has nobody to return to")]
         if std::thread::current().id() != main {
             std::process::exit(EXIT_PANICKED);
         }
@@ -105,8 +150,11 @@ fn resolve(places: &Places) -> Result<Home, String> {
     Home::resolve(places, &Around::of_process()).map_err(|error| error.to_string())
 }
 
-fn prepare(places: &Places) -> Result<(OwnedFd, Vec<CString>), String> {
+fn prepare(places: &Places) -> Result<(Lock, Vec<CString>), String> {
     let home = resolve(places)?;
+    for socket in [&home.socket, &home.notify_socket] {
+        check_socket_path(socket)?;
+    }
     for (path, mode) in directories(&home) {
         sys_files::own_dir(&path, mode)
             .map_err(|error| format!("cannot make {}: {error}", path.display()))?;
@@ -123,7 +171,19 @@ fn prepare(places: &Places) -> Result<(OwnedFd, Vec<CString>), String> {
         }
         LockError::Io(cause) => format!("cannot take the lock {}: {cause}", lock.display()),
     })?;
-    Ok((lock.into_fd(), engine_argv(places)?))
+    Ok((lock, place_words(places)?))
+}
+
+fn check_socket_path(path: &Path) -> Result<(), String> {
+    let bytes = path.as_os_str().len();
+    if bytes <= SOCKET_PATH_BYTES_MAX {
+        return Ok(());
+    }
+    Err(format!(
+        "cannot start: the path of the socket {} has {bytes} bytes, and Linux takes {SOCKET_PATH_BYTES_MAX}; \
+         choose a --home with a shorter path",
+        path.display()
+    ))
 }
 
 /// What the daemon writes, and who may look into it. The socket decides by SO_PEERCRED, so its
@@ -136,9 +196,9 @@ fn directories(home: &Home) -> Vec<(PathBuf, u32)> {
     all
 }
 
-/// The engine is given the same places, absolute: its working directory may be another.
-fn engine_argv(places: &Places) -> Result<Vec<CString>, String> {
-    let mut words = vec![b"upright".to_vec(), b"engine".to_vec()];
+/// Keeper and engine are given the same places, absolute: their working directory may be another.
+fn place_words(places: &Places) -> Result<Vec<CString>, String> {
+    let mut words = Vec::new();
     let mut add = |flag: &str, path: &Path| -> Result<(), String> {
         let path =
             std::path::absolute(path).map_err(|error| format!("cannot use {}: {error}", path.display()))?;
@@ -182,7 +242,7 @@ fn engine(places: &Places) -> Result<(), String> {
 fn begin(home: Home) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let begun = clock::monotonic();
     let mut client = Client::connect_inherited()?;
-    let Attached { keeper_pid, engine_starts, started_at, rows, held } = client.attach()?;
+    let Attached { keeper_pid, engine_starts, started_at, rows, held, to_end } = client.attach()?;
     let boot = if engine_starts <= 1 { Boot::Fresh } else { Boot::Resumed };
     let (sources, heard) = mpsc::unbounded_channel();
     let (store, loaded) = open_store(&home, &sources)?;
@@ -217,7 +277,8 @@ fn begin(home: Home) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let Reading { units, errors, daemon } = reading;
     let durable = loaded.durable.clone();
     let inherited = Inheritance { boot, units, durable, adopted, populated, next_run };
-    let engine = Engine::new(now, settings, inherited, &mut effects);
+    let take_over = if to_end { Engine::new_to_end } else { Engine::new };
+    let engine = take_over(now, settings, inherited, &mut effects);
     let mut shell = Shell {
         engine,
         effects,
@@ -309,6 +370,8 @@ fn surroundings(home: &Home, loaded: &Loaded) -> Surroundings {
         notify_socket: home.notify_socket.clone(),
         home_id: wall ^ (loaded.next_run.0 << 48),
         lang: std::env::var("LANG").ok(),
+        // The daemon may be the last to be killed; were its units too, nobody would be left.
+        oom_score_adjust: (process::oom_score_adjust() < 0).then_some(0),
     }
 }
 

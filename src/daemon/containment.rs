@@ -80,6 +80,11 @@ impl Containment {
     pub fn enter(&mut self, unit: &UnitName, resources: &Resources) -> io::Result<Option<OwnedFd>> {
         let Kind::Groups { tree, units } = &mut self.kind else { return Ok(None) };
         let group = group_of(tree, units, unit)?;
+        if group.is_spent() && group.is_empty() {
+            group.remove()?;
+            units.remove(unit);
+        }
+        let group = group_of(tree, units, unit)?;
         let procs = match group.dir_fd() {
             Ok(procs) => procs,
             // Somebody removed the empty cgroup behind our back.
@@ -205,11 +210,11 @@ fn group_of<'g>(
     tree: &Tree,
     units: &'g mut BTreeMap<UnitName, UnitGroup>,
     unit: &UnitName,
-) -> io::Result<&'g UnitGroup> {
+) -> io::Result<&'g mut UnitGroup> {
     if !units.contains_key(unit) {
         units.insert(unit.clone(), tree.unit(unit.as_str())?);
     }
-    units.get(unit).ok_or_else(|| io::ErrorKind::NotFound.into())
+    units.get_mut(unit).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 fn known_sessions(sessions: &BTreeMap<UnitName, BTreeSet<i32>>, unit: &UnitName) -> Vec<i32> {

@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 
 use crate::api::call::Answer;
 use crate::base::exit::{Exit, RunId, SpawnStep};
+use crate::base::signal::Signal;
 use crate::base::{limits, name::UnitName, time::Monotonic};
 use crate::daemon::containment::Containment;
 use crate::daemon::plan::{self, Refused, Surroundings};
@@ -132,6 +133,7 @@ impl Hands {
                 }
             }
             Effect::KillAll { unit } => {
+                self.kill_runs(&unit);
                 if let Err(error) = self.tools.containment.kill_all(&unit) {
                     tracing::warn!("cannot kill everything of {unit}: {error}");
                 }
@@ -165,10 +167,32 @@ impl Hands {
         self.waiting.extend(self.lates.drain(..).map(|late| (after, late)));
     }
 
+    /// SIGKILL to the processes that we started ourselves: one that moved to another cgroup is
+    /// not met there.
+    pub fn kill_runs(&mut self, unit: &UnitName) {
+        let runs = self.runs.iter().filter(|(_, live)| live.unit == *unit && !live.ended);
+        let runs: Vec<RunId> = runs.map(|(run, _)| *run).collect();
+        for run in runs {
+            self.ask_keeper(Request::Signal { run, signal: Signal::KILL });
+        }
+    }
+
     /// The next thing whose commit has come.
     pub fn next_committed(&mut self) -> Option<Late> {
         let (after, _) = self.waiting.front()?;
         if *after <= self.committed { self.waiting.pop_front().map(|(_, late)| late) } else { None }
+    }
+
+    /// Somebody who waits for a commit while none can be made, with the reason. What the keeper
+    /// still has to remember waits on.
+    pub fn next_uncommitted(&mut self) -> Option<(Late, String)> {
+        let is_waited_for = |late: &Late| match late {
+            Late::Release(_) => false,
+            Late::Reply { .. } | Late::Answer(..) | Late::Finished => true,
+        };
+        let place = self.waiting.iter().position(|(_, late)| is_waited_for(late))?;
+        let trouble = self.store_trouble()?;
+        self.waiting.remove(place).map(|(_, late)| (late, trouble))
     }
 
     pub fn on_committed(&mut self, committed: Committed) {

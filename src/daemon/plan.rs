@@ -40,6 +40,8 @@ pub struct Surroundings {
     pub home_id: u64,
     /// The daemon's own `LANG`.
     pub lang: Option<String>,
+    /// For units that set none; None = as the daemon.
+    pub oom_score_adjust: Option<i32>,
 }
 
 /// The plan for one run of `spec` in `role`.
@@ -67,7 +69,7 @@ pub fn plan(spec: &UnitSpec, role: Role, run: RunId, around: &Surroundings) -> R
         umask: service.umask,
         rlimits: rlimits_of(&spec.limits),
         nice: service.nice,
-        oom_score_adj: service.oom_score_adjust,
+        oom_score_adj: service.oom_score_adjust.or(around.oom_score_adjust),
         no_new_privs: spec.sandbox.no_new_privileges,
     })
 }
@@ -238,4 +240,26 @@ fn rlimits_of(limits: &Limits) -> Vec<(u32, u64, u64)> {
     };
     all.push((Resource::RLIMIT_NOFILE as u32, nofile.0, nofile.1));
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::name::UnitName;
+
+    #[test]
+    fn a_unit_has_its_own_place_in_the_oom_order_or_that_of_the_surroundings() {
+        let mut spec = UnitSpec::minimal(UnitName::parse("a").expect("name"), vec!["/bin/true".into()]);
+        let mut around =
+            Surroundings { notify_socket: PathBuf::new(), home_id: 1, lang: None, oom_score_adjust: None };
+        let mut planned = |own: Option<i32>, default: Option<i32>| {
+            spec.service.oom_score_adjust = own;
+            around.oom_score_adjust = default;
+            let plan = plan(&spec, Role::Main, RunId(1), &around);
+            plan.map(|plan| plan.oom_score_adj).map_err(|refused| refused.why)
+        };
+        assert_eq!(planned(None, None), Ok(None));
+        assert_eq!(planned(None, Some(0)), Ok(Some(0)));
+        assert_eq!(planned(Some(-5), Some(0)), Ok(Some(-5)));
+    }
 }

@@ -20,7 +20,7 @@ use crate::base::signal::Signal;
 use crate::base::{limits, time::Monotonic};
 use crate::config::paths::Home;
 use crate::daemon::files;
-use crate::daemon::handlers::Asked;
+use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Late, Source, stamp};
 use crate::daemon::notify::{NotifySocket, Sent};
 use crate::daemon::views::Clocks;
@@ -173,6 +173,8 @@ impl Shell {
                 self.perform(stamp(now));
             } else if let Some(late) = self.hands.next_committed() {
                 self.on_late(late);
+            } else if let Some((late, trouble)) = self.hands.next_uncommitted() {
+                self.on_never(late, &trouble);
             } else {
                 return;
             }
@@ -198,6 +200,25 @@ impl Shell {
             }
             Late::Answer(reply, answer) => _ = reply.send(answer), // whoever asked has left
             Late::Finished => self.ending = Ending::Done,
+        }
+    }
+
+    /// The disk takes nothing. "Done" is said only of what is written down, so this is told
+    /// instead, rather than never answered; and an end is not put off until there is room.
+    fn on_never(&mut self, late: Late, trouble: &str) {
+        let reply = match late {
+            Late::Release(_) => None,
+            Late::Reply { request, .. } => self.requests.remove(&request),
+            Late::Answer(reply, _) => Some(reply),
+            Late::Finished => {
+                self.ending = Ending::Done;
+                None
+            }
+        };
+        if let Some(reply) = reply {
+            let message = format!("the order was carried out, but cannot be written down: {trouble}");
+            let help = "make room for the store; `upright status` tells what came of the order".to_string();
+            let _ = reply.send(refuse(507, "store.trouble", message, Some(help))); // whoever asked has left
         }
     }
 
@@ -424,6 +445,7 @@ impl Hands {
         let units: Vec<_> =
             self.runs.values().filter(|live| !live.ended).map(|live| live.unit.clone()).collect();
         for unit in units {
+            self.kill_runs(&unit);
             if let Err(error) = self.tools.containment.kill_all(&unit) {
                 tracing::warn!("cannot kill everything of {unit}: {error}");
             }

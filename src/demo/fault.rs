@@ -119,6 +119,7 @@ impl Faults {
         say(&format!("WARN fault asked for: {fault:?}"));
         match fault {
             Fault::Crash => soon(|| std::process::abort()),
+            #[expect(clippy::disallowed_methods, reason = "the fault is to end without a word")]
             Fault::Exit { code } => soon(move || std::process::exit(i32::from(code))),
             Fault::Hang { seconds } => self.count(seconds, |faults| &faults.hanging)?,
             Fault::IgnoreTerm { seconds } => self.count(seconds, |faults| &faults.ignoring_term)?,

@@ -11,6 +11,7 @@ mod cache;
 mod database;
 mod fault;
 mod journal;
+mod typed;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -77,7 +78,8 @@ fn play(afterwards: Afterwards) -> io::Result<()> {
     shown?;
     stopped?;
     if afterwards == Afterwards::Keep {
-        tell(&format!("kept:  {}   (again: upright daemon --home {0})", dir.display()));
+        let (upright, home) = (typed::program(&exe), typed::word(&dir));
+        tell(&format!("kept:  {home}   (again: {upright} daemon --home {home})"));
         return Ok(());
     }
     holder.close()
@@ -91,6 +93,7 @@ struct Daemon {
 }
 
 impl Daemon {
+    #[expect(clippy::disallowed_methods, reason = "the demo is a user: the daemon is its child")]
     fn start(exe: &Path, dir: &Path) -> io::Result<Daemon> {
         let talk = File::create(dir.join("daemon.out"))?;
         let child = Command::new(exe)
@@ -108,12 +111,13 @@ impl Daemon {
     fn show(&mut self, exe: &Path, signals: &Signals) -> io::Result<()> {
         tell(&format!("home:  {}", self.dir.display()));
         let Some(list) = self.wait_ready(signals)? else { return Ok(()) };
+        #[expect(clippy::disallowed_methods, reason = "the demo is a user")]
         let _ = Command::new(exe).args(["status", "--home"]).arg(&self.dir).status(); // a picture only
         let backend = list.units.iter().find(|unit| unit.name == "backend").and_then(|unit| unit.pid);
         if let Some(pid) = backend {
-            let home = self.dir.display();
+            let (upright, home) = (typed::program(exe), typed::word(&self.dir));
             tell(&format!(
-                "try:   kill -9 {pid}   then:  upright status --home {home}   (Ctrl-C ends the demo)"
+                "try:   kill -9 {pid}   then:  {upright} status --home {home}   (Ctrl-C ends the demo)"
             ));
         }
         while !signals.wait(LOOK_INTERVAL)? {
@@ -165,6 +169,7 @@ impl Daemon {
             if self.child.try_wait()?.is_some() {
                 return Ok(());
             }
+            #[expect(clippy::disallowed_methods, reason = "bounded by STOP_TIMEOUT")]
             std::thread::sleep(LOOK_INTERVAL);
         }
         let home = self.dir.display();

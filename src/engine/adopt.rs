@@ -196,7 +196,7 @@ impl Engine {
             self.ask_to_end(name, |run| !over.contains(&run), fx);
         }
         self.set_state(now, name, state);
-        self.conclude_if_empty(now, name, fx);
+        self.ask_strays(name, fx);
     }
 }
 
@@ -277,7 +277,7 @@ fn living_state(unit: &Unit, rows: &[&Adopted], now: Monotonic, fx: &mut Effects
                 fx.mark(Mark::AdoptedActive);
                 let reset_at = (row.failures > 0).then(|| ready_at + spec.restart.reset_after);
                 let reload = hook(|role| (role == Role::ReloadCommand).then_some(0))
-                    .map(|(run, _, at)| Reloading { run, deadline: at + Duration::from_secs(60) });
+                    .map(|(run, _, at)| Reloading { run, since: at, deadline: at + Duration::from_secs(60) });
                 // What was lost before is missing until it is seen: its return is news then.
                 let resync = hook(|role| (role == Role::Resync).then_some(0)).map(|(run, _, at)| {
                     let timeout = spec.resync.as_ref().map_or(Duration::ZERO, |resync| resync.timeout);

@@ -308,6 +308,7 @@ impl Engine {
         let Some(unit) = self.units.get_mut(&name) else { return };
         let Some(living) = unit.living.remove(&run) else { return };
         unit.strays = rest == Rest::Alive;
+        let was_terminating = unit.is_terminating();
         if matches!(exit, Exit::NotExecuted { .. }) {
             fx.mark(Mark::NotExecuted);
         }
@@ -321,6 +322,9 @@ impl Engine {
             Role::ReloadCommand => self.on_reload_exited(&name, run, exit, fx),
             Role::HealthCheck => self.on_check_exited(now, &name, run, exit, fx),
             Role::Resync => self.on_resync_exited(now, &name, run, exit, fx),
+        }
+        if was_terminating {
+            self.ask_strays(&name, fx);
         }
         self.conclude_if_empty(now, &name, fx);
     }
@@ -344,7 +348,6 @@ impl Engine {
             }
             return;
         }
-        unit.last = Some(exit.to_string());
         unit.main_exit = Some((run, exit));
         match &unit.state {
             State::Activating(activating) => {

@@ -247,7 +247,7 @@ impl Engine {
                 let run = self.spawn(name, Role::ReloadCommand, fx);
                 let unit = self.units.get_mut(name)?;
                 if let State::Active(active) = &mut unit.state {
-                    active.reload = Some(Reloading { run, deadline });
+                    active.reload = Some(Reloading { run, since: now, deadline });
                 }
                 None
             }
@@ -265,15 +265,15 @@ impl Engine {
             fx.record(name, Some(run), RecordKind::Reloaded);
             self.resolve(name, Goal::Reloaded, |_| Outcome::Done);
         } else {
-            self.reload_failed(name, run, exit.to_string(), fx);
+            self.reload_failed(name, run, Cause::Hook { hook: "reload.command", exit }, fx);
         }
     }
 
-    pub(crate) fn reload_failed(&mut self, name: &UnitName, run: RunId, why: String, fx: &mut Effects) {
+    pub(crate) fn reload_failed(&mut self, name: &UnitName, run: RunId, cause: Cause, fx: &mut Effects) {
         fx.mark(Mark::ReloadFailed);
-        let cause = Cause::Hook { hook: "reload.command", exit: Exit::Unknown };
+        let why = cause.to_string();
         fx.record(name, Some(run), RecordKind::HookFailed { hook: "reload.command", cause });
-        self.resolve(name, Goal::Reloaded, |_| Outcome::Failed(format!("the reload command {why}")));
+        self.resolve(name, Goal::Reloaded, |_| Outcome::Failed(why.clone()));
     }
 
     fn order_clear(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) -> Option<Outcome> {

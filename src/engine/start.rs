@@ -63,15 +63,16 @@ impl Engine {
         let section = &unit.spec_to_start().unit;
         let restarting = |other: &UnitName| self.units.get(other).is_some_and(|unit| unit.restarting);
         let ready = |other: &UnitName| self.units.get(other).is_some_and(Unit::is_ready);
-        let requires: Vec<UnitName> =
-            section.requires.iter().filter(|other| !ready(other) || restarting(other)).cloned().collect();
+        let (known, unknown): (Vec<UnitName>, Vec<UnitName>) =
+            section.requires.iter().cloned().partition(|other| self.units.contains_key(other));
+        let requires = known.into_iter().filter(|other| !ready(other) || restarting(other)).collect();
         let order = self.predecessors(name).filter(|other| self.is_coming(other)).collect();
         let conflicts = self
             .rivals(name)
             .into_iter()
             .filter(|other| self.units.get(other).is_some_and(|unit| !unit.at_rest()))
             .collect();
-        Blockers { requires, order, conflicts, slot: !self.slot_is_free() }
+        Blockers { unknown, requires, order, conflicts, slot: !self.slot_is_free() }
     }
 
     /// Units that this one is only ordered after (not those that it requires).
@@ -283,6 +284,9 @@ impl Engine {
         let Some(unit) = self.units.get_mut(name) else { return };
         let settle = unit.spec.readiness.settle;
         let (State::Activating(activating), Some(main)) = (&mut unit.state, unit.main) else { return };
+        if matches!(activating.step, StartStep::Post { .. }) {
+            return; // it was ready before a crash of ours: its hooks are not run twice
+        }
         if !settle.is_zero() && unit.living.contains_key(&main) {
             activating.deadline = None;
             return self.set_start_step(now, name, StartStep::Settling { main, until: now + settle });
@@ -446,7 +450,12 @@ impl Engine {
 
     /// Fds, memory or pids were short: try again soon; the unit is not to blame.
     pub(crate) fn on_spawn_short(&mut self, now: Monotonic, run: RunId, errno: i32, fx: &mut Effects) {
-        let Some(name) = self.runs.remove(&run) else { return fx.mark(Mark::LateNewsIgnored) };
+        let Some(name) = self.runs.get(&run).cloned() else { return fx.mark(Mark::LateNewsIgnored) };
+        let forked = |unit: &Unit| unit.living.get(&run).is_some_and(|living| living.pid.is_some());
+        if self.units.get(&name).is_some_and(forked) {
+            return fx.mark(Mark::LateNewsIgnored); // it lives; only its end can end it
+        }
+        self.runs.remove(&run);
         fx.mark(Mark::SpawnWasShort);
         self.touched.insert(name.clone());
         fx.record(&name, Some(run), RecordKind::Shortage { errno });
@@ -470,7 +479,7 @@ impl Engine {
             Role::ReloadCommand => self.on_reload_exited(&name, run, Exit::Unknown, fx),
             Role::HealthCheck => self.on_check_short(now, &name),
             Role::Resync => self.on_resync_exited(now, &name, run, Exit::Unknown, fx),
-            Role::Main | Role::StartPre(_) | Role::StartPost(_) => {}
+            Role::Main | Role::StartPre(_) | Role::StartPost(_) => self.ask_strays(&name, fx),
         }
         self.conclude_if_empty(now, &name, fx);
     }
@@ -531,7 +540,8 @@ impl Engine {
         if let Some(reload) = reload_over {
             active.reload = None;
             fx.push(Effect::End { run: reload.run, signal: crate::base::signal::Signal::KILL });
-            self.reload_failed(name, reload.run, "it did not end in time".to_string(), fx);
+            let timeout_ms = ms(reload.deadline, reload.since);
+            self.reload_failed(name, reload.run, Cause::HookTimeout { timeout_ms }, fx);
         }
         if episode_over {
             self.end_episode(name, fx);

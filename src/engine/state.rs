@@ -50,6 +50,8 @@ pub(crate) enum WhyInactive {
 /// What keeps a unit from starting. Empty = about to start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Blockers {
+    /// Required, but no unit has that name.
+    pub unknown: Vec<UnitName>,
     pub requires: Vec<UnitName>,
     pub order: Vec<UnitName>,
     pub conflicts: Vec<UnitName>,
@@ -58,11 +60,15 @@ pub(crate) struct Blockers {
 
 impl Blockers {
     pub fn only_slot(&self) -> bool {
-        self.requires.is_empty() && self.order.is_empty() && self.conflicts.is_empty()
+        self.unknown.is_empty()
+            && self.requires.is_empty()
+            && self.order.is_empty()
+            && self.conflicts.is_empty()
     }
 
     pub fn units(&self) -> Vec<UnitName> {
-        self.requires.iter().chain(&self.order).chain(&self.conflicts).cloned().collect()
+        let all = self.unknown.iter().chain(&self.requires).chain(&self.order).chain(&self.conflicts);
+        all.cloned().collect()
     }
 }
 
@@ -166,6 +172,7 @@ pub(crate) enum Resyncing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reloading {
     pub run: RunId,
+    pub since: Monotonic,
     pub deadline: Monotonic,
 }
 
@@ -330,6 +337,11 @@ impl Unit {
 
     pub fn is_stuck(&self) -> bool {
         matches!(self.state, State::Failed { hold: Hold::Stuck { .. } })
+    }
+
+    /// Asked to end, and not killed yet.
+    pub fn is_terminating(&self) -> bool {
+        matches!(self.state, State::Deactivating { step: StopStep::Terminating { .. }, .. })
     }
 
     /// How the newest main run ended, if it did.

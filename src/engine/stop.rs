@@ -90,6 +90,7 @@ impl Engine {
         self.ask_to_end(name, |_| true, fx);
         let step = StopStep::Terminating { kill_at, hooks: Hooks::Follow };
         self.set_state(now, name, State::Deactivating { step, then });
+        self.ask_strays(name, fx);
         self.conclude_if_empty(now, name, fx);
     }
 
@@ -187,19 +188,19 @@ impl Engine {
         }
     }
 
+    /// All that we started in this terminating unit is gone; what it left behind is asked now.
+    pub(crate) fn ask_strays(&mut self, name: &UnitName, fx: &mut Effects) {
+        let Some(unit) = self.units.get(name) else { return };
+        if unit.strays && unit.living.is_empty() && unit.is_terminating() {
+            fx.mark(Mark::StraysLeft);
+            fx.push(Effect::SignalAll { unit: name.clone(), signal: unit.spec.stop.signal });
+        }
+    }
+
     /// Nothing of a deactivating (or stuck) unit lives any more: hooks, then the next state.
-    /// Only strays live: they are asked to end.
     pub(crate) fn conclude_if_empty(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
         let Some(unit) = self.units.get(name) else { return };
-        if !unit.living.is_empty() {
-            return;
-        }
-        if unit.strays {
-            if matches!(unit.state, State::Deactivating { step: StopStep::Terminating { .. }, .. }) {
-                // All that we started is gone; what it left behind is asked now.
-                fx.mark(Mark::StraysLeft);
-                fx.push(Effect::SignalAll { unit: name.clone(), signal: unit.spec.stop.signal });
-            }
+        if !unit.is_empty() {
             return;
         }
         match unit.state.clone() {
@@ -238,7 +239,7 @@ impl Engine {
         // The last hook left processes behind: they are asked, then killed, like the unit.
         let step = StopStep::Terminating { kill_at: now + spec.stop.timeout, hooks: Hooks::Over };
         self.set_state(now, name, State::Deactivating { step, then });
-        self.conclude_if_empty(now, name, fx);
+        self.ask_strays(name, fx);
     }
 
     /// The unit is empty and its hooks have run.

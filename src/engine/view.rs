@@ -165,6 +165,9 @@ fn reason(unit: &Unit) -> String {
 
 fn waiting_reason(blockers: &Blockers) -> String {
     let join = |names: &[UnitName]| names.iter().map(UnitName::as_str).collect::<Vec<_>>().join(", ");
+    if !blockers.unknown.is_empty() {
+        return format!("waiting for {}: there is no such unit", join(&blockers.unknown));
+    }
     if !blockers.requires.is_empty() {
         return format!("waiting: {}", join(&blockers.requires));
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::keeper::codec::{Encoded, MESSAGE_BYTES_MAX, decode_news, encode_request};
 use crate::keeper::wire::{ENGINE_SOCKET_FD, News, Request, TableRow};
@@ -40,6 +41,8 @@ pub struct Attached {
     pub rows: Vec<TableRow>,
     /// (name, fd) of `Request::Hold`.
     pub held: Vec<(Vec<u8>, OwnedFd)>,
+    /// The keeper was told to end before this engine came. The signal follows as news, too.
+    pub to_end: bool,
 }
 
 impl Client {
@@ -77,11 +80,16 @@ impl Client {
             match (news, &mut attached) {
                 (News::Welcome { keeper_pid, engine_starts, started_at }, attached) => {
                     let (rows, held) = (Vec::new(), Vec::new());
-                    *attached = Some(Attached { keeper_pid, engine_starts, started_at, rows, held });
+                    *attached =
+                        Some(Attached { keeper_pid, engine_starts, started_at, rows, held, to_end: false });
                 }
                 (News::Row(row), Some(attached)) => attached.rows.push(row),
                 (News::Held { name, fd }, Some(attached)) => attached.held.push((name, fd)),
                 (News::TableEnd, Some(_)) => break,
+                (early @ News::Signalled { signal }, Some(attached)) => {
+                    attached.to_end |= [Signal::TERM, Signal::INT, Signal::QUIT].contains(&signal);
+                    self.early.push_back(early);
+                }
                 // On a socket that an earlier image of this engine used before exec.
                 (News::Spawned { .. } | News::Executed { .. } | News::Exited { .. }, None) => {}
                 (early @ (News::SpawnShort { .. } | News::OrphanReaped | News::Signalled { .. }), None) => {
@@ -95,8 +103,7 @@ impl Client {
                     | News::SpawnShort { .. }
                     | News::Executed { .. }
                     | News::Exited { .. }
-                    | News::OrphanReaped
-                    | News::Signalled { .. },
+                    | News::OrphanReaped,
                     _,
                 ) => return Err(invalid("the keeper told something else than its table")),
             }

@@ -81,6 +81,8 @@ impl Tidings {
                     None => Talk::TableEnd,
                 },
                 Talk::TableEnd => {
+                    // Before its end: an engine has to know that all is to stop before it starts.
+                    self.tell_signals(socket)?;
                     send(socket, &News::TableEnd)?;
                     Talk::News
                 }
@@ -104,11 +106,7 @@ impl Tidings {
         Ok(())
     }
 
-    fn tell_news(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        if let Some((run, errno)) = self.short {
-            send(socket, &News::SpawnShort { run, errno })?;
-            self.short = None;
-        }
+    fn tell_signals(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         while self.signals != 0 {
             let number = self.signals.trailing_zeros();
             if let Some(signal) = i32::try_from(number).ok().and_then(Signal::from_number) {
@@ -116,6 +114,15 @@ impl Tidings {
             }
             self.signals &= self.signals - 1;
         }
+        Ok(())
+    }
+
+    fn tell_news(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        if let Some((run, errno)) = self.short {
+            send(socket, &News::SpawnShort { run, errno })?;
+            self.short = None;
+        }
+        self.tell_signals(socket)?;
         if self.orphan_reaped {
             send(socket, &News::OrphanReaped)?;
             self.orphan_reaped = false;

@@ -260,6 +260,7 @@ impl Mover {
                 }
             }
             if moved_bytes < as_u64(GATHER_BELOW_BYTES) {
+                #[expect(clippy::disallowed_methods, reason = "to let small writes gather is the purpose")]
                 std::thread::sleep(GATHER);
             }
         }

@@ -121,8 +121,8 @@ impl Bug {
                 Some(Event::Exited { run: newest.unwrap_or(run), at, exit, rest })
             }
             (Bug::IgnoreShutdown, Event::Ordered { order: Order::Shutdown, .. }) => None,
-            (Bug::IgnoreStop, Event::Ordered { request, order: Order::Stop(_) }) => {
-                Some(Event::Ordered { request, order: Order::Clear(Vec::new()) })
+            (Bug::IgnoreStop, Event::Ordered { request, order: Order::Stop(units) }) => {
+                Some(Event::Ordered { request, order: Order::Clear(units) })
             }
             (_, event) => Some(event),
         }

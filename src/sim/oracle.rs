@@ -91,6 +91,14 @@ pub struct Oracle {
     starts: BTreeMap<UnitName, VecDeque<Monotonic>>,
     /// Main runs that ended though nobody had asked them to: a failure is owed.
     owed: BTreeMap<RunId, UnitName>,
+    /// The newest main run of each unit that this engine has spawned.
+    newest: BTreeMap<UnitName, RunId>,
+    /// Runs that an operator's stop or restart is about; it may wait long for its turn. An
+    /// engine's death ends that wait: a restart is no row.
+    ordered: BTreeSet<RunId>,
+    /// Runs that a stop command was started for: asked to end, by a way that the keeper
+    /// does not see as such. The next engine sees the command in the table.
+    commanded: BTreeSet<RunId>,
     /// Units that were starting after the last step of this engine.
     starting: Option<usize>,
     /// Net checks under way.
@@ -180,7 +188,12 @@ impl Oracle {
         if matches!(role, Role::StopPost(_)) {
             self.asked_at.entry(unit.clone()).or_insert(world.now);
         }
+        if role == Role::StopCommand {
+            let mains = world.lives_in(unit).filter(|(_, process)| process.role == Role::Main);
+            self.commanded.extend(mains.map(|(run, _)| *run));
+        }
         if role == Role::Main {
+            self.newest.insert(unit.clone(), run);
             if let Some((other, _)) = world.lives_in(unit).find(|(_, process)| process.role == Role::Main) {
                 return broken(PROMISES[0], unit, format!("run {run} beside run {other}"));
             }
@@ -325,6 +338,10 @@ impl Oracle {
                 }
                 Ok(())
             }
+            RecordKind::Ordered { verb: "stop" | "restart" } => {
+                self.ordered.extend(self.newest.get(unit));
+                Ok(())
+            }
             RecordKind::Stuck if !self.killed.contains(unit) => broken(PROMISES[13], unit, ""),
             RecordKind::Stopping if self.shutting_down => {
                 let follows = |other: &Arc<UnitSpec>| {
@@ -432,7 +449,12 @@ impl Oracle {
     }
 
     /// A committed answer.
-    pub fn on_reply(&mut self, request: RequestId, outcomes: &[(UnitName, Outcome)]) -> Verdict {
+    pub fn on_reply(
+        &mut self,
+        world: &World,
+        request: RequestId,
+        outcomes: &[(UnitName, Outcome)],
+    ) -> Verdict {
         let unknown = UnitName::parse("request").map_err(|_| never_named())?;
         let Some(order) = self.open_requests.remove(&request) else {
             return broken(PROMISES[2], &unknown, format!("{request:?} answered twice"));
@@ -441,6 +463,9 @@ impl Oracle {
             for (unit, outcome) in outcomes {
                 let overtaken = self.lifted.get(unit).is_some_and(|start| *start > request);
                 if matches!(outcome, Outcome::Done | Outcome::Already) && !overtaken {
+                    if !world.is_empty(unit) {
+                        return broken(PROMISES[11], unit, "told stopped, but it lives");
+                    }
                     self.down.insert(unit.clone());
                 }
             }
@@ -466,6 +491,8 @@ impl Oracle {
         // Verdicts that no commit kept are judged anew, so a minute may see more starts.
         self.starts.clear();
         self.starting = None;
+        self.newest.clear();
+        self.ordered.clear();
     }
 
     /// The keeper and all services are gone: nothing is owed, everything begins anew.
@@ -517,7 +544,8 @@ impl Oracle {
     fn pardoned(&self, world: &World, run: RunId) -> bool {
         let Some(unit) = self.owed.get(&run) else { return true };
         let down = world.rows.get(unit).is_some_and(|row| row.ordered == Some(Desired::Down));
-        let known = self.specs.contains_key(unit) && world.rows.contains_key(unit);
+        // Gone from the files, it has to stop, even if it still waits for its followers.
+        let known = self.files.contains(unit) && world.rows.contains_key(unit);
         let since_start =
             world.events.iter().rev().filter(|record| record.unit.as_ref() == Some(unit)).take_while(
                 |record| !(matches!(record.kind, RecordKind::Started { .. }) && record.run == Some(run)),
@@ -528,7 +556,12 @@ impl Oracle {
             RecordKind::Failed { .. } => record.run >= Some(run),
             _no_reason_to_end => false,
         });
-        self.shutting_down || down || !known || asked
+        self.shutting_down
+            || down
+            || !known
+            || asked
+            || self.ordered.contains(&run)
+            || self.commanded.contains(&run)
     }
 
     /// I13, I14: the alert stands in the same transaction as the failure that is due one.

@@ -141,7 +141,7 @@ impl Sim {
 
     fn until(&mut self, end: Monotonic) -> Result<(), Broken> {
         while self.world.next_at().is_some_and(|at| at <= end) {
-            let Some(happening) = self.world.next() else { break };
+            let Some(happening) = self.world.next_happening() else { break };
             self.happen(happening)?;
             if self.steps > STEPS_MAX {
                 return self.fail(PROMISES[22], "the engine runs in a circle");
@@ -350,7 +350,7 @@ impl Sim {
 
     /// I23: now and then, news of a run that nobody knows. The engine must not move.
     fn disturb(&mut self) -> Result<(), Broken> {
-        if self.world.healed || self.steps % 64 != 0 {
+        if self.world.healed || !self.steps.is_multiple_of(64) {
             return Ok(());
         }
         let Some(engine) = &mut self.engine else { return Ok(()) };
@@ -396,7 +396,7 @@ impl Sim {
                 Effect::Release { run } => self.release(run)?,
                 Effect::Reply { request, outcomes } => {
                     self.say(|| format!("        {request:?} answered: {outcomes:?}"));
-                    self.oracle.on_reply(request, &outcomes)?;
+                    self.oracle.on_reply(&self.world, request, &outcomes)?;
                 }
                 Effect::Finished => self.oracle.on_finished(&self.world)?,
                 _nothing_else_waits_for_a_commit => {}
@@ -452,6 +452,9 @@ impl Sim {
 
     /// A change of the files: the same again, or units less, or units changed.
     fn reconfigure(&mut self) -> Result<(), Broken> {
+        if self.engine.as_ref().and_then(Engine::next_deadline).is_some_and(|at| at <= self.world.now) {
+            self.step(Event::Tick)?; // what is due anyway is not the reread's doing
+        }
         let Some(engine) = &mut self.engine else { return Ok(()) };
         let same: Vec<Arc<UnitSpec>> =
             self.files.iter().map(|s| self.bug.map_or(s.clone(), |bug| bug.reconfigured(s))).collect();

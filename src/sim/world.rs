@@ -169,7 +169,7 @@ impl World {
         self.queue.insert((at.max(self.now), self.sequence), happening);
     }
 
-    pub fn next(&mut self) -> Option<Happening> {
+    pub fn next_happening(&mut self) -> Option<Happening> {
         let ((at, _), happening) = self.queue.pop_first()?;
         self.now = self.now.max(at);
         Some(happening)

@@ -65,7 +65,7 @@ pub struct Batch {
     pub writes: Vec<Write>,
 }
 
-/// Told after each commit, on the store's thread: it must not block.
+/// Told after each commit, and with nothing new after each that failed, on the store's thread: it must not block.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Committed {
     /// Every batch up to and including this number is on the disk.
@@ -273,6 +273,8 @@ impl Writer {
             Err(error) => {
                 self.db = None;
                 self.set_trouble(Some(error.to_string()));
+                // Nothing new is on the disk; whoever waits for it is to see the trouble.
+                (self.tell)(Committed { through: 0, events: Vec::new() });
             }
         }
     }

@@ -37,6 +37,19 @@ pub struct UnitGroup {
     name: String,
     /// `cgroup.events`, kept open: asked often, and pollable.
     events: File,
+    past: Past,
+}
+
+/// What may have happened to a cgroup before a child is to be born in it. Kernels that know of
+/// the race between fork and `cgroup.kill` (6.14, and the stable ones of 2025) count kills in
+/// each cgroup, and at a birth by CLONE_INTO_CGROUP compare the count of the parent's cgroup
+/// with that of the child's: after one `cgroup.kill` every later child is killed at birth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Past {
+    /// Made by us, and never killed.
+    Clean,
+    /// Killed, or found here: an earlier engine may have.
+    Killed,
 }
 
 impl Tree {
@@ -68,9 +81,9 @@ impl Tree {
         // The prefix keeps a unit called `cgroup.procs` away from the kernel's own files.
         let word = format!("unit-{name}");
         let path = self.path.join(&word);
-        make_dir(&path)?;
+        let past = make_dir(&path)?;
         let events = File::open(path.join("cgroup.events"))?;
-        Ok(UnitGroup { path, name: format!("{}/{word}", self.name), events })
+        Ok(UnitGroup { path, name: format!("{}/{word}", self.name), events, past })
     }
 
     /// Names of the units that have a cgroup here, empty or not.
@@ -120,11 +133,17 @@ impl UnitGroup {
     ///
     /// # Errors
     /// As write(2); an empty or removed cgroup is no error.
-    pub fn kill(&self) -> io::Result<()> {
+    pub fn kill(&mut self) -> io::Result<()> {
+        self.past = Past::Killed;
         match write_file(&self.path.join("cgroup.kill"), "1") {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.kill_frozen(),
             done => done,
         }
+    }
+
+    /// A child born in it may be killed at once: remove it and make it again, once it is empty.
+    pub fn is_spent(&self) -> bool {
+        self.past == Past::Killed
     }
 
     fn kill_frozen(&self) -> io::Result<()> {
@@ -247,10 +266,11 @@ fn checked_word(word: &str) -> io::Result<()> {
     if bad { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(()) }
 }
 
-fn make_dir(path: &Path) -> io::Result<()> {
+fn make_dir(path: &Path) -> io::Result<Past> {
     match fs::create_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        done => done,
+        Ok(()) => Ok(Past::Clean),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Past::Killed),
+        Err(error) => Err(error),
     }
 }
 

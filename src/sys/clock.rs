@@ -21,6 +21,7 @@ pub fn monotonic() -> Monotonic {
 }
 
 /// Wall time, for people and files only.
+#[expect(clippy::disallowed_methods, reason = "this is the wall clock")]
 pub fn wall() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }

@@ -51,6 +51,20 @@ impl Lock {
         Ok(Lock(file))
     }
 
+    /// The lock that came with an fd through execve(2).
+    ///
+    /// # Errors
+    /// `Held` when the file is locked, but not by this fd.
+    pub fn inherited(fd: OwnedFd) -> Result<Lock, LockError> {
+        let file = File::from(fd);
+        // Locking again what one has locked already is granted by flock(2).
+        match file.try_lock() {
+            Ok(()) => Ok(Lock(file)),
+            Err(TryLockError::WouldBlock) => Err(LockError::Held { pid: None }),
+            Err(TryLockError::Error(error)) => Err(LockError::Io(error)),
+        }
+    }
+
     /// The fd that carries the lock, to be held by the keeper.
     pub fn into_fd(self) -> OwnedFd {
         self.0.into()
@@ -77,6 +91,9 @@ mod tests {
         let kept = first.as_fd().try_clone_to_owned().expect("dup");
         drop(first);
         assert!(Lock::take(&path).is_err(), "a duplicate still carries it");
+        let kept = Lock::inherited(kept).expect("the duplicate carries it on");
+        let other = File::open(&path).expect("another description of the same file");
+        assert!(matches!(Lock::inherited(other.into()), Err(LockError::Held { pid: None })));
         drop(kept);
         assert!(Lock::take(&path).is_ok());
     }

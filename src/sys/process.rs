@@ -2,15 +2,18 @@
 //!
 //! Refuses: other processes (`signals`, `cgroup`, `proctree`).
 
+use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::{SFlag, fstat};
 
 /// Makes orphans of our descendants our children (PR_SET_CHILD_SUBREAPER, prctl(2)).
 ///
@@ -30,6 +33,18 @@ pub fn exe_path() -> io::Result<PathBuf> {
 }
 
 pub const SELF_EXE: &std::ffi::CStr = c"/proc/self/exe";
+
+/// Executes our own file again, in this process: pid, children and whatever is not CLOEXEC
+/// stay, the memory goes. `kept` is open in what follows, under its number.
+///
+/// # Errors
+/// As execve(2); where /proc is missing, ENOENT. We are as before then.
+pub fn execute_self(argv: &[CString], kept: BorrowedFd<'_>) -> io::Result<Infallible> {
+    fcntl(kept, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    let refused = nix::unistd::execv(SELF_EXE, argv);
+    let _ = fcntl(kept, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)); // it was open a moment ago
+    Ok(refused?)
+}
 
 /// What `ps` shows: the first 15 bytes count (PR_SET_NAME).
 pub fn set_name(name: &str) {
@@ -60,6 +75,13 @@ pub fn resident_bytes() -> u64 {
     number.unwrap_or(0).saturating_mul(1024)
 }
 
+/// How readily the kernel kills us when memory is short, -1000 to 1000 (proc(5)); 0 where
+/// /proc is missing.
+pub fn oom_score_adjust() -> i32 {
+    let text = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
 /// (soft, hard) RLIMIT_NOFILE.
 ///
 /// # Errors
@@ -85,6 +107,27 @@ pub fn open_fds() -> usize {
 /// Effective (uid, gid).
 pub fn ids() -> (u32, u32) {
     (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
+}
+
+/// The regular file that whoever executed us left on this number, CLOEXEC from now on. Call
+/// it once for a number above 2: the result owns it.
+///
+/// # Errors
+/// EBADF when nothing, or no regular file, is there.
+pub fn inherited_file(number: RawFd) -> io::Result<OwnedFd> {
+    let none = || io::Error::from(Errno::EBADF);
+    if number <= 2 {
+        return Err(none());
+    }
+    // SAFETY: only borrowed while it is looked at; a closed number makes the calls fail.
+    let found = unsafe { BorrowedFd::borrow_raw(number) };
+    let kind = SFlag::from_bits_truncate(fstat(found)?.st_mode) & SFlag::S_IFMT;
+    if kind != SFlag::S_IFREG {
+        return Err(none());
+    }
+    fcntl(found, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    // SAFETY: it is open (checked above), and by the contract nobody else in this process has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// The socket that whoever executed us left on this number, CLOEXEC from now on. Call it

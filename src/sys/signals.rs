@@ -15,12 +15,30 @@ use crate::base::signal::Signal;
 const TAKEN: [Sig; 7] =
     [Sig::SIGCHLD, Sig::SIGTERM, Sig::SIGINT, Sig::SIGHUP, Sig::SIGQUIT, Sig::SIGUSR1, Sig::SIGUSR2];
 
+/// Reports of the kernel about ourselves; blocked, they would end us all the same, or hide a bug.
+/// Stopping and going on (TSTP, TTIN, TTOU, CONT) belong to the shell that we were started from.
+const UNTOUCHED: [Sig; 11] = [
+    Sig::SIGSEGV,
+    Sig::SIGBUS,
+    Sig::SIGFPE,
+    Sig::SIGILL,
+    Sig::SIGTRAP,
+    Sig::SIGABRT,
+    Sig::SIGSYS,
+    Sig::SIGTSTP,
+    Sig::SIGTTIN,
+    Sig::SIGTTOU,
+    Sig::SIGCONT,
+];
+
 /// CHLD, TERM, INT, HUP, QUIT, USR1 and USR2, blocked and readable as an fd.
 #[derive(Debug)]
 pub struct Signals(SignalFd);
 
 impl Signals {
     /// Blocks them in this thread (call it before any other thread exists) and opens the fd.
+    /// Every other signal that would end us by its default is blocked too: a stray SIGALRM from
+    /// a service must not cost all the others their keeper.
     /// A SIGCHLD that our parent ignored is set back: else the kernel would reap in our place.
     ///
     /// # Errors
@@ -33,7 +51,11 @@ impl Signals {
         for signal in TAKEN {
             mask.add(signal);
         }
-        mask.thread_block()?;
+        let mut blocked = SigSet::all();
+        for signal in UNTOUCHED {
+            blocked.remove(signal);
+        }
+        blocked.thread_block()?;
         Ok(Signals(SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
     }
 

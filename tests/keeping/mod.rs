@@ -38,6 +38,7 @@ pub const TREE_MARK: &str = "UPRIGHT_TEST_TREE";
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 // Runs before main, so before Rust's runtime ignores SIGPIPE and installs its handlers.
+// SAFETY: the loader calls what stands in .init_array with the C convention, once.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static EARLY: extern "C" fn() = early;
