@@ -15,6 +15,7 @@ use crate::engine::durable::Desired;
 use crate::engine::effect::{Cause, Effect, Outcome, Record, RecordKind, Role};
 use crate::engine::event::{Order, RequestId};
 use crate::engine::view::StateWord;
+use crate::sim::books::Books;
 use crate::sim::world::World;
 use crate::unit::spec::{RestartPolicy, ServiceType, UnitSpec};
 
@@ -26,14 +27,14 @@ pub struct Broken {
     pub detail: String,
 }
 
-type Verdict = Result<(), Broken>;
+pub(crate) type Verdict = Result<(), Broken>;
 
-fn broken(promise: &str, unit: &UnitName, detail: impl Into<String>) -> Verdict {
+pub(crate) fn broken(promise: &str, unit: &UnitName, detail: impl Into<String>) -> Verdict {
     Err(Broken { promise: promise.to_string(), unit: Some(unit.clone()), detail: detail.into() })
 }
 
 /// Every promise that the oracle watches (the engine's own `E…` come on top).
-pub const PROMISES: [&str; 26] = [
+pub const PROMISES: [&str; 27] = [
     "I1 never two living main processes of a unit",
     "I2 no new attempt while anything of an older one lives",
     "I4 an answer comes after its commit, once for each order",
@@ -60,6 +61,7 @@ pub const PROMISES: [&str; 26] = [
     "S1 active means ready, degraded means that a requirement is not",
     "I5b conflicting units never live together",
     "S2 every state shows a reason",
+    "I48 active again after a failure is one recovery",
 ];
 
 #[derive(Debug, Default)]
@@ -78,8 +80,7 @@ pub struct Oracle {
     /// The newest order that starts the unit.
     lifted: BTreeMap<UnitName, RequestId>,
     open_requests: BTreeMap<RequestId, Order>,
-    counts: BTreeMap<UnitName, u32>,
-    events_seen: usize,
+    books: Books,
     starts: BTreeMap<UnitName, VecDeque<Monotonic>>,
     /// Main runs that ended though nobody had asked them to: a failure is owed.
     owed: BTreeMap<RunId, UnitName>,
@@ -482,25 +483,7 @@ impl Oracle {
 
     /// What was committed since the last look.
     pub fn on_commit(&mut self, world: &World) -> Verdict {
-        while let Some(record) = world.events.get(self.events_seen) {
-            self.events_seen += 1;
-            let Some(unit) = &record.unit else { continue };
-            match &record.kind {
-                RecordKind::Failed { failures, .. } => {
-                    let count = self.counts.entry(unit.clone()).or_default();
-                    *count += 1;
-                    if count != failures {
-                        let detail = format!("failure {failures} where {count} was due");
-                        return broken(PROMISES[7], unit, detail);
-                    }
-                }
-                RecordKind::EpisodeEnded { .. } | RecordKind::Removed => {
-                    self.counts.insert(unit.clone(), 0);
-                }
-                _no_count_in_it => {}
-            }
-        }
-        Ok(())
+        self.books.read(world)
     }
 
     /// After every step.
