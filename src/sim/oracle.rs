@@ -279,25 +279,7 @@ impl Oracle {
                 Ok(())
             }
             RecordKind::Stuck if !self.killed.contains(unit) => broken(PROMISES[13], unit, ""),
-            RecordKind::Stopping if self.shutting_down => {
-                let follows = |other: &Arc<UnitSpec>| {
-                    let own = self.specs.get(unit);
-                    other.name != *unit
-                        && (other.unit.requires.contains(unit)
-                            || other.unit.after.contains(unit)
-                            || own.is_some_and(|own| own.unit.before.contains(&other.name)))
-                };
-                let alive = |other: &&Arc<UnitSpec>| {
-                    world.lives_in(&other.name).any(|(_, p)| !p.asked || p.nature.kill.is_zero())
-                        && !world.is_empty(&other.name)
-                };
-                match self.specs.values().filter(|other| follows(other)).find(alive) {
-                    Some(other) if !self.killed.contains(&other.name) => {
-                        broken(PROMISES[4], unit, format!("{} still lives", other.name))
-                    }
-                    Some(_) | None => Ok(()),
-                }
-            }
+            RecordKind::Stopping if self.shutting_down => self.on_stopping(world, unit),
             RecordKind::Active { .. } => self.on_active(world, unit, record.run),
             RecordKind::Recovered { .. }
             | RecordKind::Stuck
@@ -318,6 +300,27 @@ impl Oracle {
             | RecordKind::Removed
             | RecordKind::Degraded { .. }
             | RecordKind::Restored => Ok(()),
+        }
+    }
+
+    /// I7: in a shutdown a unit is asked only when none that follows it lives.
+    fn on_stopping(&self, world: &World, unit: &UnitName) -> Verdict {
+        let follows = |other: &Arc<UnitSpec>| {
+            let own = self.specs.get(unit);
+            other.name != *unit
+                && (other.unit.requires.contains(unit)
+                    || other.unit.after.contains(unit)
+                    || own.is_some_and(|own| own.unit.before.contains(&other.name)))
+        };
+        let alive = |other: &&Arc<UnitSpec>| {
+            world.lives_in(&other.name).any(|(_, p)| !p.asked || p.nature.kill.is_zero())
+                && !world.is_empty(&other.name)
+        };
+        match self.specs.values().filter(|other| follows(other)).find(alive) {
+            Some(other) if !self.killed.contains(&other.name) => {
+                broken(PROMISES[4], unit, format!("{} still lives", other.name))
+            }
+            Some(_) | None => Ok(()),
         }
     }
 
