@@ -4,7 +4,8 @@
 
 use std::process::ExitCode;
 
-use upright::{cli, daemon::boot};
+use upright::cli;
+use upright::daemon::boot;
 
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args_os().collect();

@@ -403,11 +403,20 @@ impl Engine {
         }
         unit.durable.counted_run = Some(run);
         unit.durable.failures = unit.durable.failures.saturating_add(1);
-        if let State::Active(active) = &mut unit.state {
+        match &mut unit.state {
             // An older run's failure, heard late: the outage is over, the episode is not.
-            active.reset_at = Some(active.ready_at + unit.spec.restart.reset_after);
-        } else {
-            unit.durable.down_since.get_or_insert(at);
+            State::Active(active) if active.main.is_some_and(|main| main > run) => {
+                active.reset_at = Some(active.ready_at + unit.spec.restart.reset_after);
+            }
+            State::Active(_)
+            | State::Inactive { .. }
+            | State::Waiting { .. }
+            | State::Activating(_)
+            | State::Backoff { .. }
+            | State::Deactivating { .. }
+            | State::Failed { .. } => {
+                unit.durable.down_since.get_or_insert(at);
+            }
         }
         let (failures, episode) = (unit.durable.failures, unit.durable.episode);
         let requires = unit.spec.unit.requires.clone();

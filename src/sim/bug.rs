@@ -43,10 +43,11 @@ pub enum Bug {
     SignalStranger,
     ReconfigureDisturbs,
     WrongDelay,
+    DropRecovery,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 27] = [
+    pub const ALL: [Bug; 28] = [
         Bug::DoubleSpawn,
         Bug::EarlyTick,
         Bug::NoTick,
@@ -74,6 +75,7 @@ impl Bug {
         Bug::SignalStranger,
         Bug::ReconfigureDisturbs,
         Bug::WrongDelay,
+        Bug::DropRecovery,
     ];
 
     /// The unit as a broken engine would understand it.
@@ -148,6 +150,11 @@ impl Bug {
                 (Bug::DoubleReply, Effect::Reply { .. }) => out.push(effect.clone()),
                 (Bug::SignalStranger, Effect::End { run, signal }) => {
                     out.push(Effect::End { run: RunId(run.0 + 1), signal: *signal });
+                    continue;
+                }
+                (Bug::DropRecovery, Effect::Record(record))
+                    if matches!(record.kind, RecordKind::Recovered { .. }) =>
+                {
                     continue;
                 }
                 (Bug::DropFailedRecord, Effect::Record(record))

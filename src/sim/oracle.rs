@@ -12,9 +12,10 @@ use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::Engine;
 use crate::engine::durable::Desired;
-use crate::engine::effect::{Alert, AlertKind, Cause, Effect, Outcome, Record, RecordKind, Role};
+use crate::engine::effect::{Cause, Effect, Outcome, Record, RecordKind, Role};
 use crate::engine::event::{Order, RequestId};
 use crate::engine::view::{StateWord, UnitView};
+use crate::sim::books::Books;
 use crate::sim::world::World;
 use crate::unit::spec::{RestartPolicy, ServiceType, UnitSpec};
 
@@ -26,14 +27,14 @@ pub struct Broken {
     pub detail: String,
 }
 
-type Verdict = Result<(), Broken>;
+pub(crate) type Verdict = Result<(), Broken>;
 
-fn broken(promise: &str, unit: &UnitName, detail: impl Into<String>) -> Verdict {
+pub(crate) fn broken(promise: &str, unit: &UnitName, detail: impl Into<String>) -> Verdict {
     Err(Broken { promise: promise.to_string(), unit: Some(unit.clone()), detail: detail.into() })
 }
 
 /// Every promise that the oracle watches (the engine's own `E…` come on top).
-pub const PROMISES: [&str; 34] = [
+pub const PROMISES: [&str; 35] = [
     "I1 never two living main processes of a unit",
     "I2 no new attempt while anything of an older one lives",
     "I4 an answer comes after its commit, once for each order",
@@ -60,6 +61,7 @@ pub const PROMISES: [&str; 34] = [
     "S1 active means ready, degraded means that a requirement is not",
     "I5b conflicting units never live together",
     "S2 every state shows a reason",
+    "I48 active again after a failure is one recovery",
     "I13 an alert row stands exactly for the failures that are due one",
     "I19 an alerted episode that ends has one recovery, another none",
     "I25 at most one health check at a time",
@@ -86,8 +88,7 @@ pub struct Oracle {
     /// The newest order that starts the unit.
     lifted: BTreeMap<UnitName, RequestId>,
     open_requests: BTreeMap<RequestId, Order>,
-    counts: BTreeMap<UnitName, u32>,
-    events_seen: usize,
+    books: Books,
     starts: BTreeMap<UnitName, VecDeque<Monotonic>>,
     /// Main runs that ended though nobody had asked them to: a failure is owed.
     owed: BTreeMap<RunId, UnitName>,
@@ -105,9 +106,6 @@ pub struct Oracle {
     checks: BTreeMap<RunId, UnitName>,
     /// Acknowledged, and no requirement lost since.
     resynced: BTreeSet<UnitName>,
-    /// Own failures of the episode, and whether an alert was due in it.
-    own: BTreeMap<UnitName, (u32, bool)>,
-    recoveries: BTreeMap<UnitName, usize>,
     /// When the engine that lives now took over.
     took_over_at: Monotonic,
     pub shutting_down: bool,
@@ -152,7 +150,7 @@ impl Oracle {
             Effect::Record(record) => self.on_record(world, record),
             Effect::Check { unit, run } => {
                 if let Some(other) = self.checks.insert(*run, unit.clone()) {
-                    return broken(PROMISES[28], &other, format!("run {run}"));
+                    return broken(PROMISES[29], &other, format!("run {run}"));
                 }
                 Ok(())
             }
@@ -182,7 +180,7 @@ impl Oracle {
         if role == Role::HealthCheck
             && world.lives_in(unit).any(|(_, p)| p.role == Role::HealthCheck && !p.asked)
         {
-            return broken(PROMISES[28], unit, format!("run {run}"));
+            return broken(PROMISES[29], unit, format!("run {run}"));
         }
         let first = matches!(role, Role::Main | Role::StartPre(0));
         if matches!(role, Role::StopPost(_)) {
@@ -249,11 +247,11 @@ impl Oracle {
                 .view_of(other)
                 .is_some_and(|view| matches!(view.state, StateWord::Active | StateWord::Degraded));
             if !ready || self.truly_down(world, other) {
-                return broken(PROMISES[32], unit, format!("{other} is down"));
+                return broken(PROMISES[33], unit, format!("{other} is down"));
             }
         }
         if self.resynced.contains(unit) {
-            return broken(PROMISES[33], unit, "");
+            return broken(PROMISES[34], unit, "");
         }
         Ok(())
     }
@@ -313,7 +311,7 @@ impl Oracle {
                     );
                     let seen = world.table.get(&run).map_or(0, |process| process.bad_answers);
                     if *checks < threshold || (net && seen < threshold) {
-                        return broken(PROMISES[29], unit, format!("{seen} of {threshold} seen"));
+                        return broken(PROMISES[30], unit, format!("{seen} of {threshold} seen"));
                     }
                 }
                 let lives = world.table.get(&run).is_some_and(|process| process.lives());
@@ -343,25 +341,7 @@ impl Oracle {
                 Ok(())
             }
             RecordKind::Stuck if !self.killed.contains(unit) => broken(PROMISES[13], unit, ""),
-            RecordKind::Stopping if self.shutting_down => {
-                let follows = |other: &Arc<UnitSpec>| {
-                    let own = self.specs.get(unit);
-                    other.name != *unit
-                        && (other.unit.requires.contains(unit)
-                            || other.unit.after.contains(unit)
-                            || own.is_some_and(|own| own.unit.before.contains(&other.name)))
-                };
-                let alive = |other: &&Arc<UnitSpec>| {
-                    world.lives_in(&other.name).any(|(_, p)| !p.asked || p.nature.kill.is_zero())
-                        && !world.is_empty(&other.name)
-                };
-                match self.specs.values().filter(|other| follows(other)).find(alive) {
-                    Some(other) if !self.killed.contains(&other.name) => {
-                        broken(PROMISES[4], unit, format!("{} still lives", other.name))
-                    }
-                    Some(_) | None => Ok(()),
-                }
-            }
+            RecordKind::Stopping if self.shutting_down => self.on_stopping(world, unit),
             RecordKind::Active { .. } => self.on_active(world, unit, record.run),
             RecordKind::Resynced { .. } => {
                 self.resynced.insert(unit.clone());
@@ -393,6 +373,27 @@ impl Oracle {
             | RecordKind::Adopted { .. }
             | RecordKind::Removed
             | RecordKind::Restored => Ok(()),
+        }
+    }
+
+    /// I7: in a shutdown a unit is asked only when none that follows it lives.
+    fn on_stopping(&self, world: &World, unit: &UnitName) -> Verdict {
+        let follows = |other: &Arc<UnitSpec>| {
+            let own = self.specs.get(unit);
+            other.name != *unit
+                && (other.unit.requires.contains(unit)
+                    || other.unit.after.contains(unit)
+                    || own.is_some_and(|own| own.unit.before.contains(&other.name)))
+        };
+        let alive = |other: &&Arc<UnitSpec>| {
+            world.lives_in(&other.name).any(|(_, p)| !p.asked || p.nature.kill.is_zero())
+                && !world.is_empty(&other.name)
+        };
+        match self.specs.values().filter(|other| follows(other)).find(alive) {
+            Some(other) if !self.killed.contains(&other.name) => {
+                broken(PROMISES[4], unit, format!("{} still lives", other.name))
+            }
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -564,70 +565,9 @@ impl Oracle {
             || self.commanded.contains(&run)
     }
 
-    /// I13, I14: the alert stands in the same transaction as the failure that is due one.
-    fn on_failure_committed(
-        &mut self,
-        world: &World,
-        unit: &UnitName,
-        episode: u64,
-        blame: &[UnitName],
-    ) -> Verdict {
-        let Some(spec) = self.specs.get(unit) else { return Ok(()) };
-        let own = self.own.entry(unit.clone()).or_default();
-        if !blame.is_empty() {
-            return Ok(());
-        }
-        own.0 += 1;
-        let after = spec.alert.after_failures;
-        let every = spec.alert.repeat_every;
-        let due = own.0 == after || (own.0 > after && every > 0 && (own.0 - after) % every == 0);
-        let stands = world.alerts.contains_key(&format!("{unit}/{episode}/failing/{}", own.0));
-        own.1 |= due;
-        if stands == due {
-            return Ok(());
-        }
-        broken(PROMISES[26], unit, format!("failure {}: due {due}, stands {stands}", own.0))
-    }
-
-    fn on_episode_committed(&mut self, world: &World, unit: &UnitName, ended: bool) -> Verdict {
-        let (_, alerted) = self.own.remove(unit).unwrap_or_default();
-        let of_unit =
-            |alert: &&Alert| alert.kind == AlertKind::Recovered && alert.unit.as_ref() == Some(unit);
-        let recoveries = world.alerts.values().filter(of_unit).count();
-        let known = self.recoveries.entry(unit.clone()).or_default();
-        let due = *known + usize::from(alerted && ended);
-        // Several episodes may end in one transaction: the newest count is looked at.
-        *known = due;
-        if recoveries >= due || !ended {
-            return Ok(());
-        }
-        broken(PROMISES[27], unit, format!("{recoveries} recoveries where {due} were due"))
-    }
-
     /// What was committed since the last look.
     pub fn on_commit(&mut self, world: &World) -> Verdict {
-        while let Some(record) = world.events.get(self.events_seen) {
-            self.events_seen += 1;
-            let Some(unit) = &record.unit else { continue };
-            match &record.kind {
-                RecordKind::Failed { failures, blame, episode, .. } => {
-                    self.on_failure_committed(world, unit, *episode, blame)?;
-                    let count = self.counts.entry(unit.clone()).or_default();
-                    *count += 1;
-                    if count != failures {
-                        let detail = format!("failure {failures} where {count} was due");
-                        return broken(PROMISES[7], unit, detail);
-                    }
-                }
-                RecordKind::EpisodeEnded { .. } | RecordKind::Removed => {
-                    let ended = matches!(record.kind, RecordKind::EpisodeEnded { .. });
-                    self.on_episode_committed(world, unit, ended)?;
-                    self.counts.insert(unit.clone(), 0);
-                }
-                _no_count_in_it => {}
-            }
-        }
-        Ok(())
+        self.books.read(world, &self.specs)
     }
 
     /// After every step.
@@ -703,7 +643,7 @@ impl Oracle {
         let bound = begun + each * health.threshold + health.interval + health.timeout + watchdog;
         if active && process.lives() && !self.shutting_down && world.now > bound + Duration::from_secs(2) {
             let late = world.now.since(bound);
-            return broken(PROMISES[30], &view.name, format!("{late:?} over the bound"));
+            return broken(PROMISES[31], &view.name, format!("{late:?} over the bound"));
         }
         Ok(())
     }
@@ -739,7 +679,7 @@ impl Oracle {
         for view in &views {
             let row = world.rows.get(&view.name);
             if view.state == StateWord::Active && row.is_some_and(|row| !row.owed.is_empty()) {
-                return broken(PROMISES[31], &view.name, format!("{:?}", row.map(|row| &row.owed)));
+                return broken(PROMISES[32], &view.name, format!("{:?}", row.map(|row| &row.owed)));
             }
         }
         if let Some((request, order)) = self.open_requests.iter().next() {
