@@ -283,6 +283,7 @@ impl World {
             };
             let bad = self.rate(Domain::Hook, rate) || (role == Role::HealthCheck && sick_main);
             let hang = bad && self.tape.chance(Domain::Process, 300);
+            let exit = if role == Role::HealthCheck { Exit::Code(1) } else { exit };
             let code = if bad || (role == Role::ReadyCheck && bad_start) { exit } else { Exit::Code(0) };
             let ends = (!hang).then(|| (Duration::from_millis(5 + life.as_millis() as u64 % 300), code));
             let stray = self.rate(Domain::Hook, faults.strays_per_mille / 3);
