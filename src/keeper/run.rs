@@ -451,6 +451,14 @@ impl Keeper {
                 self.signal_living(Signal::TERM);
                 self.ending = Ending::Terminating { kill_at: now + ABANDON_GRACE };
             }
+            // Whoever started the daemon has to hear of it; nobody depends on this keeper yet.
+            Ending::No
+                if self.engine.never_got_going(SHORT_LIVES_MAX)
+                    && self.tidings.table.next_taken(0).is_none() =>
+            {
+                say("no engine could be started, and nothing runs yet: giving up");
+                return Some(EXIT_ABANDONED);
+            }
             Ending::No => {}
             Ending::Asked { code, kill_engine_at } => {
                 if self.engine.life().is_none() {
