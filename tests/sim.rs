@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use upright::engine::effect::Mark;
 use upright::sim::bug::Bug;
-use upright::sim::oracle::PROMISES;
+use upright::sim::promises::PROMISES;
 use upright::sim::run::{Report, Trace, run};
 use upright::sim::shrink::shrink;
 use upright::sim::tape::Tape;

@@ -321,7 +321,10 @@ impl Shell {
             return;
         }
         match self.hands.main_run_of(sent.pid) {
-            Some(run) => self.handle(Event::NotifiedReady { run }),
+            Some(run) => {
+                self.hands.ask_keeper(Request::NoteReady { run });
+                self.handle(Event::NotifiedReady { run });
+            }
             None => tracing::debug!("process {} said READY=1 and belongs to no unit", sent.pid),
         }
     }

@@ -334,6 +334,12 @@ impl Keeper {
                     let _ = signal_child(slot.pid, signal); // as above
                 }
             }
+            Request::NoteReady { run } => {
+                let place = self.tidings.table.of_run(run);
+                if let Some(slot) = place.and_then(|place| self.tidings.table.slot_mut(place)) {
+                    slot.said_ready = true;
+                }
+            }
             Request::Release { run } => self.tidings.table.release(run),
             Request::Hold { name, fd } => {
                 if self.tidings.hold(name, fd).is_err() {

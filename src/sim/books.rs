@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use crate::base::exit::RunId;
 use crate::base::name::UnitName;
 use crate::engine::effect::{Record, RecordKind};
-use crate::sim::oracle::{PROMISES, Verdict, broken};
+use crate::sim::oracle::{Verdict, broken};
+use crate::sim::promises::PROMISES;
 use crate::sim::world::World;
 
 /// What the committed records of a unit add up to.

@@ -17,7 +17,8 @@ use crate::engine::effect::{Effect, Mark};
 use crate::engine::event::{Event, Order, RequestId, Rest};
 use crate::engine::{Effects, Engine, Settings};
 use crate::sim::bug::Bug;
-use crate::sim::oracle::{Broken, Oracle, PROMISES};
+use crate::sim::oracle::{Broken, Oracle};
+use crate::sim::promises::PROMISES;
 use crate::sim::setup::{self, Ending, Setup};
 use crate::sim::tape::{Domain, Tape};
 use crate::sim::world::{Happening, World};
@@ -192,7 +193,12 @@ impl Sim {
                 }
             }
             Happening::StrayEnds(unit) => self.world.stray_ends(&unit),
-            Happening::Arrives { engine, event } if engine == self.world.engine => return self.step(event),
+            Happening::Arrives { engine, event } if engine == self.world.engine => {
+                if let (Event::NotifiedReady { run }, true) = (&event, self.engine.is_some()) {
+                    self.world.note_ready(*run);
+                }
+                return self.step(event);
+            }
             Happening::ProbeAnswers { engine, run } if engine == self.world.engine => {
                 return self.answer_probe(run);
             }
@@ -221,7 +227,7 @@ impl Sim {
             boot,
             units: self.files.iter().map(|s| bug.map_or(s.clone(), |bug| bug.spec(s))).collect(),
             durable: self.world.rows.iter().map(row).collect(),
-            adopted: self.world.adopted(),
+            adopted: bug.map_or(self.world.adopted(), |bug| bug.adopted(self.world.adopted())),
             populated: self.world.populated(),
             next_run: RunId(self.world.run_max + 1),
         };

@@ -40,6 +40,8 @@ pub struct Process {
     pub spawned_at: Monotonic,
     pub executed: bool,
     pub ready: bool,
+    /// An engine heard it say so, and had the keeper note it.
+    pub said_ready: bool,
     pub ended: Option<(Monotonic, Exit)>,
     /// The engine asked it to end (directly, or with its unit).
     pub asked: bool,
@@ -208,6 +210,7 @@ impl World {
             spawned_at: self.now,
             executed: false,
             ready: false,
+            said_ready: false,
             ended: None,
             asked: false,
         };
@@ -297,6 +300,13 @@ impl World {
             crate::unit::spec::ReadyWhen::Executed
             | crate::unit::spec::ReadyWhen::Net(_)
             | crate::unit::spec::ReadyWhen::Exec(_) => {}
+        }
+    }
+
+    /// The shell has the keeper remember what a process said, before the engine hears it.
+    pub fn note_ready(&mut self, run: RunId) {
+        if let Some(process) = self.table.get_mut(&run) {
+            process.said_ready = true;
         }
     }
 
@@ -439,6 +449,7 @@ impl World {
             pid: process.pid,
             spawned_at: process.spawned_at,
             executed: process.executed,
+            said_ready: process.said_ready,
             asked: if process.asked { Asked::ToEnd } else { Asked::No },
             ended: process.ended,
         };
