@@ -83,6 +83,8 @@ struct Sim {
     orders_left: u64,
     reconfigurations_left: u64,
     request: u64,
+    /// The tick that is on its way, and for which engine.
+    armed: Option<(u64, Monotonic)>,
     files: Vec<Arc<UnitSpec>>,
     trace: Trace,
     trace_lines: Vec<String>,
@@ -107,6 +109,7 @@ impl Sim {
             steps: 0,
             hash: 0xcbf2_9ce4_8422_2325,
             request: 0,
+            armed: None,
             trace,
             trace_lines: Vec::new(),
         }
@@ -203,7 +206,10 @@ impl Sim {
                 return self.answer_probe(run);
             }
             Happening::Commits { engine, batch } if engine == self.world.engine => return self.commit(batch),
-            Happening::Tick { engine } if engine == self.world.engine => return self.step(Event::Tick),
+            Happening::Tick { engine } if engine == self.world.engine => {
+                self.armed = None;
+                return self.step(Event::Tick);
+            }
             // These were on their way to an engine that is gone.
             Happening::Arrives { .. }
             | Happening::ProbeAnswers { .. }
@@ -308,7 +314,10 @@ impl Sim {
         self.world.submit(durable);
         let Some(engine) = &self.engine else { return Ok(()) };
         self.oracle.after_step(&self.world, engine, count)?;
-        if let Some(at) = engine.next_deadline() {
+        if let Some(at) = engine.next_deadline()
+            && self.armed != Some((self.world.engine, at))
+        {
+            self.armed = Some((self.world.engine, at));
             let incarnation = self.world.engine;
             let late = !self.world.healed
                 && self.world.tape.chance(Domain::Delay, self.world.faults.late_tick_per_mille);
