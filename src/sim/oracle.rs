@@ -242,6 +242,10 @@ impl Oracle {
                 self.not_before.insert(unit.clone(), (failed_at + spec.restart.delays[index], run));
                 Ok(())
             }
+            RecordKind::GaveUp { .. } => {
+                self.not_before.remove(unit); // held: the next start is an operator's
+                Ok(())
+            }
             RecordKind::Shortage { .. } => {
                 if let Some(starts) = self.starts.get_mut(unit) {
                     starts.pop_back(); // it never ran
@@ -266,7 +270,6 @@ impl Oracle {
             | RecordKind::Killed
             | RecordKind::Stopped { .. }
             | RecordKind::Finished { .. }
-            | RecordKind::GaveUp { .. }
             | RecordKind::Unstuck
             | RecordKind::Reloaded
             | RecordKind::HookFailed { .. }

@@ -13,7 +13,7 @@ use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::adopt::{Boot, Inheritance};
 use crate::engine::durable::UnitDurable;
-use crate::engine::effect::{Effect, Mark};
+use crate::engine::effect::{Effect, Mark, RecordKind};
 use crate::engine::event::{Event, Order, RequestId, Rest};
 use crate::engine::view::{StateWord, UnitView};
 use crate::engine::{Effects, Engine, Settings};
@@ -440,7 +440,9 @@ impl Sim {
         let before = engine.view();
         let mut fx = Effects::default();
         engine.step(self.world.now, Event::Configured { units: same }, &mut fx);
-        let did: Vec<Effect> = fx.drain().collect();
+        // A look that any other event might have caused may say what a unit waits for, too.
+        let told = |effect: &Effect| matches!(effect, Effect::Record(record) if matches!(record.kind, RecordKind::Waiting { .. }));
+        let did: Vec<Effect> = fx.drain().filter(|effect| !told(effect)).collect();
         let after = engine.view();
         let changed = before.iter().zip(&after).find(|(before, after)| !is_same(before, after));
         if !did.is_empty() || changed.is_some() || before.len() != after.len() {
