@@ -299,6 +299,9 @@ impl Keeper {
         match decode_request(bytes, fds) {
             Ok(request) => self.on_request(request),
             Err(CodecError::FdsLost(run)) => self.tidings.short = Some((run, libc::EMFILE)),
+            Err(CodecError::Plan { run, errno: errno @ (libc::EMFILE | libc::ENFILE | libc::ENOMEM) }) => {
+                self.tidings.short = Some((run, errno));
+            }
             Err(CodecError::Plan { run, errno }) => self.refuse(run, b"", SpawnStep::Prepare, errno),
             Err(
                 error @ (CodecError::Short
