@@ -72,6 +72,7 @@ fn request() -> impl Strategy<Value = Request> {
             run,
             signal: Signal::from_number(n).expect("signal")
         }),
+        run().prop_map(|run| Request::NoteReady { run }),
         run().prop_map(|run| Request::Release { run }),
         bytes(TAG_LEN_MAX).prop_map(|name| Request::Hold { name, fd: fd() }),
         any::<u8>().prop_map(|code| Request::End { code }),
@@ -93,7 +94,8 @@ fn news() -> impl Strategy<Value = News> {
         }),
         row.prop_map(|((run, tag, pid, spawned_at), (executed, end_asked), ended, labels)| {
             let held = labels.into_iter().map(|label| (label, fd())).collect();
-            News::Row(TableRow { run, tag, pid, spawned_at, executed, end_asked, ended, held })
+            let said_ready = run.0 % 2 == 0;
+            News::Row(TableRow { run, tag, pid, spawned_at, executed, end_asked, said_ready, ended, held })
         }),
         bytes(TAG_LEN_MAX).prop_map(|name| News::Held { name, fd: fd() }),
         Just(()).prop_map(|()| News::TableEnd),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use upright::engine::effect::Mark;
 use upright::sim::bug::Bug;
-use upright::sim::oracle::PROMISES;
+use upright::sim::promises;
 use upright::sim::run::{Report, Trace, run};
 use upright::sim::shrink::shrink;
 use upright::sim::tape::Tape;
@@ -155,7 +155,7 @@ fn every_planted_bug_is_caught_and_the_list_of_promises_is_up_to_date() {
         caught.iter().filter(|(_, broken)| broken.is_empty()).map(|(bug, _)| *bug).collect();
     assert!(survivors.is_empty(), "not caught: {survivors:?}");
     let own = include_str!("../src/engine/check.rs").split('"').filter(|text| is_promise_of_the_engine(text));
-    let promises = PROMISES.into_iter().chain(own);
+    let promises = promises::ALL.iter().copied().chain(own);
     let mut text = String::from(INVARIANTS_HEAD);
     let mut paired = 0;
     for promise in promises {

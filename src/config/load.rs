@@ -89,6 +89,24 @@ struct UnitFile {
     references: Vec<Reference>,
 }
 
+impl UnitFile {
+    /// What it says of other units, as far as that could be read.
+    fn as_node(&self, stem: &UnitName) -> Node {
+        let named = |link: Link| {
+            let of_link = self.references.iter().filter(move |r| r.key == link.as_str());
+            of_link.map(|r| r.name.clone()).collect()
+        };
+        Node {
+            name: stem.clone(),
+            requires: named(Link::Requires),
+            wants: named(Link::Wants),
+            after: named(Link::After),
+            before: named(Link::Before),
+            conflicts: named(Link::Conflicts),
+        }
+    }
+}
+
 /// The set while it is put together.
 struct Set {
     trust: Trust,
@@ -270,8 +288,31 @@ impl Set {
                 }
             }
         }
+        self.check_names_in_broken_files();
         self.specs.retain(|spec| self.stem_of.get(&spec.name).is_none_or(|stem| !out.contains(stem)));
         self.broken.extend(out);
+    }
+
+    /// A file with other mistakes is told of unknown names, too: all errors come at once.
+    fn check_names_in_broken_files(&mut self) {
+        let made = self.specs.iter().map(|spec| spec.name.clone());
+        let known: BTreeSet<UnitName> =
+            self.files.keys().cloned().chain(made).chain(self.neighbours.iter().cloned()).collect();
+        let nodes: Vec<Node> = self
+            .broken
+            .iter()
+            .filter_map(|stem| self.files.get(stem).map(|file| file.as_node(stem)))
+            .collect();
+        for error in check(&nodes, &known) {
+            let level = if error.is_warning() { Level::Warning } else { Level::Error };
+            match &error {
+                GraphError::Unknown { unit, .. } | GraphError::Itself { unit, .. } => {
+                    self.report(level, &unit.clone(), &error)
+                }
+                // Between broken files these may go with the first mend.
+                GraphError::Contradiction { .. } | GraphError::Cycle { .. } => {}
+            }
+        }
     }
 
     fn report(&mut self, level: Level, stem: &UnitName, error: &GraphError) {

@@ -78,7 +78,7 @@ pub fn runs(rows: Vec<TableRow>, hands: &mut Hands) -> Vec<Adopted> {
 }
 
 fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
-    let TableRow { run, tag, pid, spawned_at, executed, end_asked, ended, held } = row;
+    let TableRow { run, tag, pid, spawned_at, executed, end_asked, said_ready, ended, held } = row;
     let Some(Tag { unit, role, log_from }) = Tag::from_bytes(&tag) else {
         tracing::error!("run {run} (process {pid}) has the tag `{}`, which says nothing", tag.escape_ascii());
         return None;
@@ -103,7 +103,7 @@ fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
             Err(why) => tracing::error!("what {unit} writes is not kept: {why}"),
         }
     }
-    Some(Adopted { unit, run, role, pid, spawned_at, executed, ended, asked })
+    Some(Adopted { unit, run, role, pid, spawned_at, executed, said_ready, ended, asked })
 }
 
 /// Units in which anything lives now, also those of no run and of no file.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
 use std::io::{self, Write};
+use std::os::fd::IntoRawFd;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -227,21 +228,26 @@ fn engine(places: &Places) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let client =
+        Client::connect_inherited().map_err(|error| format!("cannot talk to the keeper: {error}"))?;
+    // The keeper ends an engine that hangs up. Ours stays on the line until we have ended
+    // ourselves, so that what went wrong is said first and our exit code is known.
+    let line = client.as_fd().try_clone_to_owned();
     let ended = runtime.block_on(async {
-        let (mut shell, ears) = begin(home).map_err(|error| format!("cannot take over: {error}"))?;
+        let (mut shell, ears) = begin(home, client).map_err(|error| format!("cannot take over: {error}"))?;
         shell.run(ears).await.map_err(|error| format!("cannot go on: {error}"))?;
         shell.leave();
         Ok(())
     });
     // A thread that reads a log from a hung disk must not keep us.
     runtime.shutdown_background();
+    let _ = line.map(IntoRawFd::into_raw_fd); // our exit hangs up
     ended
 }
 
 /// Attaches, loads, adopts: the shell of an engine that goes on where the last one stopped.
-fn begin(home: Home) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
+fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let begun = clock::monotonic();
-    let mut client = Client::connect_inherited()?;
     let Attached { keeper_pid, engine_starts, started_at, rows, held, to_end } = client.attach()?;
     let boot = if engine_starts <= 1 { Boot::Fresh } else { Boot::Resumed };
     let (sources, heard) = mpsc::unbounded_channel();
@@ -258,7 +264,7 @@ fn begin(home: Home) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
         keeper: client,
         store,
         capture,
-        containment: Containment::open(&home.run_dir, keeper_pid),
+        containment: Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid),
         logs: home.log_dir.clone(),
         around: surroundings(&home, &loaded),
         sources,

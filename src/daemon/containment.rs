@@ -4,9 +4,9 @@
 //! Refuses: signalling by process group or by name; only processes known to be the unit's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use tokio::io::Interest;
@@ -54,11 +54,12 @@ impl Watch {
 }
 
 impl Containment {
-    /// Cgroups where we may make them. `home` tells those of several daemons apart.
-    pub fn open(home: &Path, keeper_pid: i32) -> Containment {
-        let mut hasher = DefaultHasher::new();
-        home.hash(&mut hasher);
-        let kind = match Tree::create(&format!("{:016x}", hasher.finish())) {
+    /// Cgroups where we may make them. `state`, a directory that outlives the daemon, tells
+    /// those of several daemons apart: by device and inode, which mean the same directory in
+    /// every mount namespace and every build (a path, or a hash of one, does not).
+    pub fn open(state: &Path, keeper_pid: i32) -> Containment {
+        let label = std::fs::metadata(state).map(|meta| format!("{:x}-{:x}", meta.dev(), meta.ino()));
+        let kind = match label.ok().and_then(|label| Tree::create(&label)) {
             Some(tree) => Kind::Groups { tree, units: BTreeMap::new() },
             None => Kind::Weak { sessions: BTreeMap::new() },
         };

@@ -322,6 +322,7 @@ impl Shell {
             return tracing::debug!("process {} speaks for no unit", sent.pid);
         };
         if sent.notice.ready {
+            self.hands.ask_keeper(Request::NoteReady { run });
             self.handle(Event::NotifiedReady { run });
         }
         match sent.notice.watchdog {

@@ -97,6 +97,8 @@ impl Engine {
             rows.entry(row.unit.clone()).or_default().push(row);
         }
         let mut ended: Vec<Ended> = Vec::new();
+        let heard = |row: &&Adopted| row.said_ready && row.ended.is_none();
+        let said_ready: Vec<RunId> = rows.values().flatten().filter(heard).map(|row| row.run).collect();
         for name in &names {
             let own = rows.remove(name).unwrap_or_default();
             let rest = if populated.contains(name) { Rest::Alive } else { Rest::Empty };
@@ -110,6 +112,9 @@ impl Engine {
         ended.sort_by_key(|end| end.run);
         for end in ended {
             engine.on_exited(now, end.run, end.at, end.exit, end.rest, fx);
+        }
+        for run in said_ready {
+            engine.on_said_ready(now, run, fx);
         }
         engine.queue.extend(names);
         engine.finish_step(now, fx);

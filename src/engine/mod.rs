@@ -58,6 +58,8 @@ pub struct Adopted {
     pub pid: i32,
     pub spawned_at: Monotonic,
     pub executed: bool,
+    /// It said that it is ready, and an engine heard it.
+    pub said_ready: bool,
     /// An engine asked it to end.
     pub asked: Asked,
     pub ended: Option<(Monotonic, Exit)>,

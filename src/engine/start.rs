@@ -462,6 +462,7 @@ impl Engine {
         let Some(unit) = self.units.get_mut(&name) else { return };
         let Some(living) = unit.living.remove(&run) else { return };
         let activating = matches!(unit.state, State::Activating(_));
+        let was_terminating = self.units.get(&name).is_some_and(Unit::is_terminating);
         let again = Then::Again { not_before: Some(now + limits::SHORTAGE_RETRY) };
         match living.role {
             Role::Main | Role::StartPre(_) | Role::StartPost(_) if activating => {
@@ -479,7 +480,10 @@ impl Engine {
             Role::ReloadCommand => self.on_reload_exited(&name, run, Exit::Unknown, fx),
             Role::HealthCheck => self.on_check_short(now, &name),
             Role::Resync => self.on_resync_exited(now, &name, run, Exit::Unknown, fx),
-            Role::Main | Role::StartPre(_) | Role::StartPost(_) => self.ask_strays(&name, fx),
+            Role::Main | Role::StartPre(_) | Role::StartPost(_) => {}
+        }
+        if was_terminating {
+            self.ask_strays(&name, fx);
         }
         self.conclude_if_empty(now, &name, fx);
     }

@@ -62,6 +62,7 @@ pub struct RowHead<'a> {
     pub spawned_at: Monotonic,
     pub executed: bool,
     pub end_asked: bool,
+    pub said_ready: bool,
     pub ended: Option<(Monotonic, Exit)>,
 }
 
@@ -73,6 +74,7 @@ mod kind {
     pub const HOLD: u8 = 5;
     pub const END: u8 = 6;
     pub const SIGNAL_TO_END: u8 = 7;
+    pub const NOTE_READY: u8 = 8;
     pub const WELCOME: u8 = 64;
     pub const ROW: u8 = 65;
     pub const HELD: u8 = 66;
@@ -175,6 +177,7 @@ pub fn encode_request(request: Request) -> io::Result<Encoded> {
         }
         Request::Signal { run, signal } => of_signal(kind::SIGNAL, run, signal),
         Request::SignalToEnd { run, signal } => of_signal(kind::SIGNAL_TO_END, run, signal),
+        Request::NoteReady { run } => of_run(kind::NOTE_READY, run),
         Request::Release { run } => of_run(kind::RELEASE, run),
         Request::Hold { name, fd } => {
             if name.len() > TAG_LEN_MAX {
@@ -205,6 +208,7 @@ pub fn decode_request(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, CodecE
         kind::SPAWN => return decode_spawn(from, fds),
         kind::SIGNAL => Request::Signal { run: from.run()?, signal: from.signal()? },
         kind::SIGNAL_TO_END => Request::SignalToEnd { run: from.run()?, signal: from.signal()? },
+        kind::NOTE_READY => Request::NoteReady { run: from.run()? },
         kind::RELEASE => Request::Release { run: from.run()? },
         kind::HOLD => {
             let name = from.text()?.to_vec();
@@ -263,6 +267,7 @@ pub fn encode_news(news: &News) -> Body {
                 spawned_at: row.spawned_at,
                 executed: row.executed,
                 end_asked: row.end_asked,
+                said_ready: row.said_ready,
                 ended: row.ended,
             };
             encode_row(&head, row.held.iter().map(|(label, _)| *label))
@@ -303,6 +308,7 @@ pub fn encode_row(head: &RowHead<'_>, labels: impl Iterator<Item = u8> + Clone) 
     body.time(head.spawned_at);
     body.u8(u8::from(head.executed));
     body.u8(u8::from(head.end_asked));
+    body.u8(u8::from(head.said_ready));
     body.u8(u8::from(head.ended.is_some()));
     if let Some((at, exit)) = head.ended {
         body.time(at);
@@ -576,6 +582,7 @@ impl<'a> Reader<'a> {
         let spawned_at = self.time()?;
         let executed = self.flag()?;
         let end_asked = self.flag()?;
+        let said_ready = self.flag()?;
         let ended = if self.flag()? { Some((self.time()?, self.exit()?)) } else { None };
         let count = usize::from(self.u8()?);
         let labels = self.take(count)?;
@@ -583,6 +590,6 @@ impl<'a> Reader<'a> {
             return Err(CodecError::FdsLost(run));
         }
         let held = labels.iter().copied().zip(fds).collect();
-        Ok(TableRow { run, tag, pid, spawned_at, executed, end_asked, ended, held })
+        Ok(TableRow { run, tag, pid, spawned_at, executed, end_asked, said_ready, ended, held })
     }
 }

@@ -56,6 +56,8 @@ pub struct Engine {
     state: State,
     starts: u32,
     short_lives: u32,
+    /// Starts in a row, from the first on, that ended at once with an exit code of their own.
+    refusals: u32,
     /// Fds kept back, so that services which take all the others cannot keep the engine away.
     reserve: Vec<OwnedFd>,
 }
@@ -73,12 +75,19 @@ impl Engine {
             state: State::Due { at: Monotonic::ZERO },
             starts: 0,
             short_lives: 0,
+            refusals: 0,
             reserve: Vec::with_capacity(RESERVE_FDS),
         }
     }
 
     pub fn starts(&self) -> u32 {
         self.starts
+    }
+
+    /// Every engine so far, and no fewer than `least`, ended at once by its own word: something
+    /// about this home has to be mended by hand.
+    pub fn never_got_going(&self, least: u32) -> bool {
+        self.refusals >= least && self.refusals == self.starts
     }
 
     pub fn short_lives(&self) -> u32 {
@@ -174,6 +183,8 @@ impl Engine {
         };
         let lived = now.since(life.since);
         let sentence = format!("engine {} {exit}", life.pid);
+        let refused = matches!(exit, Exit::Code(_)) && now.since(life.since) < SHORT_LIFE;
+        self.refusals = if refused { self.refusals.saturating_add(1) } else { 0 };
         if lived < SHORT_LIFE {
             self.wait_after_short_life(now);
         } else {

@@ -299,6 +299,9 @@ impl Keeper {
         match decode_request(bytes, fds) {
             Ok(request) => self.on_request(request),
             Err(CodecError::FdsLost(run)) => self.tidings.short = Some((run, libc::EMFILE)),
+            Err(CodecError::Plan { run, errno: errno @ (libc::EMFILE | libc::ENFILE | libc::ENOMEM) }) => {
+                self.tidings.short = Some((run, errno));
+            }
             Err(CodecError::Plan { run, errno }) => self.refuse(run, b"", SpawnStep::Prepare, errno),
             Err(
                 error @ (CodecError::Short
@@ -332,6 +335,12 @@ impl Keeper {
                 if let Some(slot) = slot.filter(|slot| !slot.is_ended()) {
                     slot.end_asked = true;
                     let _ = signal_child(slot.pid, signal); // as above
+                }
+            }
+            Request::NoteReady { run } => {
+                let place = self.tidings.table.of_run(run);
+                if let Some(slot) = place.and_then(|place| self.tidings.table.slot_mut(place)) {
+                    slot.said_ready = true;
                 }
             }
             Request::Release { run } => self.tidings.table.release(run),
@@ -450,6 +459,14 @@ impl Keeper {
                 say("no engine can be started: ending the services");
                 self.signal_living(Signal::TERM);
                 self.ending = Ending::Terminating { kill_at: now + ABANDON_GRACE };
+            }
+            // Whoever started the daemon has to hear of it; nobody depends on this keeper yet.
+            Ending::No
+                if self.engine.never_got_going(SHORT_LIVES_MAX)
+                    && self.tidings.table.next_taken(0).is_none() =>
+            {
+                say("no engine could be started, and nothing runs yet: giving up");
+                return Some(EXIT_ABANDONED);
             }
             Ending::No => {}
             Ending::Asked { code, kill_engine_at } => {

@@ -62,6 +62,7 @@ pub struct Slot {
     pub phase: Phase,
     pub executed: bool,
     pub end_asked: bool,
+    pub said_ready: bool,
     pub held: [Option<(u8, OwnedFd)>; HELD_MAX],
     untold: Untold,
     tag: [u8; TAG_LEN_MAX],
@@ -85,6 +86,7 @@ impl Slot {
             phase,
             executed: false,
             end_asked: false,
+            said_ready: false,
             held,
             untold,
             tag: place,
@@ -115,6 +117,7 @@ impl Slot {
             spawned_at: self.spawned_at,
             executed: self.executed,
             end_asked: self.end_asked,
+            said_ready: self.said_ready,
             ended,
         }
     }

@@ -73,6 +73,8 @@ pub struct TableRow {
     pub executed: bool,
     /// It lived when an engine asked for its end (`Request::SignalToEnd`).
     pub end_asked: bool,
+    /// It said that it is ready (`Request::NoteReady`).
+    pub said_ready: bool,
     /// Set when the run has ended: when, and how.
     pub ended: Option<(Monotonic, Exit)>,
     /// (label, fd)
@@ -134,6 +136,11 @@ pub enum Request {
     Signal {
         run: RunId,
         signal: Signal,
+    },
+    /// Remember that this run said it is ready: the word was read from a socket, so the next
+    /// engine would not hear it, should this one die before it is on the disk.
+    NoteReady {
+        run: RunId,
     },
     /// The same, to make it end: noted in its row, so that the next engine knows that the
     /// end was wanted.

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use crate::base::exit::RunId;
 use crate::base::name::UnitName;
 use crate::engine::effect::{Alert, AlertKind, Record, RecordKind};
-use crate::sim::oracle::{PROMISES, Verdict, broken};
+use crate::sim::oracle::{Verdict, broken};
+use crate::sim::promises;
 use crate::sim::world::World;
 use crate::unit::spec::UnitSpec;
 
@@ -71,7 +72,7 @@ impl Account {
                 self.alerted |= due;
                 if stands != due {
                     let detail = format!("failure {own}: due {due}, stands {stands}");
-                    return broken(PROMISES[27], unit, detail);
+                    return broken(promises::I13, unit, detail);
                 }
             }
             (RecordKind::EpisodeEnded { .. }, _) => {
@@ -82,7 +83,7 @@ impl Account {
                 let told = world.alerts.values().filter(of_unit).count();
                 if told < self.recoveries {
                     let detail = format!("{told} recoveries where {} were due", self.recoveries);
-                    return broken(PROMISES[28], unit, detail);
+                    return broken(promises::I19, unit, detail);
                 }
             }
             _raises_nothing => {}
@@ -99,7 +100,7 @@ impl Account {
                 self.outage |= record.run >= self.active_run;
                 if self.failures != *failures {
                     let detail = format!("failure {failures} where {} was due", self.failures);
-                    return broken(PROMISES[7], unit, detail);
+                    return broken(promises::I11, unit, detail);
                 }
             }
             RecordKind::EpisodeEnded { .. } => self.failures = 0,
@@ -115,7 +116,7 @@ impl Account {
                 };
                 let told = after.iter().filter(is_recovery).count();
                 if std::mem::take(&mut self.outage) && told != 1 {
-                    return broken(PROMISES[26], unit, format!("run {:?}: {told} recoveries", record.run));
+                    return broken(promises::I48, unit, format!("run {:?}: {told} recoveries", record.run));
                 }
             }
             _adds_nothing_up => {}

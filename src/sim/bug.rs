@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::base::check::ProbeOutcome;
 use crate::base::exit::RunId;
 use crate::base::time::Monotonic;
+use crate::engine::Adopted;
 use crate::engine::durable::UnitDurable;
 use crate::engine::effect::{Effect, RecordKind, Role};
 use crate::engine::event::{Event, Order, Rest};
@@ -44,10 +45,11 @@ pub enum Bug {
     ReconfigureDisturbs,
     WrongDelay,
     DropRecovery,
+    ForgetReadyWord,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 28] = [
+    pub const ALL: [Bug; 29] = [
         Bug::DoubleSpawn,
         Bug::EarlyTick,
         Bug::NoTick,
@@ -76,6 +78,7 @@ impl Bug {
         Bug::ReconfigureDisturbs,
         Bug::WrongDelay,
         Bug::DropRecovery,
+        Bug::ForgetReadyWord,
     ];
 
     /// The unit as a broken engine would understand it.
@@ -103,6 +106,14 @@ impl Bug {
         let mut broken = UnitSpec::clone(spec);
         broken.unit.enabled = !broken.unit.enabled;
         Arc::new(broken)
+    }
+
+    /// What an engine that takes over gets of the keeper's table.
+    pub fn adopted(self, mut rows: Vec<Adopted>) -> Vec<Adopted> {
+        if self == Bug::ForgetReadyWord {
+            rows.iter_mut().for_each(|row| row.said_ready = false);
+        }
+        rows
     }
 
     pub fn cap(self, cap: u32) -> u32 {

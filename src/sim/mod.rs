@@ -6,6 +6,7 @@
 mod books;
 pub mod bug;
 pub mod oracle;
+pub mod promises;
 pub mod run;
 pub mod setup;
 pub mod shrink;

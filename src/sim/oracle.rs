@@ -16,6 +16,7 @@ use crate::engine::effect::{Cause, Effect, Outcome, Record, RecordKind, Role};
 use crate::engine::event::{Order, RequestId};
 use crate::engine::view::{StateWord, UnitView};
 use crate::sim::books::Books;
+use crate::sim::promises;
 use crate::sim::world::World;
 use crate::unit::spec::{RestartPolicy, ServiceType, UnitSpec};
 
@@ -32,45 +33,6 @@ pub(crate) type Verdict = Result<(), Broken>;
 pub(crate) fn broken(promise: &str, unit: &UnitName, detail: impl Into<String>) -> Verdict {
     Err(Broken { promise: promise.to_string(), unit: Some(unit.clone()), detail: detail.into() })
 }
-
-/// Every promise that the oracle watches (the engine's own `E…` come on top).
-pub const PROMISES: [&str; 35] = [
-    "I1 never two living main processes of a unit",
-    "I2 no new attempt while anything of an older one lives",
-    "I4 an answer comes after its commit, once for each order",
-    "I5 a unit is spawned only when all that it requires is ready",
-    "I7 a shutdown stops followers first",
-    "I9 no restart earlier than its delay",
-    "I9b a due restart is not forgotten",
-    "I11 failures count up by one, and start over only with a new episode",
-    "I12 every unexpected end is recorded once",
-    "I12b no failure is recorded of a process that lives",
-    "I16 a run is forgotten only when it ended and its failure is committed",
-    "I20 an operator's stop holds",
-    "I21 SIGKILL only after the full grace",
-    "I21b stuck means that SIGKILL was sent",
-    "I22 signals go only to runs of the table",
-    "I23 news of unknown runs changes nothing",
-    "I29 a reread of the same files does nothing",
-    "I32 effects of a step are bounded",
-    "I33 no more than 6 starts a minute with the delays 5, 10, 15",
-    "I34 no more starts at once than the cap",
-    "I35 a shutdown ends in bounded time, and nothing starts in it",
-    "I44 with faults gone, whatever is wanted stands in bounded time",
-    "I46 with faults gone, the engine comes to rest",
-    "S1 active means ready, degraded means that a requirement is not",
-    "I5b conflicting units never live together",
-    "S2 every state shows a reason",
-    "I48 active again after a failure is one recovery",
-    "I13 an alert row stands exactly for the failures that are due one",
-    "I19 an alerted episode that ends has one recovery, another none",
-    "I25 at most one health check at a time",
-    "I25b unhealthy needs its threshold of bad checks in a row, of this run",
-    "I25c what hangs is found within interval x threshold + timeout",
-    "I26 after the last return nothing is owed, or an alert says so",
-    "I26b no resync while a requirement is down",
-    "I26c a resync that was acknowledged is not sent again without a new loss",
-];
 
 #[derive(Debug, Default)]
 pub struct Oracle {
@@ -135,7 +97,7 @@ impl Oracle {
                 let Some(process) = world.table.get(run) else {
                     let known = run.0 <= world.run_max;
                     let unit = UnitName::parse("unknown").map_err(|_| never_named())?;
-                    return if known { Ok(()) } else { broken(PROMISES[14], &unit, format!("run {run}")) };
+                    return if known { Ok(()) } else { broken(promises::I22, &unit, format!("run {run}")) };
                 };
                 if matches!(effect, Effect::End { .. }) {
                     self.asked_at.entry(process.unit.clone()).or_insert(world.now);
@@ -150,7 +112,7 @@ impl Oracle {
             Effect::Record(record) => self.on_record(world, record),
             Effect::Check { unit, run } => {
                 if let Some(other) = self.checks.insert(*run, unit.clone()) {
-                    return broken(PROMISES[29], &other, format!("run {run}"));
+                    return broken(promises::I25, &other, format!("run {run}"));
                 }
                 Ok(())
             }
@@ -180,7 +142,7 @@ impl Oracle {
         if role == Role::HealthCheck
             && world.lives_in(unit).any(|(_, p)| p.role == Role::HealthCheck && !p.asked)
         {
-            return broken(PROMISES[29], unit, format!("run {run}"));
+            return broken(promises::I25, unit, format!("run {run}"));
         }
         let first = matches!(role, Role::Main | Role::StartPre(0));
         if matches!(role, Role::StopPost(_)) {
@@ -193,10 +155,10 @@ impl Oracle {
         if role == Role::Main {
             self.newest.insert(unit.clone(), run);
             if let Some((other, _)) = world.lives_in(unit).find(|(_, process)| process.role == Role::Main) {
-                return broken(PROMISES[0], unit, format!("run {run} beside run {other}"));
+                return broken(promises::I1, unit, format!("run {run} beside run {other}"));
             }
             if self.shutting_down && self.finished {
-                return broken(PROMISES[20], unit, "spawned after the end");
+                return broken(promises::I35, unit, "spawned after the end");
             }
         }
         if !first {
@@ -208,10 +170,10 @@ impl Oracle {
             return Ok(());
         }
         if !world.is_empty(unit) {
-            return broken(PROMISES[1], unit, format!("run {run}"));
+            return broken(promises::I2, unit, format!("run {run}"));
         }
         if self.shutting_down {
-            return broken(PROMISES[20], unit, "spawned during a shutdown");
+            return broken(promises::I35, unit, "spawned during a shutdown");
         }
         self.asked_at.remove(unit);
         self.killed.remove(unit);
@@ -220,22 +182,22 @@ impl Oracle {
                 .view_of(other)
                 .is_some_and(|view| matches!(view.state, StateWord::Active | StateWord::Degraded));
             if !ready || self.truly_down(world, other) {
-                return broken(PROMISES[3], unit, format!("{other} is not ready"));
+                return broken(promises::I5, unit, format!("{other} is not ready"));
             }
         }
         for other in &spec.unit.conflicts {
             if !world.is_empty(other) {
-                return broken(PROMISES[24], unit, other.to_string());
+                return broken(promises::I5B, unit, other.to_string());
             }
         }
         if let Some((at, _)) = self.not_before.remove(unit)
             && world.now < at
         {
             let early = at.since(world.now);
-            return broken(PROMISES[5], unit, format!("{early:?} early"));
+            return broken(promises::I9, unit, format!("{early:?} early"));
         }
         if self.down.contains(unit) {
-            return broken(PROMISES[11], unit, "spawned after an answered stop");
+            return broken(promises::I20, unit, "spawned after an answered stop");
         }
         self.on_start_rate(world.now, unit, &spec)
     }
@@ -247,11 +209,11 @@ impl Oracle {
                 .view_of(other)
                 .is_some_and(|view| matches!(view.state, StateWord::Active | StateWord::Degraded));
             if !ready || self.truly_down(world, other) {
-                return broken(PROMISES[33], unit, format!("{other} is down"));
+                return broken(promises::I26B, unit, format!("{other} is down"));
             }
         }
         if self.resynced.contains(unit) {
-            return broken(PROMISES[34], unit, "");
+            return broken(promises::I26C, unit, "");
         }
         Ok(())
     }
@@ -283,7 +245,7 @@ impl Oracle {
             starts.pop_front();
         }
         if slow && starts.len() > 6 {
-            return broken(PROMISES[18], unit, format!("{} in 60 s", starts.len()));
+            return broken(promises::I33, unit, format!("{} in 60 s", starts.len()));
         }
         Ok(())
     }
@@ -293,8 +255,8 @@ impl Oracle {
         let Some(spec) = self.specs.get(unit) else { return Ok(()) };
         match self.asked_at.get(unit) {
             Some(asked) if world.now >= *asked + spec.stop.timeout => Ok(()),
-            Some(asked) => broken(PROMISES[12], unit, format!("after {:?}", world.now.since(*asked))),
-            None => broken(PROMISES[12], unit, "never asked"),
+            Some(asked) => broken(promises::I21, unit, format!("after {:?}", world.now.since(*asked))),
+            None => broken(promises::I21, unit, "never asked"),
         }
     }
 
@@ -311,12 +273,16 @@ impl Oracle {
                     );
                     let seen = world.table.get(&run).map_or(0, |process| process.bad_answers);
                     if *checks < threshold || (net && seen < threshold) {
-                        return broken(PROMISES[30], unit, format!("{seen} of {threshold} seen"));
+                        return broken(promises::I25B, unit, format!("{seen} of {threshold} seen"));
                     }
                 }
                 let lives = world.table.get(&run).is_some_and(|process| process.lives());
+                let said_ready = world.table.get(&run).is_some_and(|process| process.said_ready);
+                if said_ready && matches!(cause, Cause::NotReady { .. }) {
+                    return broken(promises::I49, unit, format!("run {run}"));
+                }
                 if lives && matches!(cause, Cause::Exited(_)) {
-                    return broken(PROMISES[9], unit, format!("run {run}: {cause}"));
+                    return broken(promises::I12B, unit, format!("run {run}: {cause}"));
                 }
                 Ok(())
             }
@@ -330,6 +296,10 @@ impl Oracle {
                 self.not_before.insert(unit.clone(), (failed_at + spec.restart.delays[index], run));
                 Ok(())
             }
+            RecordKind::GaveUp { .. } => {
+                self.not_before.remove(unit); // held: the next start is an operator's
+                Ok(())
+            }
             RecordKind::Shortage { .. } => {
                 if let Some(starts) = self.starts.get_mut(unit) {
                     starts.pop_back(); // it never ran
@@ -340,7 +310,7 @@ impl Oracle {
                 self.ordered.extend(self.newest.get(unit));
                 Ok(())
             }
-            RecordKind::Stuck if !self.killed.contains(unit) => broken(PROMISES[13], unit, ""),
+            RecordKind::Stuck if !self.killed.contains(unit) => broken(promises::I21B, unit, ""),
             RecordKind::Stopping if self.shutting_down => self.on_stopping(world, unit),
             RecordKind::Active { .. } => self.on_active(world, unit, record.run),
             RecordKind::Resynced { .. } => {
@@ -366,7 +336,6 @@ impl Oracle {
             | RecordKind::Killed
             | RecordKind::Stopped { .. }
             | RecordKind::Finished { .. }
-            | RecordKind::GaveUp { .. }
             | RecordKind::Unstuck
             | RecordKind::Reloaded
             | RecordKind::HookFailed { .. }
@@ -391,7 +360,7 @@ impl Oracle {
         };
         match self.specs.values().filter(|other| follows(other)).find(alive) {
             Some(other) if !self.killed.contains(&other.name) => {
-                broken(PROMISES[4], unit, format!("{} still lives", other.name))
+                broken(promises::I7, unit, format!("{} still lives", other.name))
             }
             Some(_) | None => Ok(()),
         }
@@ -406,7 +375,7 @@ impl Oracle {
             (_, crate::unit::spec::ReadyWhen::Exec(_)) => process.executed,
             (_, _) => process.ready,
         };
-        if truth { Ok(()) } else { broken(PROMISES[23], unit, "active, but not ready") }
+        if truth { Ok(()) } else { broken(promises::S1, unit, "active, but not ready") }
     }
 
     /// The engine was given an order.
@@ -458,14 +427,14 @@ impl Oracle {
     ) -> Verdict {
         let unknown = UnitName::parse("request").map_err(|_| never_named())?;
         let Some(order) = self.open_requests.remove(&request) else {
-            return broken(PROMISES[2], &unknown, format!("{request:?} answered twice"));
+            return broken(promises::I4, &unknown, format!("{request:?} answered twice"));
         };
         if let Order::Stop(_) = order {
             for (unit, outcome) in outcomes {
                 let overtaken = self.lifted.get(unit).is_some_and(|start| *start > request);
                 if matches!(outcome, Outcome::Done | Outcome::Already) && !overtaken {
                     if !world.is_empty(unit) {
-                        return broken(PROMISES[11], unit, "told stopped, but it lives");
+                        return broken(promises::I20, unit, "told stopped, but it lives");
                     }
                     self.down.insert(unit.clone());
                 }
@@ -522,7 +491,7 @@ impl Oracle {
         let living = world.table.values().filter(|process| process.lives()).map(|process| &process.unit);
         let strays = world.strays.iter().filter(|(_, strays)| !strays.is_empty()).map(|(unit, _)| unit);
         match living.chain(strays).find(|unit| !self.killed.contains(*unit)) {
-            Some(unit) => broken(PROMISES[20], unit, "told the end, but it lives and was not killed"),
+            Some(unit) => broken(promises::I35, unit, "told the end, but it lives and was not killed"),
             None => Ok(()),
         }
     }
@@ -531,11 +500,11 @@ impl Oracle {
         let Some(process) = world.table.get(&run) else { return Ok(()) };
         let unit = process.unit.clone();
         if process.lives() {
-            return broken(PROMISES[10], &unit, format!("run {run} lives"));
+            return broken(promises::I16, &unit, format!("run {run} lives"));
         }
         let settled = world.failed_runs.contains(&run) || self.pardoned(world, run);
         if self.owed.remove(&run).is_some() && !settled {
-            return broken(PROMISES[8], &unit, format!("run {run} was forgotten unrecorded"));
+            return broken(promises::I12, &unit, format!("run {run} was forgotten unrecorded"));
         }
         Ok(())
     }
@@ -580,14 +549,14 @@ impl Oracle {
         let views = engine.view();
         let any = UnitName::parse("all").map_err(|_| never_named())?;
         if effects > 32 + 24 * views.len() {
-            return broken(PROMISES[17], &any, format!("{effects} effects, {} units", views.len()));
+            return broken(promises::I32, &any, format!("{effects} effects, {} units", views.len()));
         }
         let starting = views.iter().filter(|view| view.state == StateWord::Activating).count();
         // An engine may inherit more than the cap (a start whose end was not committed is
         // taken up again), but it must not add to them.
         let before = self.starting.replace(starting).unwrap_or(usize::MAX);
         if starting > usize::try_from(self.cap).unwrap_or(usize::MAX) && starting > before {
-            return broken(PROMISES[19], &any, format!("{starting} starting, cap {}", self.cap));
+            return broken(promises::I34, &any, format!("{starting} starting, cap {}", self.cap));
         }
         for view in &views {
             let ready = |name: &&UnitName| {
@@ -607,16 +576,16 @@ impl Oracle {
                 | StateWord::Failed => None,
             };
             if says.is_some_and(|says| says != whole) && !self.shutting_down {
-                return broken(PROMISES[23], &view.name, format!("{:?}", view.state));
+                return broken(promises::S1, &view.name, format!("{:?}", view.state));
             }
             self.found_in_time(world, view)?;
             if view.reason.is_empty() {
-                return broken(PROMISES[25], &view.name, format!("{:?}", view.state));
+                return broken(promises::S2, &view.name, format!("{:?}", view.state));
             }
             if let Some(due) = view.next_retry_at
                 && world.now.since(due) > Duration::from_millis(300)
             {
-                return broken(PROMISES[6], &view.name, format!("due for {:?}", world.now.since(due)));
+                return broken(promises::I9B, &view.name, format!("due for {:?}", world.now.since(due)));
             }
         }
         Ok(())
@@ -643,7 +612,7 @@ impl Oracle {
         let bound = begun + each * health.threshold + health.interval + health.timeout + watchdog;
         if active && process.lives() && !self.shutting_down && world.now > bound + Duration::from_secs(2) {
             let late = world.now.since(bound);
-            return broken(PROMISES[31], &view.name, format!("{late:?} over the bound"));
+            return broken(promises::I25C, &view.name, format!("{late:?} over the bound"));
         }
         Ok(())
     }
@@ -673,13 +642,13 @@ impl Oracle {
                 || (view.state == StateWord::Inactive && spec.restart.policy != RestartPolicy::Always)
                 || matches!(view.state, StateWord::Active | StateWord::Degraded);
             if !excused {
-                return broken(PROMISES[21], &view.name, format!("{:?}: {}", view.state, view.reason));
+                return broken(promises::I44, &view.name, format!("{:?}: {}", view.state, view.reason));
             }
         }
         for view in &views {
             let row = world.rows.get(&view.name);
             if view.state == StateWord::Active && row.is_some_and(|row| !row.owed.is_empty()) {
-                return broken(PROMISES[32], &view.name, format!("{:?}", row.map(|row| &row.owed)));
+                return broken(promises::I26, &view.name, format!("{:?}", row.map(|row| &row.owed)));
             }
         }
         if let Some((request, order)) = self.open_requests.iter().next() {
@@ -699,12 +668,12 @@ impl Oracle {
                 | Order::Shutdown => false,
             };
             if !excused {
-                return broken(PROMISES[2], &unknown, format!("{request:?} {order:?} was never answered"));
+                return broken(promises::I4, &unknown, format!("{request:?} {order:?} was never answered"));
             }
         }
         for run in self.owed.keys() {
             if !world.failed_runs.contains(run) && !self.pardoned(world, *run) {
-                return broken(PROMISES[8], &self.owed[run], format!("run {run} never recorded"));
+                return broken(promises::I12, &self.owed[run], format!("run {run} never recorded"));
             }
         }
         Ok(())

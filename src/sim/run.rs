@@ -13,11 +13,13 @@ use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::adopt::{Boot, Inheritance};
 use crate::engine::durable::UnitDurable;
-use crate::engine::effect::{Effect, Mark, Role};
+use crate::engine::effect::{Effect, Mark, RecordKind, Role};
 use crate::engine::event::{Event, Order, RequestId, Rest};
+use crate::engine::view::{StateWord, UnitView};
 use crate::engine::{Effects, Engine, Settings};
 use crate::sim::bug::Bug;
-use crate::sim::oracle::{Broken, Oracle, PROMISES};
+use crate::sim::oracle::{Broken, Oracle};
+use crate::sim::promises;
 use crate::sim::setup::{self, Ending, Setup};
 use crate::sim::tape::{Domain, Tape};
 use crate::sim::world::{Happening, World};
@@ -82,7 +84,7 @@ struct Sim {
     orders_left: u64,
     reconfigurations_left: u64,
     request: u64,
-    /// The tick that is on its way, for which engine.
+    /// The tick that is on its way, and for which engine.
     armed: Option<(u64, Monotonic)>,
     /// Effects that are more than a periodic check.
     restless: u64,
@@ -136,7 +138,7 @@ impl Sim {
             return self.shut_down();
         }
         self.until(heal_at + LIVENESS)?;
-        let Some(engine) = &self.engine else { return self.fail(PROMISES[21], "no engine") };
+        let Some(engine) = &self.engine else { return self.fail(promises::I44, "no engine") };
         self.oracle.at_rest(&self.world, engine)?;
         self.quiet()?;
         if self.setup.ending == Ending::Shutdown { self.shut_down() } else { Ok(()) }
@@ -147,7 +149,7 @@ impl Sim {
             let Some(happening) = self.world.next_happening() else { break };
             self.happen(happening)?;
             if self.steps > STEPS_MAX {
-                return self.fail(PROMISES[22], "the engine runs in a circle");
+                return self.fail(promises::I46, "the engine runs in a circle");
             }
         }
         self.world.now = self.world.now.max(end);
@@ -160,7 +162,7 @@ impl Sim {
         self.until(self.world.now + Duration::from_secs(300))?;
         let restless = self.restless - before;
         if restless > 6 * self.setup.units.len() as u64 {
-            return self.fail(PROMISES[22], &format!("{restless} effects in quiet minutes"));
+            return self.fail(promises::I46, &format!("{restless} effects in quiet minutes"));
         }
         Ok(())
     }
@@ -177,7 +179,7 @@ impl Sim {
         let grace = Duration::from_secs(15 * 4 + 60) * u32::try_from(self.setup.units.len()).unwrap_or(1);
         self.until(self.world.now + grace)?;
         if !self.oracle.finished {
-            return self.fail(PROMISES[20], "it did not end");
+            return self.fail(promises::I35, "it did not end");
         }
         Ok(())
     }
@@ -210,7 +212,12 @@ impl Sim {
                 return self.step(Event::Resynced { run, outcome });
             }
             Happening::StrayEnds(unit) => self.world.stray_ends(&unit),
-            Happening::Arrives { engine, event } if engine == self.world.engine => return self.step(event),
+            Happening::Arrives { engine, event } if engine == self.world.engine => {
+                if let (Event::NotifiedReady { run }, true) = (&event, self.engine.is_some()) {
+                    self.world.note_ready(*run);
+                }
+                return self.step(event);
+            }
             Happening::ProbeAnswers { engine, run } if engine == self.world.engine => {
                 return self.answer_probe(run);
             }
@@ -244,7 +251,7 @@ impl Sim {
             boot,
             units: self.files.iter().map(|s| bug.map_or(s.clone(), |bug| bug.spec(s))).collect(),
             durable: self.world.rows.iter().map(row).collect(),
-            adopted: self.world.adopted(),
+            adopted: bug.map_or(self.world.adopted(), |bug| bug.adopted(self.world.adopted())),
             populated: self.world.populated(),
             next_run: RunId(self.world.run_max + 1),
         };
@@ -384,7 +391,7 @@ impl Sim {
             self.marks.extend(fx.drain_marks());
             let moved = fx.drain().any(|effect| effect != Effect::Release { run });
             if moved || format!("{engine:?}") != before {
-                return self.fail(PROMISES[15], "the state changed");
+                return self.fail(promises::I23, "the state changed");
             }
         }
         Ok(())
@@ -470,8 +477,13 @@ impl Sim {
         let before = engine.view();
         let mut fx = Effects::default();
         engine.step(self.world.now, Event::Configured { units: same }, &mut fx);
-        if fx.drain().next().is_some() || engine.view() != before {
-            return self.fail(PROMISES[16], "the engine moved");
+        // A look that any other event might have caused may say what a unit waits for, too.
+        let told = |effect: &Effect| matches!(effect, Effect::Record(record) if matches!(record.kind, RecordKind::Waiting { .. }));
+        let did: Vec<Effect> = fx.drain().filter(|effect| !told(effect)).collect();
+        let after = engine.view();
+        let changed = before.iter().zip(&after).find(|(before, after)| !is_same(before, after));
+        if !did.is_empty() || changed.is_some() || before.len() != after.len() {
+            return self.fail(promises::I29, &format!("{did:?} {changed:?}"));
         }
         match self.world.tape.below(Domain::Operator, 3) {
             0 => return Ok(()),
@@ -534,4 +546,13 @@ impl Sim {
             self.trace_lines.push(format!("{s:>6}.{ms:03} {}", line()));
         }
     }
+}
+
+/// Whether nothing happened to a unit. What a waiting one waits for, besides what it requires,
+/// is as it was when it was last looked at; a look may find one more name in an ordering.
+fn is_same(before: &UnitView, after: &UnitView) -> bool {
+    let waits = before.state == StateWord::Waiting && after.state == StateWord::Waiting;
+    let known =
+        UnitView { waiting_for: after.waiting_for.clone(), reason: after.reason.clone(), ..before.clone() };
+    before == after || (waits && known == *after)
 }

@@ -46,6 +46,8 @@ pub struct Process {
     pub sick_since: Option<Monotonic>,
     /// Bad answers in a row that the engine was given.
     pub bad_answers: u32,
+    /// An engine heard it say so, and had the keeper note it.
+    pub said_ready: bool,
     pub ended: Option<(Monotonic, Exit)>,
     /// The engine asked it to end (directly, or with its unit).
     pub asked: bool,
@@ -228,6 +230,7 @@ impl World {
             ready: false,
             sick_since: None,
             bad_answers: 0,
+            said_ready: false,
             ended: None,
             asked: false,
         };
@@ -378,6 +381,13 @@ impl World {
         }
     }
 
+    /// The shell has the keeper remember what a process said, before the engine hears it.
+    pub fn note_ready(&mut self, run: RunId) {
+        if let Some(process) = self.table.get_mut(&run) {
+            process.said_ready = true;
+        }
+    }
+
     pub fn ends(&mut self, run: RunId, exit: Exit) {
         let now = self.now;
         let Some(process) = self.table.get_mut(&run).filter(|process| process.lives()) else { return };
@@ -522,6 +532,7 @@ impl World {
             pid: process.pid,
             spawned_at: process.spawned_at,
             executed: process.executed,
+            said_ready: process.said_ready,
             asked: if process.asked { Asked::ToEnd } else { Asked::No },
             ended: process.ended,
         };

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -30,10 +30,11 @@ pub fn sealed(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
 /// The bytes of a sealed memfd.
 ///
 /// # Errors
-/// InvalidData when it is not sealed or above `BYTES_MAX`; ENOMEM.
-pub fn read(fd: impl AsFd) -> io::Result<Vec<u8>> {
+/// InvalidData when it is not sealed or above `BYTES_MAX`; ENOMEM. Never EMFILE: no further fd
+/// is opened.
+pub fn read(fd: OwnedFd) -> io::Result<Vec<u8>> {
     let seals = SealFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GET_SEALS)?);
-    let file = File::from(fd.as_fd().try_clone_to_owned()?);
+    let file = File::from(fd);
     let size = file.metadata()?.len();
     if !seals.contains(SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK) || size > BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the memory is not sealed or too large"));
@@ -50,7 +51,8 @@ mod tests {
     #[test]
     fn what_is_sealed_reads_back_and_cannot_be_changed() {
         let fd = sealed("test", b"plan").expect("memfd");
-        assert_eq!(read(&fd).expect("read"), b"plan");
-        assert!(File::from(fd).write_all_at(b"x", 0).is_err());
+        let same = fd.try_clone().expect("dup");
+        assert_eq!(read(fd).expect("read"), b"plan");
+        assert!(File::from(same).write_all_at(b"x", 0).is_err());
     }
 }

@@ -202,6 +202,9 @@ pub fn said(effect: &Effect) -> Option<String> {
         Effect::Release { run } => format!("release #{run}"),
         Effect::Probe { unit, run } => format!("probe {unit} #{run}"),
         Effect::WatchLog { unit, run } => format!("watch the log of {unit} #{run}"),
+        Effect::Check { unit, run } => format!("check {unit} #{run}"),
+        Effect::Resync { unit, run } => format!("resync {unit} #{run}"),
+        Effect::Alert(alert) => format!("alert {}: {}", alert.key, alert.message),
         Effect::Save { .. } => return None,
         Effect::Forget { unit } => format!("forget {unit}"),
         Effect::Record(record) => {
