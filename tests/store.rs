@@ -75,6 +75,10 @@ fn full_row() -> UnitDurable {
         ready: Some((RunId(40), Monotonic::from_ns(3))),
         held: Some("gave up".into()),
         finished: true,
+        own_failures: 2,
+        alerted: true,
+        owed: [UnitName::parse("redis").expect("name")].into(),
+        resync_failed: true,
     }
 }
 

@@ -282,7 +282,8 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     let mut effects = Effects::default();
     let Reading { units, errors, daemon } = reading;
     let durable = loaded.durable.clone();
-    let inherited = Inheritance { boot, units, durable, adopted, populated, next_run };
+    let engine = loaded.engine.clone();
+    let inherited = Inheritance { boot, units, durable, engine, adopted, populated, next_run };
     let take_over = if to_end { Engine::new_to_end } else { Engine::new };
     let engine = take_over(now, settings, inherited, &mut effects);
     let mut shell = Shell {

@@ -145,6 +145,7 @@ impl Hands {
             Effect::Resync { unit, run } => self.resync(&unit, run),
             Effect::Alert(alert) => self.writes.push(Write::Alert { alert, ts_us: stamp.ts_us }),
             Effect::WatchLog { unit, run } => self.watch_log(&unit, run),
+            Effect::SaveEngine(row) => self.writes.push(Write::SaveEngine(row)),
             Effect::Save { unit, durable } => self.writes.push(Write::Save { unit, durable }),
             Effect::Forget { unit } => {
                 self.specs.remove(&unit);

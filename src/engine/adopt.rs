@@ -11,8 +11,8 @@ use std::time::Duration;
 use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
-use crate::engine::durable::{Desired, UnitDurable};
-use crate::engine::effect::{AlertKind, Effect, Effects, Mark, RecordKind, Role};
+use crate::engine::durable::{Desired, EngineDurable, UnitDurable};
+use crate::engine::effect::{Effect, Effects, Mark, RecordKind, Role};
 use crate::engine::event::Rest;
 use crate::engine::health;
 use crate::engine::state::{
@@ -37,6 +37,8 @@ pub struct Inheritance {
     pub boot: Boot,
     pub units: Vec<Arc<UnitSpec>>,
     pub durable: BTreeMap<UnitName, UnitDurable>,
+    /// The row of the engine itself.
+    pub engine: EngineDurable,
     pub adopted: Vec<Adopted>,
     /// Units in whose cgroup anything lives now.
     pub populated: BTreeSet<UnitName>,
@@ -65,8 +67,11 @@ impl Engine {
     }
 
     fn take_over(self, now: Monotonic, inherited: Inheritance, fx: &mut Effects) -> Engine {
-        let Inheritance { boot, units, mut durable, adopted, populated, next_run: _ } = inherited;
+        let Inheritance { boot, units, mut durable, engine: row, adopted, populated, next_run: _ } =
+            inherited;
         let mut engine = self;
+        engine.durable = row.clone();
+        engine.saved = row;
         for spec in units {
             let mut row = durable.remove(&spec.name).unwrap_or_default();
             if boot == Boot::Fresh {
@@ -106,8 +111,7 @@ impl Engine {
         }
         engine.pull();
         if boot == Boot::Resumed {
-            let message = "the engine died and another took over; no service was touched".to_string();
-            Engine::raise_of_engine(AlertKind::EngineRestarted, format!("{}", now.as_ns()), message, fx);
+            engine.on_engine_death(now, fx);
         }
         ended.sort_by_key(|end| end.run);
         for end in ended {

@@ -50,6 +50,24 @@ pub struct UnitDurable {
     pub resync_failed: bool,
 }
 
+/// What of the engine itself must outlive it: one row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineDurable {
+    /// What was last found wrong in the files; an alert was raised for it.
+    pub config_errors: Vec<String>,
+    /// When engines died lately, CLOCK_BOOTTIME; at most `DEATHS_TO_SAFE_MODE`.
+    pub deaths: Vec<Monotonic>,
+    /// In safe mode since then.
+    pub safe_since: Option<Monotonic>,
+}
+
+impl EngineDurable {
+    /// The same row after a reboot.
+    pub fn after_reboot(self) -> EngineDurable {
+        EngineDurable { config_errors: self.config_errors, ..EngineDurable::default() }
+    }
+}
+
 impl UnitDurable {
     /// The same row after a reboot: no process lives, no deadline means anything, but what
     /// was asked for and the count of failures hold (design: never reset by a reboot).

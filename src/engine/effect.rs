@@ -9,7 +9,7 @@ use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
-use crate::engine::durable::UnitDurable;
+use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::event::RequestId;
 
 /// Which of the unit's commands a run executes.
@@ -58,6 +58,8 @@ pub enum Effect {
     WatchLog { unit: UnitName, run: RunId },
     /// Keep the unit's durable part: it replaces the row that stood there.
     Save { unit: UnitName, durable: UnitDurable },
+    /// Keep what of the engine itself must outlive it.
+    SaveEngine(EngineDurable),
     /// The unit is gone from the files and at rest: drop its row.
     Forget { unit: UnitName },
     /// One line of history, numbered and stamped by the shell.
@@ -224,6 +226,10 @@ pub enum AlertKind {
     ResyncFailed,
     /// The engine died and another took over.
     EngineRestarted,
+    /// So many deaths in so short a time that files are not followed by themselves any more.
+    SafeMode,
+    ConfigError,
+    ConfigMended,
 }
 
 impl AlertKind {
@@ -235,6 +241,9 @@ impl AlertKind {
             AlertKind::Stuck => "stuck",
             AlertKind::ResyncFailed => "resync-failed",
             AlertKind::EngineRestarted => "engine-restarted",
+            AlertKind::SafeMode => "safe-mode",
+            AlertKind::ConfigError => "config-error",
+            AlertKind::ConfigMended => "config-mended",
         }
     }
 }
@@ -413,4 +422,11 @@ marks! {
     AlertRaised,
     AlertRepeated,
     RecoveryRaised,
+    MainPidChanged,
+    TimeoutExtended,
+    /// A service announced a reload of its own and was ready again.
+    ReloadedByItself,
+    ConfigBroken,
+    ConfigMended,
+    SafeModeEntered,
 }

@@ -3,6 +3,7 @@
 //! Refuses: anything that has not happened yet.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::base::check::ProbeOutcome;
 use crate::base::exit::{Exit, RunId};
@@ -46,8 +47,29 @@ pub enum Event {
     NotifiedReady { run: RunId },
     /// A line of this run's output matches the unit's `readiness.log`.
     LogMatched { run: RunId },
+    /// Another word of sd_notify(3) from a process of this run's unit.
+    Said { run: RunId, said: Said },
+    /// What was found wrong in the files, a sentence each, file by file; empty = all is well.
+    ConfigJudged { errors: Vec<String> },
     /// An operator's order.
     Ordered { request: RequestId, order: Order },
+}
+
+/// What a service may say of itself, besides `READY=1` and `WATCHDOG=…` (sd_notify(3)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// `RELOADING=1`; `READY=1` follows when it is done.
+    Reloading,
+    /// `STOPPING=1`
+    Stopping,
+    /// `STATUS=`, cleaned. Empty = nothing to say any more.
+    Status(String),
+    /// `EXTEND_TIMEOUT_USEC=`, counted from now.
+    ExtendTimeout(Duration),
+    /// `WATCHDOG_USEC=`: the watchdog's period from now on.
+    WatchdogEvery(Duration),
+    /// `MAINPID=`, checked to be a process of the unit and known to the keeper as this run.
+    MainPid(i32),
 }
 
 /// Whether processes of the unit outlived its main process.

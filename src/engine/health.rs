@@ -26,7 +26,9 @@ const SUSPEND_SLACK: Duration = Duration::from_secs(5);
 pub(crate) fn begin(now: Monotonic, spec: &UnitSpec) -> Option<Watch> {
     let health = spec.health.as_ref()?;
     let step = match &health.check {
-        HealthCheck::Watchdog(every) => WatchStep::Watchdog { due: now + health.grace.max(*every) },
+        HealthCheck::Watchdog(every) => {
+            WatchStep::Watchdog { due: now + health.grace.max(*every), every: *every }
+        }
         HealthCheck::Net(_) | HealthCheck::Exec(_) => WatchStep::Next(now + health.interval),
     };
     Some(Watch { step, bad: 0, healthy: None })
@@ -64,11 +66,10 @@ impl Engine {
                 fx.mark(Mark::CheckDiscarded);
                 self.set_watch_step(name, WatchStep::Next(now + health.interval));
             }
-            WatchStep::Watchdog { due } if due <= now => {
-                let HealthCheck::Watchdog(every) = health.check else { return };
+            WatchStep::Watchdog { due, every } if due <= now => {
                 if now.since(due) > SUSPEND_SLACK {
                     fx.mark(Mark::CheckDiscarded);
-                    return self.set_watch_step(name, WatchStep::Watchdog { due: now + every });
+                    return self.set_watch_step(name, WatchStep::Watchdog { due: now + every, every });
                 }
                 fx.mark(Mark::WatchdogMissed);
                 let silent_ms = u64::try_from(every.as_millis()).unwrap_or(u64::MAX);
@@ -207,9 +208,9 @@ impl Engine {
     /// `WATCHDOG=1`: the service lives.
     pub(crate) fn on_pinged(&mut self, now: Monotonic, run: RunId, fx: &mut Effects) {
         let Some(name) = self.runs.get(&run).cloned() else { return fx.mark(Mark::LateNewsIgnored) };
-        let Some((active, health)) = self.watched(&name) else { return };
-        let (Some(watch), HealthCheck::Watchdog(every)) = (&mut active.health, health.check) else { return };
-        watch.step = WatchStep::Watchdog { due: now + every };
+        let Some((active, _)) = self.watched(&name) else { return };
+        let Some(Watch { step: WatchStep::Watchdog { due, every }, .. }) = &mut active.health else { return };
+        *due = now + *every;
         self.touched.insert(name.clone());
         self.on_good_check(now, &name, fx);
     }

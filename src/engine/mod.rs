@@ -18,6 +18,8 @@ mod order;
 mod plan;
 mod restart;
 mod resync;
+pub mod safe;
+mod said;
 mod start;
 mod state;
 mod stop;
@@ -31,7 +33,7 @@ use crate::base::limits;
 use crate::base::luck::Luck;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
-use crate::engine::durable::UnitDurable;
+use crate::engine::durable::{EngineDurable, UnitDurable};
 pub use crate::engine::effect::Effects;
 use crate::engine::effect::{AlertKind, Cause, Effect, Mark, RecordKind, Role};
 use crate::engine::event::{Event, RequestId, Rest};
@@ -98,6 +100,10 @@ pub struct Engine {
     jobs: BTreeMap<RequestId, Job>,
     shutting_down: bool,
     finished: bool,
+    /// What of the engine itself must outlive it.
+    durable: EngineDurable,
+    /// What the store was last told.
+    saved: EngineDurable,
 }
 
 impl Engine {
@@ -117,6 +123,8 @@ impl Engine {
             Event::WatchdogTriggered { run } => self.on_watchdog_triggered(now, run, fx),
             Event::Resynced { run, outcome } => self.on_resynced(now, run, outcome, fx),
             Event::NotifiedReady { run } | Event::LogMatched { run } => self.on_said_ready(now, run, fx),
+            Event::Said { run, said } => self.on_said(now, run, said, fx),
+            Event::ConfigJudged { errors } => self.on_config_judged(now, errors, fx),
             Event::Ordered { request, order } => self.on_ordered(now, request, order, fx),
         }
         self.finish_step(now, fx);
@@ -144,6 +152,10 @@ impl Engine {
                 unit.saved = unit.durable.clone();
                 fx.push(Effect::Save { unit: name.clone(), durable: unit.durable.clone() });
             }
+        }
+        if self.durable != self.saved {
+            self.saved = self.durable.clone();
+            fx.push(Effect::SaveEngine(self.durable.clone()));
         }
         self.answer_jobs(fx);
         if self.shutting_down && !self.finished && self.units.values().all(|u| u.at_rest() || u.is_stuck()) {
@@ -524,6 +536,8 @@ impl Engine {
             jobs: BTreeMap::new(),
             shutting_down: false,
             finished: false,
+            durable: EngineDurable::default(),
+            saved: EngineDurable::default(),
         }
     }
 

@@ -153,6 +153,8 @@ impl Engine {
         unit.durable.owed.clear();
         unit.durable.resync_failed = false;
         unit.restarting = false;
+        unit.status = None;
+        unit.uttered = None;
         if let Some(due) = due {
             // A try after a shortage comes here without a due time: one restart counts once.
             unit.durable.restarts += 1;
@@ -276,6 +278,7 @@ impl Engine {
             self.on_ready(now, &name, fx);
         } else {
             fx.mark(Mark::LateNewsIgnored);
+            self.end_own_reload(&name, run, fx);
         }
     }
 

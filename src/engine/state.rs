@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
@@ -151,7 +152,7 @@ pub(crate) enum WatchStep {
     /// A hung check process was killed; its end begins the next interval.
     Killed { check: RunId },
     /// `WATCHDOG=1` is due until then.
-    Watchdog { due: Monotonic },
+    Watchdog { due: Monotonic, every: Duration },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,6 +226,13 @@ pub(crate) enum Hold {
     Stuck { then: Then },
 }
 
+/// What a service announced by sd_notify(3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Uttered {
+    Reloading,
+    Stopping,
+}
+
 /// A process that lives, as far as we know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Living {
@@ -268,6 +276,10 @@ pub(crate) struct Unit {
     pub main_exit: Option<(RunId, Exit)>,
     /// How the last failure or end reads.
     pub last: Option<String>,
+    /// What its newest run says of itself (`STATUS=`).
+    pub status: Option<String>,
+    /// What its newest run is about to do by itself.
+    pub uttered: Option<Uttered>,
     /// Entry of this unit in the engine's deadline index.
     pub armed: Option<Monotonic>,
 }
@@ -290,6 +302,8 @@ impl Unit {
             removed: false,
             main_exit: None,
             last: None,
+            status: None,
+            uttered: None,
             armed: None,
         }
     }
@@ -376,7 +390,7 @@ impl Unit {
                     WatchStep::Next(at) => Some(at),
                     WatchStep::InFlight { hung_at, .. } => Some(hung_at),
                     WatchStep::Killed { .. } => None,
-                    WatchStep::Watchdog { due } => Some(due),
+                    WatchStep::Watchdog { due, .. } => Some(due),
                 });
                 let resync = active.resync.map(|resync| match resync {
                     Resyncing::Due { at, .. } => at,

@@ -122,6 +122,7 @@ impl Oracle {
             | Effect::Probe { .. }
             | Effect::WatchLog { .. }
             | Effect::Save { .. }
+            | Effect::SaveEngine(_)
             | Effect::Forget { .. }
             | Effect::Reply { .. }
             | Effect::Finished => Ok(()),

@@ -248,6 +248,7 @@ impl Sim {
         };
         let cap = bug.map_or(self.setup.start_concurrency, |bug| bug.cap(self.setup.start_concurrency));
         let inherited = Inheritance {
+            engine: self.world.engine_row.clone(),
             boot,
             units: self.files.iter().map(|s| bug.map_or(s.clone(), |bug| bug.spec(s))).collect(),
             durable: self.world.rows.iter().map(row).collect(),
@@ -331,6 +332,7 @@ impl Sim {
                 Effect::WatchLog { .. } => {}
                 Effect::Release { run } if self.bug == Some(Bug::EarlyRelease) => self.release(run)?,
                 Effect::Save { .. }
+                | Effect::SaveEngine(_)
                 | Effect::Forget { .. }
                 | Effect::Record(_)
                 | Effect::Alert(_)

@@ -11,7 +11,7 @@ use crate::base::name::UnitName;
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::adopt::Boot;
-use crate::engine::durable::UnitDurable;
+use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::effect::{Alert, Effect, Record, RecordKind, Role};
 use crate::engine::event::{Event, Rest};
 use crate::engine::{Adopted, Asked};
@@ -125,6 +125,8 @@ pub struct World {
     pub table: BTreeMap<RunId, Process>,
     pub strays: BTreeMap<UnitName, Vec<Stray>>,
     /// Committed rows and events.
+    /// What is committed of the engine itself.
+    pub engine_row: EngineDurable,
     pub rows: BTreeMap<UnitName, UnitDurable>,
     pub events: Vec<Record>,
     pub failed_runs: BTreeSet<RunId>,
@@ -148,6 +150,7 @@ impl World {
             specs: BTreeMap::new(),
             table: BTreeMap::new(),
             strays: BTreeMap::new(),
+            engine_row: EngineDurable::default(),
             rows: BTreeMap::new(),
             events: Vec::new(),
             failed_runs: BTreeSet::new(),
@@ -462,6 +465,7 @@ impl World {
             let batch = self.pending.remove(0);
             for effect in batch.effects {
                 match effect {
+                    Effect::SaveEngine(row) => self.engine_row = row,
                     Effect::Save { unit, durable } => {
                         self.rows.insert(unit, durable);
                     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
 
 use crate::base::{exit::RunId, name::UnitName};
-use crate::engine::durable::UnitDurable;
+use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::store::row::{EventQuery, EventRow};
 use crate::store::writer::Write;
 use crate::store::{StoreError, row};
@@ -68,7 +68,9 @@ const MIGRATIONS: [&str; 2] = [
     ALTER TABLE unit ADD COLUMN owed TEXT NOT NULL DEFAULT '';
     ALTER TABLE unit ADD COLUMN resync_failed INTEGER NOT NULL DEFAULT 0 CHECK (resync_failed IN (0, 1));
     CREATE TABLE alert (
-        key TEXT PRIMARY KEY,
+        -- Rows are delivered in this order.
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        key TEXT NOT NULL UNIQUE,
         ts_us INTEGER NOT NULL,
         unit TEXT,
         kind TEXT NOT NULL,
@@ -79,6 +81,23 @@ const MIGRATIONS: [&str; 2] = [
         affected TEXT NOT NULL,
         -- Names of channels, separated by spaces; NULL = every channel.
         channels TEXT
+    ) STRICT;
+    -- How far an alert is with a channel; no row = not tried yet.
+    CREATE TABLE delivery (
+        alert INTEGER NOT NULL REFERENCES alert (id) ON DELETE CASCADE,
+        channel TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('pending', 'delivered', 'parked')),
+        attempts INTEGER NOT NULL,
+        -- Of the last change, wall clock.
+        ts_us INTEGER NOT NULL,
+        -- What the last attempt was told, when it failed.
+        error TEXT,
+        PRIMARY KEY (alert, channel)
+    ) STRICT, WITHOUT ROWID;
+    -- The last version of each unit file that was without error: in force while the file is broken.
+    CREATE TABLE last_good (
+        file TEXT PRIMARY KEY,
+        text TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
 ];
@@ -104,6 +123,8 @@ pub enum Phase {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
     pub durable: BTreeMap<UnitName, UnitDurable>,
+    /// The row of the engine itself.
+    pub engine: EngineDurable,
     /// Of the boot before this open; none in a new home.
     pub boot_id: Option<String>,
     /// No run of this home had this id or a greater one; `RUNS_PER_RESERVE` ids from here
@@ -246,11 +267,14 @@ fn migrate(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
 fn look(db: &Connection, boot_id: &str) -> Result<(Loaded, Vec<Write>), StoreError> {
     let mut owed = Vec::new();
     let mut durable = row::load_units(db)?;
+    let mut engine = row::load_engine(db)?;
     let old_boot = read_meta(db, "boot_id")?;
     if old_boot.as_deref().is_some_and(|old| old != boot_id) {
         durable = durable.into_iter().map(|(name, row)| (name, row.after_reboot())).collect();
         let saves = durable.iter().map(|(unit, row)| (unit.clone(), row.clone()));
         owed.extend(saves.map(|(unit, durable)| Write::Save { unit, durable }));
+        engine = engine.after_reboot();
+        owed.push(Write::SaveEngine(engine.clone()));
     }
     let reserved = read_meta(db, "next_run")?;
     let next_run: u64 = reserved.as_deref().and_then(|text| text.parse().ok()).unwrap_or(1);
@@ -258,6 +282,7 @@ fn look(db: &Connection, boot_id: &str) -> Result<(Loaded, Vec<Write>), StoreErr
     owed.push(Write::Boot { id: boot_id.to_string() });
     let loaded = Loaded {
         durable,
+        engine,
         boot_id: old_boot,
         next_run: RunId(next_run),
         last_event_id: last_event_id(db)?,

@@ -8,7 +8,7 @@ use rusqlite::{Connection, Row, params};
 use serde_json::{Map, Value};
 
 use crate::base::{exit::RunId, limits, name::UnitName, time::Monotonic};
-use crate::engine::durable::{Desired, UnitDurable};
+use crate::engine::durable::{Desired, EngineDurable, UnitDurable};
 use crate::engine::effect::Alert;
 use crate::store::writer::Write;
 use crate::store::{StoreError, open};
@@ -90,6 +90,7 @@ pub(crate) fn write(db: &Connection, write: &Write) -> Result<(), rusqlite::Erro
         Write::ReserveRuns { until } => open::write_meta(db, "next_run", &until.0.to_string()),
         Write::Life(life) => open::write_life(db, *life),
         Write::Boot { id } => open::write_meta(db, "boot_id", id),
+        Write::SaveEngine(durable) => save_engine(db, durable),
         Write::Alert { alert, ts_us } => insert_alert(db, alert, *ts_us),
         Write::Event(_) => Ok(()),
     }
@@ -209,6 +210,25 @@ fn save_unit(db: &Connection, unit: &UnitName, row: &UnitDurable) -> Result<(), 
         row.resync_failed,
     ])?;
     Ok(())
+}
+
+fn save_engine(db: &Connection, row: &EngineDurable) -> Result<(), rusqlite::Error> {
+    let deaths: Vec<String> = row.deaths.iter().map(|at| at.as_ns().to_string()).collect();
+    let safe_since = row.safe_since.map(|at| at.as_ns().to_string()).unwrap_or_default();
+    open::write_meta(db, "config_errors", &Value::from(row.config_errors.clone()).to_string())?;
+    open::write_meta(db, "engine_deaths", &deaths.join(" "))?;
+    open::write_meta(db, "safe_since", &safe_since)
+}
+
+/// The row of the engine itself; what cannot be read is as in a new home.
+pub(crate) fn load_engine(db: &Connection) -> Result<EngineDurable, StoreError> {
+    let text = |key: &str| Ok::<_, StoreError>(open::read_meta(db, key)?.unwrap_or_default());
+    let time = |word: &str| word.parse().ok().map(Monotonic::from_ns);
+    Ok(EngineDurable {
+        config_errors: serde_json::from_str(&text("config_errors")?).unwrap_or_default(),
+        deaths: text("engine_deaths")?.split_whitespace().filter_map(time).collect(),
+        safe_since: time(&text("safe_since")?),
+    })
 }
 
 /// Keeps an alert. The same key stands there already when the engine raised it, died, and

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::base::{exit::RunId, name::UnitName};
-use crate::engine::durable::UnitDurable;
+use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::effect::Alert;
 use crate::store::open::{Life, Opened};
 use crate::store::row::{EventQuery, EventRow, Level, NewEvent};
@@ -41,6 +41,8 @@ pub enum Write {
     Forget {
         unit: UnitName,
     },
+    /// Replaces the row of the engine itself.
+    SaveEngine(EngineDurable),
     Event(NewEvent),
     /// Kept until every channel has it; the same key is kept once.
     Alert {
@@ -238,7 +240,7 @@ impl Writer {
                 Write::Save { unit, .. } | Write::Forget { unit } => {
                     units.insert(unit.clone(), write);
                 }
-                Write::Alert { .. } => rest.push_back(write),
+                Write::Alert { .. } | Write::SaveEngine(_) => rest.push_back(write),
                 Write::Event(_) | Write::ReserveRuns { .. } | Write::Life(_) | Write::Boot { .. } => {
                     rest.push_back(write);
                 }
@@ -371,6 +373,7 @@ fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option<Write> {
         Write::Save { .. }
         | Write::Forget { .. }
         | Write::Alert { .. }
+        | Write::SaveEngine(_)
         | Write::ReserveRuns { .. }
         | Write::Life(_)
         | Write::Boot { .. } => None,
