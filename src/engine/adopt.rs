@@ -295,10 +295,11 @@ fn living_state(unit: &Unit, rows: &[&Adopted], now: Monotonic, fx: &mut Effects
                 let owed = row.owed.iter().filter(|other| spec.unit.requires.contains(other));
                 let missing = if resync.is_some() { Vec::new() } else { owed.cloned().collect() };
                 let mut health = health::begin(now, spec);
-                if let (Some(watch), Some(check)) =
+                if let (Some(watch), Some((check, _, at))) =
                     (&mut health, hook(|role| (role == Role::HealthCheck).then_some(0)))
                 {
-                    watch.step = WatchStep::Killed { check: check.0 };
+                    let hung_at = at + spec.health.as_ref().map_or(Duration::ZERO, |health| health.timeout);
+                    watch.step = WatchStep::InFlight { check: Some(check), begun: at, hung_at };
                 }
                 return State::Active(Active {
                     main: Some(main),

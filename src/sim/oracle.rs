@@ -68,6 +68,8 @@ pub struct Oracle {
     checks: BTreeMap<RunId, UnitName>,
     /// Acknowledged, and no requirement lost since.
     resynced: BTreeSet<UnitName>,
+    /// When a process of the unit last could not be forked.
+    short_at: BTreeMap<UnitName, Monotonic>,
     /// When the engine that lives now took over.
     took_over_at: Monotonic,
     pub shutting_down: bool,
@@ -302,6 +304,7 @@ impl Oracle {
                 Ok(())
             }
             RecordKind::Shortage { .. } => {
+                self.short_at.insert(unit.clone(), world.now);
                 if let Some(starts) = self.starts.get_mut(unit) {
                     starts.pop_back(); // it never ran
                 }
@@ -455,7 +458,6 @@ impl Oracle {
         self.open_requests.clear();
         self.checks.clear();
         self.resynced.clear();
-        self.took_over_at = world.now;
         // What runs on without a file is a stranger to the next engine: its place in the
         // order went with its file.
         self.specs.retain(|name, _| self.files.contains(name));
@@ -464,6 +466,10 @@ impl Oracle {
         self.starting = None;
         self.newest.clear();
         self.ordered.clear();
+    }
+
+    pub fn on_engine_start(&mut self, now: Monotonic) {
+        self.took_over_at = now;
     }
 
     /// The keeper and all services are gone: nothing is owed, everything begins anew.
@@ -607,7 +613,8 @@ impl Oracle {
                 Duration::ZERO
             }
         };
-        let begun = sick.max(self.took_over_at).max(view.since) + health.grace;
+        let short = self.short_at.get(&view.name).copied().unwrap_or(Monotonic::ZERO);
+        let begun = sick.max(self.took_over_at).max(view.since).max(short) + health.grace;
         // Each hung check of a shorter interval than its timeout puts the next one off.
         let each = health.interval.max(health.timeout);
         let bound = begun + each * health.threshold + health.interval + health.timeout + watchdog;

@@ -222,7 +222,7 @@ impl Sim {
                 return self.answer_probe(run);
             }
             Happening::Commits { engine, batch } if engine == self.world.engine => return self.commit(batch),
-            Happening::Tick { engine } if engine == self.world.engine => {
+            Happening::Tick { engine, at } if self.armed == Some((engine, at)) => {
                 self.armed = None;
                 return self.step(Event::Tick);
             }
@@ -266,6 +266,7 @@ impl Sim {
             Engine::new(now, settings, inherited, &mut fx)
         };
         self.engine = Some(engine);
+        self.oracle.on_engine_start(now);
         self.say(|| "ENGINE STARTS".to_string());
         self.perform(fx)
     }
@@ -361,7 +362,7 @@ impl Sim {
             } else {
                 Duration::ZERO
             };
-            self.world.at(at + wait, Happening::Tick { engine: incarnation });
+            self.world.at(at + wait, Happening::Tick { engine: incarnation, at });
         }
         self.disturb()
     }
@@ -501,6 +502,8 @@ impl Sim {
                     stop: self.files[index as usize].stop.clone(),
                     service: self.files[index as usize].service.clone(),
                     readiness: self.files[index as usize].readiness.clone(),
+                    health: self.files[index as usize].health.clone(),
+                    alert: self.files[index as usize].alert.clone(),
                     ..UnitSpec::clone(&changed)
                 };
                 self.files[index as usize] = Arc::new(calm);

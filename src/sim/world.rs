@@ -96,8 +96,10 @@ pub enum Happening {
         engine: u64,
         batch: u64,
     },
+    /// A deadline of that engine; it is void when another was armed since.
     Tick {
         engine: u64,
+        at: Monotonic,
     },
     EngineStarts {
         boot: Boot,
@@ -256,7 +258,9 @@ impl World {
             .specs
             .get(unit)
             .is_some_and(|spec| spec.service.kind == crate::unit::spec::ServiceType::Oneshot);
-        let kill = if self.rate(Domain::Process, faults.stuck_per_mille) {
+        // A check or a resync in the D state only puts the next one off; nothing to learn from.
+        let passing = matches!(role, Role::HealthCheck | Role::Resync);
+        let kill = if self.rate(Domain::Process, faults.stuck_per_mille) && !passing {
             self.some_ms(Domain::Process, 30_000)
         } else {
             Duration::ZERO
