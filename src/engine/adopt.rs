@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
+use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::durable::{Desired, EngineDurable, UnitDurable};
 use crate::engine::effect::{Effect, Effects, Mark, RecordKind, Role};
@@ -20,7 +21,7 @@ use crate::engine::state::{
     StopStep, Then, Unit, WatchStep, WhyInactive,
 };
 use crate::engine::{Adopted, Engine, Settings};
-use crate::unit::spec::{ReadyWhen, ServiceType, UnitSpec};
+use crate::unit::spec::{OnLoss, ReadyWhen, ServiceType, UnitSpec};
 
 /// Whether services may be alive from before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,8 +205,35 @@ impl Engine {
             let over: Vec<RunId> = ended.iter().map(|end| end.run).collect();
             self.ask_to_end(name, |run| !over.contains(&run), fx);
         }
+        if !matches!(state, State::Active(_)) {
+            self.end_leftovers(name, fx);
+        }
         self.set_state(now, name, state);
+        self.go_on_falling(name, fx);
         self.ask_strays(name, fx);
+    }
+
+    /// A loss that takes the unit down was met, but it had not gone yet.
+    fn go_on_falling(&mut self, name: &UnitName, fx: &mut Effects) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        let falls = |other: &UnitName| {
+            unit.spec.dependency.get(other).is_some_and(|edge| edge.on_loss != OnLoss::Degrade)
+        };
+        if matches!(unit.state, State::Active(_)) && unit.durable.owed.iter().any(falls) {
+            fx.mark(Mark::LossStopped);
+            unit.restarting = true;
+        }
+    }
+
+    /// Checks and the like of a unit that was active, which no commit kept: nobody waits for them.
+    fn end_leftovers(&mut self, name: &UnitName, fx: &mut Effects) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        for (run, living) in &mut unit.living {
+            if matches!(living.role, Role::HealthCheck | Role::Resync | Role::ReloadCommand) {
+                living.asked = Asked::ToEnd;
+                fx.push(Effect::End { run: *run, signal: Signal::KILL });
+            }
+        }
     }
 }
 

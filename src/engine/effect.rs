@@ -2,6 +2,7 @@
 //!
 //! Refuses: doing it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::base::duration::Pretty;
@@ -11,6 +12,7 @@ use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::event::RequestId;
+use crate::engine::view::StateWord;
 
 /// Which of the unit's commands a run executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -191,6 +193,12 @@ pub enum RecordKind {
         why: String,
         next_ms: Option<u64>,
     },
+    /// Another state, where no other record of the same step tells why.
+    Changed {
+        from: StateWord,
+        to: StateWord,
+        why: String,
+    },
     AlertRaised {
         key: String,
         kind: AlertKind,
@@ -308,6 +316,8 @@ pub struct Effects {
     list: Vec<Effect>,
     /// Told only after everything of this step is saved: releases, replies, the end.
     late: Vec<Effect>,
+    /// Units with a record in this step.
+    recorded: BTreeSet<UnitName>,
     marks: Vec<Mark>,
 }
 
@@ -325,10 +335,17 @@ impl Effects {
     }
 
     pub(crate) fn record(&mut self, unit: &UnitName, run: Option<RunId>, kind: RecordKind) {
+        self.recorded.insert(unit.clone());
         self.list.push(Effect::Record(Record { unit: Some(unit.clone()), run, kind }));
     }
 
+    /// Whether history has a line of this unit from this step.
+    pub(crate) fn has_record(&self, unit: &UnitName) -> bool {
+        self.recorded.contains(unit)
+    }
+
     pub(crate) fn seal(&mut self) {
+        self.recorded.clear();
         self.list.append(&mut self.late);
     }
 
@@ -401,6 +418,8 @@ marks! {
     /// Neither the store nor the keeper knows how the run ended.
     VanishedWithKeeper,
     Degraded,
+    /// A degraded unit lost one more requirement.
+    LostAnother,
     Restored,
     RemovedWhileRunning,
     ReadyCheckFailed,

@@ -146,6 +146,7 @@ impl Engine {
         }
         for name in std::mem::take(&mut self.touched) {
             self.rearm(&name);
+            self.tell_state(&name, fx);
             self.tell_jobs(&name, fx);
             let Some(unit) = self.units.get_mut(&name) else { continue };
             if unit.durable != unit.saved {
@@ -163,6 +164,20 @@ impl Engine {
             fx.push_late(Effect::Finished);
         }
         fx.seal();
+    }
+
+    /// Every change of state has its cause in history, from the same step.
+    fn tell_state(&mut self, name: &UnitName, fx: &mut Effects) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        let (from, to) = (unit.told, view::word(&unit.state));
+        if from == to {
+            return;
+        }
+        unit.told = to;
+        if !fx.has_record(name) {
+            let (run, why) = (unit.main, view::reason(unit));
+            fx.record(name, run, RecordKind::Changed { from, to, why });
+        }
     }
 
     fn rearm(&mut self, name: &UnitName) {

@@ -321,6 +321,8 @@ impl Engine {
         let reset_at = (failures > 0).then(|| now + unit.spec.restart.reset_after);
         unit.durable.ready = main.map(|main| (main, now));
         unit.durable.finished = main.is_none();
+        // What stands here is of an older run, when the row of this one's start was not committed.
+        unit.durable.owed.clear();
         let down_since = unit.durable.down_since.take();
         let run = unit.main;
         let health = main.and_then(|_| health::begin(now, &unit.spec));
@@ -518,8 +520,8 @@ impl Engine {
             }
             return;
         }
-        if was_whole {
-            fx.mark(Mark::Degraded);
+        if !lost.is_empty() {
+            fx.mark(if was_whole { Mark::Degraded } else { Mark::LostAnother });
             fx.record(name, run, RecordKind::Degraded { for_units: missing });
         }
         self.abort_resync(name, fx);

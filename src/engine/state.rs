@@ -12,6 +12,7 @@ use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::durable::{Desired, UnitDurable};
 use crate::engine::effect::Role;
+use crate::engine::view::StateWord;
 use crate::unit::spec::UnitSpec;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -280,6 +281,8 @@ pub(crate) struct Unit {
     pub status: Option<String>,
     /// What its newest run is about to do by itself.
     pub uttered: Option<Uttered>,
+    /// The state that history knows of.
+    pub told: StateWord,
     /// Entry of this unit in the engine's deadline index.
     pub armed: Option<Monotonic>,
 }
@@ -304,6 +307,7 @@ impl Unit {
             last: None,
             status: None,
             uttered: None,
+            told: StateWord::Inactive,
             armed: None,
         }
     }

@@ -7,7 +7,7 @@ use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::Engine;
 use crate::engine::state::{
-    Activating, Active, Blockers, Hold, Probing, Resyncing, StartStep, State, StopStep, Unit, WhyInactive,
+    Activating, Active, Blockers, Hold, Probing, Resyncing, StartStep, State, StopStep, Unit, Uttered, WhyInactive,
 };
 
 /// The words of the contract.
@@ -113,7 +113,7 @@ fn view(unit: &Unit) -> UnitView {
     }
 }
 
-fn word(state: &State) -> StateWord {
+pub(crate) fn word(state: &State) -> StateWord {
     match state {
         State::Inactive { .. } => StateWord::Inactive,
         State::Waiting { .. } => StateWord::Waiting,
@@ -138,7 +138,25 @@ fn waiting_for(state: &State) -> Vec<UnitName> {
     }
 }
 
-fn reason(unit: &Unit) -> String {
+/// Why it is so, in one sentence, with what the service says of itself.
+pub(crate) fn reason(unit: &Unit) -> String {
+    let reason = own_reason(unit);
+    let uttered = match (&unit.state, unit.uttered) {
+        (State::Active(_), Some(Uttered::Reloading)) => format!("{reason}; reloads by itself"),
+        (State::Active(_) | State::Activating(_), Some(Uttered::Stopping)) => {
+            format!("{reason}; says that it stops")
+        }
+        (_, Some(_) | None) => reason,
+    };
+    match (&unit.state, &unit.status) {
+        (State::Active(_) | State::Activating(_) | State::Deactivating { .. }, Some(status)) => {
+            format!("{uttered}; it says: {status}")
+        }
+        (_, Some(_) | None) => uttered,
+    }
+}
+
+fn own_reason(unit: &Unit) -> String {
     let last = || unit.last.clone().unwrap_or_else(|| "it failed".to_string());
     match &unit.state {
         State::Inactive { why: WhyInactive::NotWanted } => "not wanted: enabled = false".to_string(),

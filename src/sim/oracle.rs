@@ -18,7 +18,7 @@ use crate::engine::view::{StateWord, UnitView};
 use crate::sim::books::Books;
 use crate::sim::promises;
 use crate::sim::world::World;
-use crate::unit::spec::{RestartPolicy, ServiceType, UnitSpec};
+use crate::unit::spec::{OnLoss, RestartPolicy, ServiceType, UnitSpec};
 
 /// What went wrong, when, and which promise it breaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -202,7 +202,7 @@ impl Oracle {
         if self.down.contains(unit) {
             return broken(promises::I20, unit, "spawned after an answered stop");
         }
-        self.on_start_rate(world.now, unit, &spec)
+        self.on_start_rate(world.now, unit)
     }
 
     fn on_resync(&mut self, world: &World, engine: &Engine, unit: &UnitName) -> Verdict {
@@ -239,9 +239,8 @@ impl Oracle {
         !oneshot && world.lives_in(unit).next().is_none() && !recent
     }
 
-    fn on_start_rate(&mut self, now: Monotonic, unit: &UnitName, spec: &UnitSpec) -> Verdict {
-        let slow = spec.restart.delays.iter().all(|delay| *delay >= Duration::from_secs(5))
-            && spec.restart.reset_after >= Duration::from_secs(60);
+    fn on_start_rate(&mut self, now: Monotonic, unit: &UnitName) -> Verdict {
+        let slow = self.is_slow(unit);
         let starts = self.starts.entry(unit.clone()).or_default();
         starts.push_back(now);
         while starts.front().is_some_and(|at| now.since(*at) > Duration::from_secs(60)) {
@@ -330,6 +329,7 @@ impl Oracle {
             | RecordKind::ResyncStarted { .. }
             | RecordKind::ResyncFailed { .. }
             | RecordKind::AlertRaised { .. }
+            | RecordKind::Changed { .. }
             | RecordKind::Recovered { .. }
             | RecordKind::Stuck
             | RecordKind::Stopping
@@ -415,10 +415,20 @@ impl Oracle {
             self.not_before.remove(&unit);
             self.down.remove(&unit);
             self.lifted.insert(unit.clone(), request);
-            self.starts.remove(&unit);
+            self.forgive_starts(&unit);
             if let Some(spec) = self.specs.get(&unit) {
                 open.extend(spec.unit.requires.iter().chain(&spec.unit.wants).cloned());
             }
+        }
+    }
+
+    /// The operator's doing may start it, and those that follow it down and up, any number of times.
+    fn forgive_starts(&mut self, unit: &UnitName) {
+        let mut open = vec![unit.clone()];
+        while let Some(next) = open.pop() {
+            self.starts.remove(&next);
+            let followers = self.specs.values().filter(|spec| spec.unit.requires.contains(&next));
+            open.extend(followers.map(|spec| spec.name.clone()));
         }
     }
 
@@ -531,6 +541,8 @@ impl Oracle {
             RecordKind::Ordered { verb } => matches!(*verb, "stop" | "restart"),
             RecordKind::Stopping | RecordKind::Stopped { .. } | RecordKind::Removed => true,
             RecordKind::Failed { .. } => record.run >= Some(run),
+            // It goes down with what it lost, as soon as those that need it are down.
+            RecordKind::Degraded { for_units } => for_units.iter().any(|other| self.falls_with(unit, other)),
             _no_reason_to_end => false,
         });
         self.shutting_down
@@ -539,6 +551,20 @@ impl Oracle {
             || asked
             || self.ordered.contains(&run)
             || self.commanded.contains(&run)
+    }
+
+    /// Whether the loss of `other` takes `unit` down.
+    fn falls_with(&self, unit: &UnitName, other: &UnitName) -> bool {
+        let edge = self.specs.get(unit).and_then(|spec| spec.dependency.get(other));
+        edge.is_some_and(|edge| edge.on_loss != OnLoss::Degrade)
+    }
+
+    /// Whether restarts are rare by policy: its own, and of all that it goes down with.
+    fn is_slow(&self, unit: &UnitName) -> bool {
+        let Some(spec) = self.specs.get(unit) else { return true };
+        spec.restart.delays.iter().all(|delay| *delay >= Duration::from_secs(5))
+            && spec.restart.reset_after >= Duration::from_secs(60)
+            && spec.unit.requires.iter().all(|other| !self.falls_with(unit, other) || self.is_slow(other))
     }
 
     /// What was committed since the last look.

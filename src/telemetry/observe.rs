@@ -165,6 +165,10 @@ fn say(kind: &RecordKind) -> Said {
             let data = vec![("attempt", (*attempt).into()), ("next_ms", (*next_ms).into())];
             Said { cause: Some(why.clone()), ..said(Warn, "resync.failed", text, data) }
         }
+        RecordKind::Changed { from, to, why } => {
+            let data = vec![("from", from.as_str().into()), ("to", to.as_str().into())];
+            said(Info, "unit.state", format!("is {}: {why}", to.as_str()), data)
+        }
         RecordKind::AlertRaised { key, kind, message } => {
             let text = format!("raised an alert: {message}");
             let data = vec![("key", key.clone().into()), ("kind", kind.as_str().into())];
