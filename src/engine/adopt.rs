@@ -178,6 +178,12 @@ impl Engine {
         let restart = rows.iter().rev().find(|row| {
             matches!(row.role, Role::Main | Role::StartPre(0)) && unit.durable.counted_run < Some(row.run)
         });
+        let begun = restart.filter(|row| unit.durable.ready.is_none_or(|(ready, _)| ready != row.run));
+        if begun.is_some() {
+            unit.durable.held = None;
+            unit.durable.owed.clear();
+            unit.durable.resync_failed = false;
+        }
         if let (Some(due), Some(row)) = (unit.durable.retry_at, restart) {
             unit.durable.retry_at = None;
             unit.durable.restarts += 1;

@@ -448,4 +448,6 @@ marks! {
     ConfigBroken,
     ConfigMended,
     SafeModeEntered,
+    /// An operator cleared a unit that had given up, but was not down yet.
+    ClearedOnTheWay,
 }

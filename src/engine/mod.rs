@@ -519,6 +519,16 @@ impl Engine {
         }
     }
 
+    /// The unit that this living run belongs to.
+    pub fn unit_of(&self, run: RunId) -> Option<&UnitName> {
+        self.runs.get(&run)
+    }
+
+    /// What of the unit would outlive the engine now.
+    pub fn durable_of(&self, unit: &UnitName) -> Option<&UnitDurable> {
+        self.units.get(unit).map(|unit| &unit.durable)
+    }
+
     /// The unit whose living main process this is, with the step of its start, if it is starting.
     fn starting(&self, name: &UnitName) -> Option<&StartStep> {
         match &self.units.get(name)?.state {

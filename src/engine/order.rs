@@ -283,6 +283,11 @@ impl Engine {
         match &mut unit.state {
             State::Active(active) => active.reset_at = None,
             State::Failed { hold: Hold::GaveUp(_) } => self.set_waiting(now, name),
+            State::Deactivating { then: then @ Then::Hold(_), .. }
+            | State::Failed { hold: Hold::Stuck { then: then @ Then::Hold(_) } } => {
+                fx.mark(Mark::ClearedOnTheWay);
+                *then = Then::Again { not_before: None };
+            }
             State::Failed { hold: Hold::Stuck { .. } }
             | State::Inactive { .. }
             | State::Waiting { .. }

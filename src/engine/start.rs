@@ -321,8 +321,6 @@ impl Engine {
         let reset_at = (failures > 0).then(|| now + unit.spec.restart.reset_after);
         unit.durable.ready = main.map(|main| (main, now));
         unit.durable.finished = main.is_none();
-        // What stands here is of an older run, when the row of this one's start was not committed.
-        unit.durable.owed.clear();
         let down_since = unit.durable.down_since.take();
         let run = unit.main;
         let health = main.and_then(|_| health::begin(now, &unit.spec));

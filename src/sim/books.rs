@@ -86,9 +86,32 @@ impl Account {
                     return broken(promises::I19, unit, detail);
                 }
             }
+            (RecordKind::Stuck, _) => {
+                let ending = format!("/stuck/{}", record.run.unwrap_or(RunId(0)).0);
+                if !self.told(world, unit, AlertKind::Stuck, |key| key.ends_with(&ending)) {
+                    return broken(promises::I21C, unit, ending);
+                }
+            }
+            (RecordKind::GaveUp { failures }, _) => {
+                let ending = format!("/gave-up/{failures}");
+                if !self.told(world, unit, AlertKind::GaveUp, |key| key.ends_with(&ending)) {
+                    return broken(promises::I40, unit, ending);
+                }
+            }
+            (RecordKind::RetryExhausted { what: "resync", .. }, _) => {
+                let run = format!("/resync-failed/{}-", record.run.unwrap_or(RunId(0)).0);
+                if !self.told(world, unit, AlertKind::ResyncFailed, |key| key.contains(&run)) {
+                    return broken(promises::I26D, unit, run);
+                }
+            }
             _raises_nothing => {}
         }
         Ok(())
+    }
+
+    fn told(&self, world: &World, unit: &UnitName, kind: AlertKind, is_it: impl Fn(&str) -> bool) -> bool {
+        let mut alerts = world.alerts.values();
+        alerts.any(|alert| alert.kind == kind && alert.unit.as_ref() == Some(unit) && is_it(&alert.key))
     }
 
     /// `after`: what was committed later, of the same transaction among others.

@@ -3,6 +3,7 @@
 //!
 //! Refuses: anything real. A run is a function of its tape: the same tape, the same run.
 
+mod audit;
 mod books;
 pub mod bug;
 pub mod oracle;

@@ -15,6 +15,7 @@ use crate::engine::durable::Desired;
 use crate::engine::effect::{Cause, Effect, Outcome, Record, RecordKind, Role};
 use crate::engine::event::{Order, RequestId};
 use crate::engine::view::{StateWord, UnitView};
+use crate::sim::audit::LastStep;
 use crate::sim::books::Books;
 use crate::sim::promises;
 use crate::sim::world::World;
@@ -53,7 +54,7 @@ pub struct Oracle {
     books: Books,
     starts: BTreeMap<UnitName, VecDeque<Monotonic>>,
     /// Main runs that ended though nobody had asked them to: a failure is owed.
-    owed: BTreeMap<RunId, UnitName>,
+    pub(crate) owed: BTreeMap<RunId, UnitName>,
     /// The newest main run of each unit that this engine has spawned.
     newest: BTreeMap<UnitName, RunId>,
     /// Runs that an operator's stop or restart is about; it may wait long for its turn. An
@@ -72,6 +73,9 @@ pub struct Oracle {
     short_at: BTreeMap<UnitName, Monotonic>,
     /// When the engine that lives now took over.
     took_over_at: Monotonic,
+    pub(crate) last: LastStep,
+    /// Gave up, and no operator came since.
+    parked: BTreeSet<UnitName>,
     pub shutting_down: bool,
     pub finished: bool,
 }
@@ -199,6 +203,9 @@ impl Oracle {
             let early = at.since(world.now);
             return broken(promises::I9, unit, format!("{early:?} early"));
         }
+        if self.parked.contains(unit) {
+            return broken(promises::I40, unit, "started after it gave up");
+        }
         if self.down.contains(unit) {
             return broken(promises::I20, unit, "spawned after an answered stop");
         }
@@ -235,7 +242,7 @@ impl Oracle {
             .values()
             .filter(|process| process.unit == *unit)
             .filter_map(|process| process.ended)
-            .any(|(at, _)| world.now.since(at) < Duration::from_millis(1_200));
+            .any(|(at, _)| world.awake_since(at) < Duration::from_millis(1_200));
         !oneshot && world.lives_in(unit).next().is_none() && !recent
     }
 
@@ -300,6 +307,7 @@ impl Oracle {
             }
             RecordKind::GaveUp { .. } => {
                 self.not_before.remove(unit); // held: the next start is an operator's
+                self.parked.insert(unit.clone());
                 Ok(())
             }
             RecordKind::Shortage { .. } => {
@@ -344,20 +352,25 @@ impl Oracle {
             | RecordKind::Reloaded
             | RecordKind::HookFailed { .. }
             | RecordKind::Adopted { .. }
-            | RecordKind::Removed
             | RecordKind::Restored => Ok(()),
+            RecordKind::Removed => {
+                self.parked.remove(unit);
+                Ok(())
+            }
         }
+    }
+
+    /// Whether `other` is ordered after `unit`, in whatever way.
+    pub(crate) fn follows(&self, other: &UnitName, unit: &UnitName) -> bool {
+        let section = |name: &UnitName| self.specs.get(name).map(|spec| &spec.unit);
+        other != unit
+            && (section(other).is_some_and(|o| o.requires.contains(unit) || o.after.contains(unit))
+                || section(unit).is_some_and(|own| own.before.contains(other)))
     }
 
     /// I7: in a shutdown a unit is asked only when none that follows it lives.
     fn on_stopping(&self, world: &World, unit: &UnitName) -> Verdict {
-        let follows = |other: &Arc<UnitSpec>| {
-            let own = self.specs.get(unit);
-            other.name != *unit
-                && (other.unit.requires.contains(unit)
-                    || other.unit.after.contains(unit)
-                    || own.is_some_and(|own| own.unit.before.contains(&other.name)))
-        };
+        let follows = |other: &Arc<UnitSpec>| self.follows(&other.name, unit);
         let alive = |other: &&Arc<UnitSpec>| {
             world.lives_in(&other.name).any(|(_, p)| !p.asked || p.nature.kill.is_zero())
                 && !world.is_empty(&other.name)
@@ -389,6 +402,7 @@ impl Oracle {
             Order::Clear(units) => {
                 for unit in units {
                     self.starts.remove(unit);
+                    self.parked.remove(unit);
                 }
             }
             Order::Shutdown => self.shutting_down = true,
@@ -414,6 +428,7 @@ impl Oracle {
             }
             self.not_before.remove(&unit);
             self.down.remove(&unit);
+            self.parked.remove(&unit);
             self.lifted.insert(unit.clone(), request);
             self.forgive_starts(&unit);
             if let Some(spec) = self.specs.get(&unit) {
@@ -468,6 +483,8 @@ impl Oracle {
         self.open_requests.clear();
         self.checks.clear();
         self.resynced.clear();
+        self.parked.retain(|unit| world.rows.get(unit).is_some_and(|row| row.held.is_some()));
+        self.last = LastStep::default();
         // What runs on without a file is a stranger to the next engine: its place in the
         // order went with its file.
         self.specs.retain(|name, _| self.files.contains(name));
@@ -517,7 +534,7 @@ impl Oracle {
         let Some(process) = world.table.get(&run) else { return Ok(()) };
         let unit = process.unit.clone();
         if process.lives() {
-            return broken(promises::I16, &unit, format!("run {run} lives"));
+            return broken(promises::I12C, &unit, format!("run {run} lives"));
         }
         let settled = world.failed_runs.contains(&run) || self.pardoned(world, run);
         if self.owed.remove(&run).is_some() && !settled {
@@ -528,7 +545,7 @@ impl Oracle {
 
     /// An end without a failure record is right when an operator's stop or restart was
     /// pending, or when the run's failure was already counted (not ready, a hook failed).
-    fn pardoned(&self, world: &World, run: RunId) -> bool {
+    pub(crate) fn pardoned(&self, world: &World, run: RunId) -> bool {
         let Some(unit) = self.owed.get(&run) else { return true };
         let down = world.rows.get(unit).is_some_and(|row| row.ordered == Some(Desired::Down));
         // Gone from the files, it has to stop, even if it still waits for its followers.
@@ -554,7 +571,7 @@ impl Oracle {
     }
 
     /// Whether the loss of `other` takes `unit` down.
-    fn falls_with(&self, unit: &UnitName, other: &UnitName) -> bool {
+    pub(crate) fn falls_with(&self, unit: &UnitName, other: &UnitName) -> bool {
         let edge = self.specs.get(unit).and_then(|spec| spec.dependency.get(other));
         edge.is_some_and(|edge| edge.on_loss != OnLoss::Degrade)
     }
@@ -591,6 +608,7 @@ impl Oracle {
         if starting > usize::try_from(self.cap).unwrap_or(usize::MAX) && starting > before {
             return broken(promises::I34, &any, format!("{starting} starting, cap {}", self.cap));
         }
+        self.audit(world, engine, &views)?;
         for view in &views {
             let ready = |name: &&UnitName| {
                 views.iter().any(|other| {
@@ -615,7 +633,7 @@ impl Oracle {
             if view.reason.is_empty() {
                 return broken(promises::S2, &view.name, format!("{:?}", view.state));
             }
-            if let Some(due) = view.next_retry_at
+            if let Some(due) = view.next_retry_at.map(|due| due.max(world.woke_at))
                 && world.now.since(due) > Duration::from_millis(300)
             {
                 return broken(promises::I9B, &view.name, format!("due for {:?}", world.now.since(due)));
@@ -634,16 +652,19 @@ impl Oracle {
             return Ok(());
         };
         let watchdog = match health.check {
-            crate::unit::spec::HealthCheck::Watchdog(every) => every,
+            crate::unit::spec::HealthCheck::Watchdog(every) => every * 3 / 2,
             crate::unit::spec::HealthCheck::Net(_) | crate::unit::spec::HealthCheck::Exec(_) => {
                 Duration::ZERO
             }
         };
         let short = self.short_at.get(&view.name).copied().unwrap_or(Monotonic::ZERO);
-        let begun = sick.max(self.took_over_at).max(view.since).max(short) + health.grace;
+        let woke = world.woke_at;
+        let begun = sick.max(self.took_over_at).max(view.since).max(short).max(woke) + health.grace;
         // Each hung check of a shorter interval than its timeout puts the next one off.
         let each = health.interval.max(health.timeout);
-        let bound = begun + each * health.threshold + health.interval + health.timeout + watchdog;
+        // One that says STOPPING=1 is left alone for as long as a stop may take.
+        let pause = if world.faults.talk_per_mille > 0 { spec.stop.timeout } else { Duration::ZERO };
+        let bound = begun + pause + each * health.threshold + health.interval + health.timeout + watchdog;
         if active && process.lives() && !self.shutting_down && world.now > bound + Duration::from_secs(2) {
             let late = world.now.since(bound);
             return broken(promises::I25C, &view.name, format!("{late:?} over the bound"));

@@ -14,10 +14,10 @@ use crate::base::time::Monotonic;
 use crate::engine::adopt::{Boot, Inheritance};
 use crate::engine::durable::UnitDurable;
 use crate::engine::effect::{Effect, Mark, RecordKind, Role};
-use crate::engine::event::{Event, Order, RequestId, Rest};
+use crate::engine::event::{Event, Order, RequestId, Rest, Said};
 use crate::engine::view::{StateWord, UnitView};
 use crate::engine::{Effects, Engine, Settings};
-use crate::sim::bug::Bug;
+use crate::sim::bug::{Bug, GHOST, Memory};
 use crate::sim::oracle::{Broken, Oracle};
 use crate::sim::promises;
 use crate::sim::setup::{self, Ending, Setup};
@@ -31,7 +31,11 @@ use crate::unit::spec::UnitSpec;
 const LIVENESS: Duration = Duration::from_secs(600);
 
 /// More steps than any world needs: beyond it the engine is running in a circle.
-const STEPS_MAX: u64 = 1_000_000;
+const STEPS_MAX: u64 = 2_000_000;
+
+/// FNV-1a, 64 bits.
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 
 /// What a run came to.
 #[derive(Clone, Debug)]
@@ -44,6 +48,8 @@ pub struct Report {
     pub units: usize,
     /// Of every effect in order: equal for equal tapes.
     pub hash: u64,
+    /// Of every effect in order without its times: equal for worlds that differ in when they begin.
+    pub shape: u64,
     pub tape: Tape,
     /// The last lines, for a reader.
     pub trace: Vec<String>,
@@ -56,17 +62,25 @@ pub enum Trace {
 }
 
 /// Runs the world of this tape, with a planted bug or without.
-pub fn run(mut tape: Tape, bug: Option<Bug>, trace: Trace) -> Report {
+pub fn run(tape: Tape, bug: Option<Bug>, trace: Trace) -> Report {
+    run_from(tape, bug, trace, Duration::ZERO)
+}
+
+/// The same, in a world whose clock is ahead by `shift`.
+pub fn run_from(mut tape: Tape, bug: Option<Bug>, trace: Trace, shift: Duration) -> Report {
     let setup = setup::draw(&mut tape);
     let mut sim = Sim::new(tape, setup, bug, trace);
+    sim.world.now = sim.world.now + shift;
+    sim.begun = sim.world.now;
     let broken = sim.play().err();
     Report {
         broken,
         marks: sim.marks,
         steps: sim.steps,
-        simulated: sim.world.now.since(Monotonic::ZERO),
+        simulated: sim.world.now.since(sim.begun),
         units: sim.setup.units.len(),
         hash: sim.hash,
+        shape: sim.shape,
         tape: sim.world.tape,
         trace: sim.trace_lines,
     }
@@ -81,6 +95,11 @@ struct Sim {
     marks: BTreeSet<Mark>,
     steps: u64,
     hash: u64,
+    shape: u64,
+    begun: Monotonic,
+    memory: Memory,
+    /// Main processes that died in one moment.
+    victims: Vec<RunId>,
     orders_left: u64,
     reconfigurations_left: u64,
     request: u64,
@@ -110,7 +129,11 @@ impl Sim {
             bug,
             marks: BTreeSet::new(),
             steps: 0,
-            hash: 0xcbf2_9ce4_8422_2325,
+            hash: FNV_OFFSET,
+            shape: FNV_OFFSET,
+            begun: Monotonic::ZERO,
+            memory: Memory::default(),
+            victims: Vec::new(),
             request: 0,
             armed: None,
             restless: 0,
@@ -133,15 +156,43 @@ impl Sim {
             let wait = Duration::from_millis(self.world.tape.below(Domain::Operator, within));
             self.world.after(wait, Happening::Reconfigure);
         }
+        self.plan_troubles();
         if let Ending::ShutdownInChaos(after) = self.setup.ending {
             self.until(self.world.now + after)?;
             return self.shut_down();
         }
-        self.until(heal_at + LIVENESS)?;
+        self.until(heal_at)?;
+        // A sleep may have put it off.
+        while !self.world.healed
+            && let Some(at) = self.world.next_at()
+        {
+            self.until(at)?;
+        }
+        self.until(self.world.now + LIVENESS)?;
         let Some(engine) = &self.engine else { return self.fail(promises::I44, "no engine") };
+        self.oracle.audit_storm(&self.world, &self.victims)?;
+        if self.world.records_due != self.world.records_kept {
+            let (due, kept) = (self.world.records_due, self.world.records_kept);
+            return self.fail(promises::I43, &format!("{due} records were said, {kept} are kept"));
+        }
         self.oracle.at_rest(&self.world, engine)?;
         self.quiet()?;
         if self.setup.ending == Ending::Shutdown { self.shut_down() } else { Ok(()) }
+    }
+
+    /// The store's outages and the machine's sleeps, some time within the chaos.
+    fn plan_troubles(&mut self) {
+        let within = self.setup.chaos.as_millis() as u64;
+        for _ in 0..self.setup.faults.outages {
+            let wait = Duration::from_millis(self.world.tape.below(Domain::Store, within));
+            let length = Duration::from_millis(self.world.tape.below(Domain::Store, 30_000));
+            self.world.after(wait, Happening::StoreFails(length));
+        }
+        for _ in 0..self.setup.faults.sleeps {
+            let wait = Duration::from_millis(self.world.tape.below(Domain::Store, within));
+            let length = Duration::from_secs(*self.world.tape.pick(Domain::Store, &[1, 20, 3_600]));
+            self.world.after(wait, Happening::Sleeps(length));
+        }
     }
 
     fn until(&mut self, end: Monotonic) -> Result<(), Broken> {
@@ -236,6 +287,12 @@ impl Sim {
             Happening::EngineStarts { boot } => return self.start_engine(boot),
             Happening::Operator => return self.operate(),
             Happening::Reconfigure => return self.reconfigure(),
+            Happening::StoreFails(length) => self.world.outage_until = self.world.now + length,
+            Happening::Sleeps(length) if !self.oracle.shutting_down && !self.world.healed => {
+                self.say(|| format!("        the machine sleeps for {length:?}"));
+                self.world.sleeps(length);
+            }
+            Happening::Sleeps(_) => {}
             Happening::Heal => return self.heal(),
         }
         Ok(())
@@ -268,7 +325,12 @@ impl Sim {
         self.engine = Some(engine);
         self.oracle.on_engine_start(now);
         self.say(|| "ENGINE STARTS".to_string());
-        self.perform(fx)
+        self.marks.extend(fx.drain_marks());
+        let effects: Vec<Effect> = fx.drain().collect();
+        if let Some(engine) = &self.engine {
+            self.oracle.audit_takeover(&self.world, engine, &effects)?;
+        }
+        self.perform(effects)
     }
 
     /// One event into the engine, its effects out into the world.
@@ -277,7 +339,7 @@ impl Sim {
         let now = self.bug.map_or(self.world.now, |bug| bug.clock(self.world.now, &event));
         self.say(|| format!("{event:?}"));
         let event = match self.bug {
-            Some(bug) => match bug.event(event, newest) {
+            Some(bug) => match bug.event(event, newest, &mut self.memory) {
                 Some(event) => event,
                 None => return Ok(()),
             },
@@ -287,15 +349,15 @@ impl Sim {
         self.steps += 1;
         let mut fx = Effects::default();
         engine.step(now, event, &mut fx);
-        self.perform(fx)
+        self.marks.extend(fx.drain_marks());
+        self.perform(fx.drain().collect())
     }
 
-    fn perform(&mut self, mut fx: Effects) -> Result<(), Broken> {
-        self.marks.extend(fx.drain_marks());
-        let mut effects: Vec<Effect> = fx.drain().collect();
+    fn perform(&mut self, mut effects: Vec<Effect>) -> Result<(), Broken> {
         if let Some(bug) = self.bug {
-            effects = bug.effects(effects);
+            effects = bug.effects(effects, &mut self.memory);
         }
+        self.oracle.on_effects(&effects)?;
         let count = effects.len();
         let mut durable = Vec::new();
         for effect in effects {
@@ -347,7 +409,11 @@ impl Sim {
                 return self.crash();
             }
         }
-        self.world.submit(durable);
+        if self.bug.is_some_and(|bug| bug.loses(&durable)) {
+            self.world.lose(&durable);
+        } else {
+            self.world.submit(durable);
+        }
         let Some(engine) = &self.engine else { return Ok(()) };
         self.oracle.after_step(&self.world, engine, count)?;
         if let Some(at) = engine.next_deadline()
@@ -385,10 +451,17 @@ impl Sim {
             Event::Resynced { run, outcome: ProbeOutcome::Ok },
             Event::Pinged { run },
             Event::WatchdogTriggered { run },
+            Event::Said { run, said: Said::Stopping },
             Event::NotifiedReady { run },
             Event::SpawnShort { run, errno: 11 },
         ];
         for event in news {
+            let newest = self.world.table.keys().next_back().copied();
+            let event = match self.bug {
+                Some(bug @ Bug::BelieveStrangers) => bug.event(event, newest, &mut self.memory),
+                Some(_) | None => Some(event),
+            };
+            let Some(event) = event else { continue };
             let mut fx = Effects::default();
             engine.step(self.world.now, event, &mut fx);
             self.marks.extend(fx.drain_marks());
@@ -454,7 +527,8 @@ impl Sim {
             units = known;
         }
         let one = units[0].clone();
-        let order = match tape.below(Domain::Operator, 10) {
+        let order = match tape.below(Domain::Operator, 11) {
+            10 => return self.refuse(),
             0 | 1 => Order::Start(units),
             2 | 3 => Order::Stop(units),
             4 | 5 => Order::Restart(units),
@@ -469,11 +543,35 @@ impl Sim {
         self.step(Event::Ordered { request, order })
     }
 
+    /// I28: an order that names no unit of ours is refused and moves nothing.
+    fn refuse(&mut self) -> Result<(), Broken> {
+        let ghost = UnitName::parse(GHOST).unwrap_or_else(|_| setup::name(0));
+        self.request += 1;
+        let (request, order) = (RequestId(self.request), Order::Start(vec![ghost]));
+        let event = Event::Ordered { request, order };
+        let event = match self.bug {
+            Some(bug) => bug.event(event, None, &mut self.memory),
+            None => Some(event),
+        };
+        let (Some(engine), Some(event)) = (&mut self.engine, event) else { return Ok(()) };
+        let before = format!("{engine:?}");
+        let mut fx = Effects::default();
+        engine.step(self.world.now, event, &mut fx);
+        let told = |effect: &Effect| matches!(effect, Effect::Reply { request: answered, .. } if *answered == request);
+        let moved = fx.drain().any(|effect| !told(&effect));
+        if moved || format!("{engine:?}") != before {
+            return self.fail(promises::I28, "it moved something");
+        }
+        Ok(())
+    }
+
     /// A change of the files: the same again, or units less, or units changed.
     fn reconfigure(&mut self) -> Result<(), Broken> {
         if self.engine.as_ref().and_then(Engine::next_deadline).is_some_and(|at| at <= self.world.now) {
             self.step(Event::Tick)?; // what is due anyway is not the reread's doing
         }
+        let errors = (0..self.world.tape.below(Domain::Operator, 3)).map(|n| format!("error {n}")).collect();
+        self.step(Event::ConfigJudged { errors })?;
         let Some(engine) = &mut self.engine else { return Ok(()) };
         let same: Vec<Arc<UnitSpec>> =
             self.files.iter().map(|s| self.bug.map_or(s.clone(), |bug| bug.reconfigured(s))).collect();
@@ -504,6 +602,8 @@ impl Sim {
                     readiness: self.files[index as usize].readiness.clone(),
                     health: self.files[index as usize].health.clone(),
                     alert: self.files[index as usize].alert.clone(),
+                    dependency: self.files[index as usize].dependency.clone(),
+                    resync: self.files[index as usize].resync.clone(),
                     ..UnitSpec::clone(&changed)
                 };
                 self.files[index as usize] = Arc::new(calm);
@@ -524,6 +624,8 @@ impl Sim {
         let exit = Exit::Signal { signal: Signal::KILL, core: false };
         let living: Vec<RunId> =
             self.world.table.iter().filter(|(_, p)| p.lives()).map(|(run, _)| *run).collect();
+        let is_main = |run: &RunId| self.world.table.get(run).is_some_and(|p| p.role == Role::Main);
+        self.victims = living.iter().copied().filter(is_main).collect();
         for run in living {
             self.world.after(Duration::from_millis(1), Happening::Ends(run, exit));
         }
@@ -538,10 +640,20 @@ impl Sim {
     }
 
     fn mix(&mut self, effect: &Effect) {
-        let text = format!("{} {effect:?}", self.world.now.as_ns());
-        for byte in text.bytes() {
-            self.hash = (self.hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
+        let fold = |hash: u64, text: &str| {
+            text.bytes().fold(hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME))
+        };
+        self.hash = fold(self.hash, &format!("{} {effect:?}", self.world.now.as_ns()));
+        let since = self.world.now.since(self.begun).as_nanos();
+        let what = match effect {
+            Effect::Spawn { unit, run, role } => format!("{since} {unit} {run} {role:?}"),
+            Effect::Record(record) => {
+                let kind = std::mem::discriminant(&record.kind);
+                format!("{since} {:?} {:?} {kind:?}", record.unit, record.run)
+            }
+            other => format!("{since} {:?}", std::mem::discriminant(other)),
+        };
+        self.shape = fold(self.shape, &what);
     }
 
     fn say(&mut self, line: impl FnOnce() -> String) {

@@ -13,6 +13,9 @@ use crate::unit::spec::{
     ServiceType, UnitSpec,
 };
 
+/// A long world: half a day in which processes live for hours.
+const LONG_S: u64 = 43_200;
+
 /// Which kinds of trouble this seed has, and how much (swarm testing: a random subset
 /// each, so that rare combinations are met).
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +42,13 @@ pub struct Faults {
     pub keeper_loss: bool,
     /// Per mille of the main processes that live on but answer no check.
     pub sick_per_mille: u64,
+    /// Times that the store refuses everything for a while, and that the machine sleeps.
+    pub outages: u64,
+    pub sleeps: u64,
+    /// Per mille of the main processes that say more of themselves than that they are ready.
+    pub talk_per_mille: u64,
+    /// Longest life of a process that dies by itself.
+    pub life_ms_max: u64,
     /// Per mille of the resyncs that are not acknowledged.
     pub resync_per_mille: u64,
 }
@@ -65,9 +75,9 @@ pub enum Ending {
 
 pub fn draw(tape: &mut Tape) -> Setup {
     let count = 1 + tape.below(Domain::Setup, 7);
-    let units = (0..count).map(|index| Arc::new(unit(tape, index))).collect();
+    let mut units: Vec<UnitSpec> = (0..count).map(|index| unit(tape, index)).collect();
     let mut rate = |choices: &[u64]| *tape.pick(Domain::Setup, choices);
-    let faults = Faults {
+    let mut faults = Faults {
         start_per_mille: rate(&[0, 100, 300, 700]),
         death_per_mille: rate(&[0, 300, 700, 1000]),
         ignore_term_per_mille: rate(&[0, 0, 200, 600]),
@@ -84,9 +94,18 @@ pub fn draw(tape: &mut Tape) -> Setup {
         keeper_loss: rate(&[0, 0, 0, 0, 1]) == 1,
         sick_per_mille: rate(&[0, 0, 300, 700]),
         resync_per_mille: rate(&[0, 0, 300, 900]),
+        outages: rate(&[0, 0, 0, 2]),
+        sleeps: rate(&[0, 0, 0, 2]),
+        talk_per_mille: rate(&[0, 300]),
+        life_ms_max: 40_000,
     };
     let start_concurrency = *tape.pick(Domain::Setup, &[32, 1, 2]);
-    let chaos = Duration::from_secs(*tape.pick(Domain::Setup, &[60, 300, 1_200]));
+    let chaos = Duration::from_secs(*tape.pick(Domain::Setup, &[60, 300, 1_200, LONG_S]));
+    if chaos == Duration::from_secs(LONG_S) {
+        faults.life_ms_max = 7_200_000;
+        units.iter_mut().for_each(slow_down);
+    }
+    let units = units.into_iter().map(Arc::new).collect();
     let ending = match (tape.chance(Domain::Setup, 400), tape.below(Domain::Hook, 2)) {
         (false, _) => Ending::Standing,
         (true, 0) => Ending::Shutdown,
@@ -96,6 +115,16 @@ pub fn draw(tape: &mut Tape) -> Setup {
         }
     };
     Setup { units, faults, start_concurrency, chaos, ending }
+}
+
+/// Checks of a long world are far apart: they are most of its steps, and teach nothing new.
+fn slow_down(spec: &mut UnitSpec) {
+    if let Some(health) = &mut spec.health {
+        health.interval *= 60;
+        if let HealthCheck::Watchdog(every) = &mut health.check {
+            *every *= 60;
+        }
+    }
 }
 
 pub fn name(index: u64) -> UnitName {

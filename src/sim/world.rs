@@ -13,11 +13,11 @@ use crate::base::time::Monotonic;
 use crate::engine::adopt::Boot;
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::effect::{Alert, Effect, Record, RecordKind, Role};
-use crate::engine::event::{Event, Rest};
+use crate::engine::event::{Event, Rest, Said};
 use crate::engine::{Adopted, Asked};
 use crate::sim::setup::Faults;
 use crate::sim::tape::{Domain, Tape};
-use crate::unit::spec::{HealthCheck, UnitSpec};
+use crate::unit::spec::{HealthCheck, ReadyWhen, UnitSpec};
 
 /// What a process will do, decided when it is born.
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +106,9 @@ pub enum Happening {
     },
     Operator,
     Reconfigure,
+    /// The store refuses everything for so long.
+    StoreFails(Duration),
+    Sleeps(Duration),
     Heal,
 }
 
@@ -134,6 +137,14 @@ pub struct World {
     pub failed_runs: BTreeSet<RunId>,
     pub alerts: BTreeMap<String, Alert>,
     pub pending: Vec<Batch>,
+    /// Records that are to be kept, and that were.
+    pub records_due: u64,
+    pub records_kept: u64,
+    /// The store takes nothing until then.
+    pub outage_until: Monotonic,
+    /// When the machine last woke from a suspend.
+    pub woke_at: Monotonic,
+    slept: Duration,
     pub engine: u64,
     pub run_max: u64,
     queue: BTreeMap<(Monotonic, u64), Happening>,
@@ -158,6 +169,11 @@ impl World {
             failed_runs: BTreeSet::new(),
             alerts: BTreeMap::new(),
             pending: Vec::new(),
+            records_due: 0,
+            records_kept: 0,
+            outage_until: Monotonic::ZERO,
+            woke_at: Monotonic::ZERO,
+            slept: Duration::ZERO,
             engine: 0,
             run_max: 0,
             queue: BTreeMap::new(),
@@ -271,7 +287,7 @@ impl World {
             Some(self.some_ms(Domain::Process, 900))
         };
         let bad_start = self.rate(Domain::Process, faults.start_per_mille);
-        let life = self.some_ms(Domain::Process, 40_000);
+        let life = self.some_ms(Domain::Process, faults.life_ms_max);
         let exit = match self.tape.below(Domain::Process, 4) {
             0 => Exit::Code(0),
             1 => Exit::Code(1),
@@ -321,6 +337,9 @@ impl World {
         process.executed = true;
         let nature = process.nature;
         self.tell(Event::Executed { run });
+        if nature.ready_after.is_some() {
+            self.talks(run);
+        }
         if let Some(wait) = nature.ready_after {
             self.after(wait, Happening::GetsReady(run));
         }
@@ -374,6 +393,7 @@ impl World {
         let Some(process) = self.table.get_mut(&run).filter(|process| process.lives()) else { return };
         process.ready = true;
         self.after(Duration::ZERO, Happening::Pings(run));
+        self.talks(run);
         let Some(process) = self.table.get_mut(&run) else { return };
         let unit = process.unit.clone();
         let Some(spec) = self.specs.get(&unit) else { return };
@@ -386,6 +406,28 @@ impl World {
             | crate::unit::spec::ReadyWhen::Net(_)
             | crate::unit::spec::ReadyWhen::Exec(_) => {}
         }
+    }
+
+    /// It says something of itself, besides that it is ready.
+    fn talks(&mut self, run: RunId) {
+        if !self.rate(Domain::Hook, self.faults.talk_per_mille) {
+            return;
+        }
+        let Some(process) = self.table.get(&run).cloned() else { return };
+        let Some(spec) = self.specs.get(&process.unit).cloned() else { return };
+        let said = match (self.tape.below(Domain::Hook, 6), spec.health.map(|health| health.check)) {
+            (0, _) => Said::Status("serving".to_string()),
+            (1, _) if process.ready && spec.readiness.when == ReadyWhen::Notify => {
+                self.tell(Event::NotifiedReady { run });
+                self.tell(Event::Said { run, said: Said::Reloading });
+                return self.tell(Event::NotifiedReady { run });
+            }
+            (2, _) => Said::Stopping,
+            (3, _) => Said::ExtendTimeout(Duration::from_secs(30)),
+            (4, Some(HealthCheck::Watchdog(every))) => Said::WatchdogEvery(every * 3 / 2),
+            _ => Said::MainPid(process.pid.saturating_add(100_000)),
+        };
+        self.tell(Event::Said { run, said });
     }
 
     /// The shell has the keeper remember what a process said, before the engine hears it.
@@ -454,12 +496,19 @@ impl World {
         if effects.is_empty() {
             return;
         }
+        self.records_due += records_in(&effects);
         let number = self.pending.last().map_or(0, |batch| batch.number) + 1;
         self.pending.push(Batch { number, effects });
         let max = if self.healed { 5 } else { self.faults.commit_ms_max };
         let wait = self.some_ms(Domain::Store, max);
+        let at = (self.now + wait).max(self.outage_until);
         let engine = self.engine;
-        self.after(wait, Happening::Commits { engine, batch: number });
+        self.at(at, Happening::Commits { engine, batch: number });
+    }
+
+    /// A planted bug: these were said, and are not kept.
+    pub fn lose(&mut self, effects: &[Effect]) {
+        self.records_due += records_in(effects);
     }
 
     /// Everything up to `number` becomes durable; what waited for it is handed back.
@@ -467,6 +516,7 @@ impl World {
         let mut done = Vec::new();
         while self.pending.first().is_some_and(|batch| batch.number <= number) {
             let batch = self.pending.remove(0);
+            self.records_kept += records_in(&batch.effects);
             for effect in batch.effects {
                 match effect {
                     Effect::SaveEngine(row) => self.engine_row = row,
@@ -506,6 +556,46 @@ impl World {
         self.events.push(record);
     }
 
+    /// The machine sleeps: CLOCK_BOOTTIME goes on, nothing else does. What is due meanwhile is
+    /// late; timers on that clock fire at once when it wakes.
+    pub fn sleeps(&mut self, sleep: Duration) {
+        let woke_at = self.now + sleep;
+        let queue = std::mem::take(&mut self.queue);
+        for ((at, sequence), happening) in queue {
+            let at = match happening {
+                Happening::Tick { .. }
+                | Happening::Heal
+                | Happening::Operator
+                | Happening::Reconfigure
+                | Happening::StoreFails(_)
+                | Happening::Sleeps(_) => at.max(woke_at),
+                Happening::Executes(_)
+                | Happening::GetsReady(_)
+                | Happening::Ends(..)
+                | Happening::StrayEnds(_)
+                | Happening::CheckAnswers { .. }
+                | Happening::ResyncAnswers { .. }
+                | Happening::GetsSick(_)
+                | Happening::Pings(_)
+                | Happening::Arrives { .. }
+                | Happening::ProbeAnswers { .. }
+                | Happening::Commits { .. }
+                | Happening::EngineStarts { .. } => at + sleep,
+            };
+            self.queue.insert((at, sequence), happening);
+        }
+        self.news_after = self.news_after.max(woke_at);
+        self.now = woke_at;
+        self.woke_at = woke_at;
+        self.slept = sleep;
+    }
+
+    /// Time since `at` in which the machine did not sleep (the last sleep is known).
+    pub fn awake_since(&self, at: Monotonic) -> Duration {
+        let asleep = if at < self.woke_at { self.slept } else { Duration::ZERO };
+        self.now.since(at).saturating_sub(asleep)
+    }
+
     /// kill -9 of the engine: what was not committed may or may not have reached the disk.
     pub fn crash(&mut self) {
         let last = self.pending.last().map_or(0, |batch| batch.number);
@@ -514,7 +604,8 @@ impl World {
         if kept > 0 {
             let _ = self.commit(first + kept - 1); // nobody is there to be told
         }
-        self.pending.clear();
+        let lost = self.pending.drain(..).map(|batch| records_in(&batch.effects)).sum::<u64>();
+        self.records_due -= lost;
         self.engine += 1;
         let wait = self.some_ms(Domain::Crash, 1_000) + Duration::from_millis(20);
         self.after(wait, Happening::EngineStarts { boot: Boot::Resumed });
@@ -550,4 +641,8 @@ impl World {
     pub fn populated(&self) -> BTreeSet<UnitName> {
         self.specs.keys().filter(|unit| !self.is_empty(unit)).cloned().collect()
     }
+}
+
+fn records_in(effects: &[Effect]) -> u64 {
+    effects.iter().map(|effect| u64::from(matches!(effect, Effect::Record(_)))).sum()
 }
