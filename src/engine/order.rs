@@ -140,7 +140,11 @@ impl Engine {
                 self.set_state(now, name, State::Deactivating { step, then });
                 None
             }
-            State::Failed { hold: Hold::Stuck { .. } } => {
+            State::Failed { hold: Hold::Stuck { then } } => {
+                if matches!(then, Then::Hold(_)) {
+                    let then = Then::Again { not_before: None };
+                    self.set_state(now, name, State::Failed { hold: Hold::Stuck { then } });
+                }
                 Some(Outcome::Failed("it is stuck: a process survived SIGKILL".to_string()))
             }
             State::Waiting { .. } | State::Activating(_) => None,

@@ -7,7 +7,8 @@ use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::Engine;
 use crate::engine::state::{
-    Activating, Active, Blockers, Hold, Probing, Resyncing, StartStep, State, StopStep, Unit, Uttered, WhyInactive,
+    Activating, Active, Blockers, Hold, Probing, Resyncing, StartStep, State, StopStep, Unit, Uttered,
+    WhyInactive,
 };
 
 /// The words of the contract.

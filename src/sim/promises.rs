@@ -4,7 +4,7 @@
 
 macro_rules! promises {
     ($($name:ident = $text:literal,)*) => {
-        $(pub(crate) const $name: &str = $text;)*
+        $(pub const $name: &str = $text;)*
 
         /// Every promise that the oracle watches (the engine's own `E…` come on top).
         pub const ALL: &[&str] = &[$($name),*];
