@@ -16,7 +16,9 @@ use crate::unit::spec;
 pub(crate) fn is_due(alert: &spec::Alert, failures: u32) -> bool {
     let after = alert.after_failures.max(1);
     failures == after
-        || (failures > after && alert.repeat_every > 0 && (failures - after) % alert.repeat_every == 0)
+        || (failures > after
+            && alert.repeat_every > 0
+            && (failures - after).is_multiple_of(alert.repeat_every))
 }
 
 impl Engine {

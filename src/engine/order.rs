@@ -16,7 +16,7 @@ use crate::unit::spec::Reload;
 
 /// A reload command without an end is given up after this when the unit waits for ever to
 /// get ready: as long as the default of `readiness.timeout`.
-const RELOAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+pub(crate) const RELOAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Goal {

@@ -6,10 +6,14 @@
 mod audit;
 mod books;
 pub mod bug;
+mod disk;
+mod healing;
 pub mod oracle;
 pub mod promises;
+mod rest;
 pub mod run;
 pub mod setup;
 pub mod shrink;
 pub mod tape;
+mod upset;
 pub mod world;

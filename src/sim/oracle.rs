@@ -11,10 +11,9 @@ use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::Engine;
-use crate::engine::durable::Desired;
 use crate::engine::effect::{Cause, Effect, Outcome, Record, RecordKind, Role};
 use crate::engine::event::{Order, RequestId};
-use crate::engine::view::{StateWord, UnitView};
+use crate::engine::view::StateWord;
 use crate::sim::audit::LastStep;
 use crate::sim::books::Books;
 use crate::sim::promises;
@@ -37,21 +36,21 @@ pub(crate) fn broken(promise: &str, unit: &UnitName, detail: impl Into<String>) 
 
 #[derive(Debug, Default)]
 pub struct Oracle {
-    specs: BTreeMap<UnitName, Arc<UnitSpec>>,
+    pub(crate) specs: BTreeMap<UnitName, Arc<UnitSpec>>,
     /// Units that have a file now.
-    files: BTreeSet<UnitName>,
-    cap: u32,
+    pub(crate) files: BTreeSet<UnitName>,
+    pub(crate) cap: u32,
     /// Earliest next spawn: failure plus delay. Lifted by an operator.
     not_before: BTreeMap<UnitName, (Monotonic, RunId)>,
     /// When the unit was first asked to end, since it last came to rest.
     asked_at: BTreeMap<UnitName, Monotonic>,
-    killed: BTreeSet<UnitName>,
+    pub(crate) killed: BTreeSet<UnitName>,
     /// Stops whose answer was given.
     down: BTreeSet<UnitName>,
     /// The newest order that starts the unit.
     lifted: BTreeMap<UnitName, RequestId>,
-    open_requests: BTreeMap<RequestId, Order>,
-    books: Books,
+    pub(crate) open_requests: BTreeMap<RequestId, Order>,
+    pub(crate) books: Books,
     starts: BTreeMap<UnitName, VecDeque<Monotonic>>,
     /// Main runs that ended though nobody had asked them to: a failure is owed.
     pub(crate) owed: BTreeMap<RunId, UnitName>,
@@ -59,20 +58,20 @@ pub struct Oracle {
     newest: BTreeMap<UnitName, RunId>,
     /// Runs that an operator's stop or restart is about; it may wait long for its turn. An
     /// engine's death ends that wait: a restart is no row.
-    ordered: BTreeSet<RunId>,
+    pub(crate) ordered: BTreeSet<RunId>,
     /// Runs that a stop command was started for: asked to end, by a way that the keeper
     /// does not see as such. The next engine sees the command in the table.
-    commanded: BTreeSet<RunId>,
+    pub(crate) commanded: BTreeSet<RunId>,
     /// Units that were starting after the last step of this engine.
     starting: Option<usize>,
     /// Net checks under way.
-    checks: BTreeMap<RunId, UnitName>,
+    pub(crate) checks: BTreeMap<RunId, UnitName>,
     /// Acknowledged, and no requirement lost since.
-    resynced: BTreeSet<UnitName>,
+    pub(crate) resynced: BTreeSet<UnitName>,
     /// When a process of the unit last could not be forked.
-    short_at: BTreeMap<UnitName, Monotonic>,
+    pub(crate) short_at: BTreeMap<UnitName, Monotonic>,
     /// When the engine that lives now took over.
-    took_over_at: Monotonic,
+    pub(crate) took_over_at: Monotonic,
     pub(crate) last: LastStep,
     /// Gave up, and no operator came since.
     parked: BTreeSet<UnitName>,
@@ -184,6 +183,11 @@ impl Oracle {
         }
         self.asked_at.remove(unit);
         self.killed.remove(unit);
+        self.on_attempt(world, engine, unit, &spec)
+    }
+
+    /// A first process of a new attempt: may it be?
+    fn on_attempt(&mut self, world: &World, engine: &Engine, unit: &UnitName, spec: &UnitSpec) -> Verdict {
         for other in &spec.unit.requires {
             let ready = engine
                 .view_of(other)
@@ -212,29 +216,8 @@ impl Oracle {
         self.on_start_rate(world.now, unit)
     }
 
-    fn on_resync(&mut self, world: &World, engine: &Engine, unit: &UnitName) -> Verdict {
-        let Some(spec) = self.specs.get(unit) else { return Ok(()) };
-        for other in &spec.unit.requires {
-            let ready = engine
-                .view_of(other)
-                .is_some_and(|view| matches!(view.state, StateWord::Active | StateWord::Degraded));
-            if !ready || self.truly_down(world, other) {
-                return broken(promises::I26B, unit, format!("{other} is down"));
-            }
-        }
-        if self.resynced.contains(unit) {
-            return broken(promises::I26C, unit, "");
-        }
-        Ok(())
-    }
-
-    /// The world answered a check over the network.
-    pub fn on_check_answered(&mut self, run: RunId) {
-        self.checks.remove(&run);
-    }
-
     /// Nothing of the unit lives and it is no finished oneshot.
-    fn truly_down(&self, world: &World, unit: &UnitName) -> bool {
+    pub(crate) fn truly_down(&self, world: &World, unit: &UnitName) -> bool {
         let oneshot = self.specs.get(unit).is_some_and(|spec| spec.service.kind == ServiceType::Oneshot);
         // News travels up to some milliseconds: a death just now is not known yet.
         let recent = world
@@ -273,36 +256,10 @@ impl Oracle {
         let Some(unit) = &record.unit else { return Ok(()) };
         match &record.kind {
             RecordKind::Failed { cause, .. } => {
-                let run = record.run.unwrap_or(RunId(0));
-                if let (Cause::Unhealthy { checks, .. }, Some(spec)) = (cause, self.specs.get(unit)) {
-                    let threshold = spec.health.as_ref().map_or(1, |health| health.threshold);
-                    let net = matches!(
-                        spec.health.as_ref().map(|health| &health.check),
-                        Some(crate::unit::spec::HealthCheck::Net(_))
-                    );
-                    let seen = world.table.get(&run).map_or(0, |process| process.bad_answers);
-                    if *checks < threshold || (net && seen < threshold) {
-                        return broken(promises::I25B, unit, format!("{seen} of {threshold} seen"));
-                    }
-                }
-                let lives = world.table.get(&run).is_some_and(|process| process.lives());
-                let said_ready = world.table.get(&run).is_some_and(|process| process.said_ready);
-                if said_ready && matches!(cause, Cause::NotReady { .. }) {
-                    return broken(promises::I49, unit, format!("run {run}"));
-                }
-                if lives && matches!(cause, Cause::Exited(_)) {
-                    return broken(promises::I12B, unit, format!("run {run}: {cause}"));
-                }
-                Ok(())
+                self.on_failed(world, unit, record.run.unwrap_or(RunId(0)), cause)
             }
             RecordKind::RestartScheduled { failures, .. } => {
-                let Some(spec) = self.specs.get(unit) else { return Ok(()) };
-                let last = spec.restart.delays.len() - 1;
-                let index = usize::try_from(failures.saturating_sub(1)).unwrap_or(last).min(last);
-                let ended = record.run.and_then(|run| world.table.get(&run)).and_then(|p| p.ended);
-                let failed_at = ended.map_or(world.now, |(at, _)| at);
-                let run = record.run.unwrap_or(RunId(0));
-                self.not_before.insert(unit.clone(), (failed_at + spec.restart.delays[index], run));
+                self.on_scheduled(world, unit, record.run.unwrap_or(RunId(0)), *failures);
                 Ok(())
             }
             RecordKind::GaveUp { .. } => {
@@ -366,6 +323,27 @@ impl Oracle {
         other != unit
             && (section(other).is_some_and(|o| o.requires.contains(unit) || o.after.contains(unit))
                 || section(unit).is_some_and(|own| own.before.contains(other)))
+    }
+
+    fn on_failed(&self, world: &World, unit: &UnitName, run: RunId, cause: &Cause) -> Verdict {
+        self.on_verdict(world, unit, run, cause)?;
+        let process = world.table.get(&run);
+        if process.is_some_and(|p| p.said_ready) && matches!(cause, Cause::NotReady { .. }) {
+            return broken(promises::I49, unit, format!("run {run}"));
+        }
+        if process.is_some_and(|p| p.lives()) && matches!(cause, Cause::Exited(_)) {
+            return broken(promises::I12B, unit, format!("run {run}: {cause}"));
+        }
+        Ok(())
+    }
+
+    fn on_scheduled(&mut self, world: &World, unit: &UnitName, run: RunId, failures: u32) {
+        let Some(spec) = self.specs.get(unit) else { return };
+        let last = spec.restart.delays.len() - 1;
+        let index = usize::try_from(failures.saturating_sub(1)).unwrap_or(last).min(last);
+        let ended = world.table.get(&run).and_then(|process| process.ended);
+        let failed_at = ended.map_or(world.now, |(at, _)| at);
+        self.not_before.insert(unit.clone(), (failed_at + spec.restart.delays[index], run));
     }
 
     /// I7: in a shutdown a unit is asked only when none that follows it lives.
@@ -519,57 +497,6 @@ impl Oracle {
         }
     }
 
-    /// The engine says that the daemon may end.
-    pub fn on_finished(&mut self, world: &World) -> Verdict {
-        self.finished = true;
-        let living = world.table.values().filter(|process| process.lives()).map(|process| &process.unit);
-        let strays = world.strays.iter().filter(|(_, strays)| !strays.is_empty()).map(|(unit, _)| unit);
-        match living.chain(strays).find(|unit| !self.killed.contains(*unit)) {
-            Some(unit) => broken(promises::I35, unit, "told the end, but it lives and was not killed"),
-            None => Ok(()),
-        }
-    }
-
-    pub fn on_release(&mut self, world: &World, run: RunId) -> Verdict {
-        let Some(process) = world.table.get(&run) else { return Ok(()) };
-        let unit = process.unit.clone();
-        if process.lives() {
-            return broken(promises::I12C, &unit, format!("run {run} lives"));
-        }
-        let settled = world.failed_runs.contains(&run) || self.pardoned(world, run);
-        if self.owed.remove(&run).is_some() && !settled {
-            return broken(promises::I12, &unit, format!("run {run} was forgotten unrecorded"));
-        }
-        Ok(())
-    }
-
-    /// An end without a failure record is right when an operator's stop or restart was
-    /// pending, or when the run's failure was already counted (not ready, a hook failed).
-    pub(crate) fn pardoned(&self, world: &World, run: RunId) -> bool {
-        let Some(unit) = self.owed.get(&run) else { return true };
-        let down = world.rows.get(unit).is_some_and(|row| row.ordered == Some(Desired::Down));
-        // Gone from the files, it has to stop, even if it still waits for its followers.
-        let known = self.files.contains(unit) && world.rows.contains_key(unit);
-        let since_start =
-            world.events.iter().rev().filter(|record| record.unit.as_ref() == Some(unit)).take_while(
-                |record| !(matches!(record.kind, RecordKind::Started { .. }) && record.run == Some(run)),
-            );
-        let asked = since_start.into_iter().any(|record| match &record.kind {
-            RecordKind::Ordered { verb } => matches!(*verb, "stop" | "restart"),
-            RecordKind::Stopping | RecordKind::Stopped { .. } | RecordKind::Removed => true,
-            RecordKind::Failed { .. } => record.run >= Some(run),
-            // It goes down with what it lost, as soon as those that need it are down.
-            RecordKind::Degraded { for_units } => for_units.iter().any(|other| self.falls_with(unit, other)),
-            _no_reason_to_end => false,
-        });
-        self.shutting_down
-            || down
-            || !known
-            || asked
-            || self.ordered.contains(&run)
-            || self.commanded.contains(&run)
-    }
-
     /// Whether the loss of `other` takes `unit` down.
     pub(crate) fn falls_with(&self, unit: &UnitName, other: &UnitName) -> bool {
         let edge = self.specs.get(unit).and_then(|spec| spec.dependency.get(other));
@@ -641,100 +568,8 @@ impl Oracle {
         }
         Ok(())
     }
-
-    /// I25c. An engine that took over begins anew; a late tick or two is allowed for.
-    fn found_in_time(&self, world: &World, view: &UnitView) -> Verdict {
-        let Some(spec) = self.specs.get(&view.name) else { return Ok(()) };
-        let Some(health) = &spec.health else { return Ok(()) };
-        let process = view.run.and_then(|run| world.table.get(&run));
-        let active = matches!(view.state, StateWord::Active | StateWord::Degraded);
-        let Some((process, sick)) = process.and_then(|p| p.sick_since.map(|at| (p, at))) else {
-            return Ok(());
-        };
-        let watchdog = match health.check {
-            crate::unit::spec::HealthCheck::Watchdog(every) => every * 3 / 2,
-            crate::unit::spec::HealthCheck::Net(_) | crate::unit::spec::HealthCheck::Exec(_) => {
-                Duration::ZERO
-            }
-        };
-        let short = self.short_at.get(&view.name).copied().unwrap_or(Monotonic::ZERO);
-        let woke = world.woke_at;
-        let begun = sick.max(self.took_over_at).max(view.since).max(short).max(woke) + health.grace;
-        // Each hung check of a shorter interval than its timeout puts the next one off.
-        let each = health.interval.max(health.timeout);
-        // One that says STOPPING=1 is left alone for as long as a stop may take.
-        let pause = if world.faults.talk_per_mille > 0 { spec.stop.timeout } else { Duration::ZERO };
-        let bound = begun + pause + each * health.threshold + health.interval + health.timeout + watchdog;
-        if active && process.lives() && !self.shutting_down && world.now > bound + Duration::from_secs(2) {
-            let late = world.now.since(bound);
-            return broken(promises::I25C, &view.name, format!("{late:?} over the bound"));
-        }
-        Ok(())
-    }
-
-    /// Long after the faults are gone.
-    pub fn at_rest(&self, world: &World, engine: &Engine) -> Verdict {
-        let unknown = UnitName::parse("request").map_err(|_| never_named())?;
-        let views = engine.view();
-        let stands = |name: &UnitName| {
-            views.iter().any(|view| {
-                view.name == *name && matches!(view.state, StateWord::Active | StateWord::Degraded)
-            })
-        };
-        for view in &views {
-            let Some(spec) = self.specs.get(&view.name) else { continue };
-            let mut rivals = spec.unit.conflicts.clone();
-            rivals.extend(
-                self.specs
-                    .values()
-                    .filter(|other| other.unit.conflicts.contains(&view.name))
-                    .map(|other| other.name.clone()),
-            );
-            let excused = !view.wanted
-                || view.state == StateWord::Failed
-                || view.requires.iter().any(|name| !stands(name))
-                || rivals.iter().any(stands)
-                || (view.state == StateWord::Inactive && spec.restart.policy != RestartPolicy::Always)
-                || matches!(view.state, StateWord::Active | StateWord::Degraded);
-            if !excused {
-                return broken(promises::I44, &view.name, format!("{:?}: {}", view.state, view.reason));
-            }
-        }
-        for view in &views {
-            let row = world.rows.get(&view.name);
-            if view.state == StateWord::Active && row.is_some_and(|row| !row.owed.is_empty()) {
-                return broken(promises::I26, &view.name, format!("{:?}", row.map(|row| &row.owed)));
-            }
-        }
-        if let Some((request, order)) = self.open_requests.iter().next() {
-            let waits = |unit: &UnitName| {
-                views.iter().any(|view| {
-                    view.name == *unit
-                        && (view.state == StateWord::Waiting || view.state == StateWord::Failed)
-                })
-            };
-            let excused = match order {
-                Order::Start(units) | Order::Restart(units) => units.iter().any(waits),
-                Order::Stop(_)
-                | Order::Reload(_)
-                | Order::Resync(_)
-                | Order::Clear(_)
-                | Order::Signal(..)
-                | Order::Shutdown => false,
-            };
-            if !excused {
-                return broken(promises::I4, &unknown, format!("{request:?} {order:?} was never answered"));
-            }
-        }
-        for run in self.owed.keys() {
-            if !world.failed_runs.contains(run) && !self.pardoned(world, *run) {
-                return broken(promises::I12, &self.owed[run], format!("run {run} never recorded"));
-            }
-        }
-        Ok(())
-    }
 }
 
-fn never_named() -> Broken {
+pub(crate) fn never_named() -> Broken {
     Broken { promise: "a fixed name is a name".to_string(), unit: None, detail: String::new() }
 }

@@ -5,7 +5,8 @@
 use serde_json::{Map, Value};
 
 use crate::base::{duration::Pretty, exit::Exit, name::UnitName, time::Monotonic};
-use crate::engine::effect::{Cause, Record, RecordKind};
+use crate::engine::effect::{AlertKind, Cause, Record, RecordKind};
+use crate::engine::view::StateWord;
 use crate::store::row::{Level, NewEvent};
 
 /// When a record was made, on both clocks.
@@ -106,74 +107,26 @@ fn say(kind: &RecordKind) -> Said {
             let data = exit_data(exit);
             Said { cause: Some(exit.to_string()), ..said(Info, "unit.finished", "is done".into(), data) }
         }
-        RecordKind::GaveUp { failures } => {
-            let text =
-                format!("is held after {}: start it when the cause is gone", counted(*failures, "failure"));
-            said(Error, "unit.gave_up", text, vec![("failures", (*failures).into())])
-        }
+        RecordKind::GaveUp { failures } => gave_up(*failures),
         RecordKind::Stuck => plain(Error, "unit.stuck", "survived SIGKILL: it is stuck in the kernel"),
         RecordKind::Unstuck => plain(Info, "unit.unstuck", "is no longer stuck"),
         RecordKind::Reloaded => plain(Info, "unit.reloaded", "was reloaded"),
-        RecordKind::HookFailed { hook, cause } => {
-            let cause = describe(cause);
-            let text = format!("ran its {hook} command in vain: {cause}");
-            let data = vec![("hook", (*hook).into())];
-            Said { cause: Some(cause), ..said(Warn, "hook.failed", text, data) }
-        }
+        RecordKind::HookFailed { hook, cause } => hook_failed(hook, cause),
         RecordKind::Shortage { errno } => shortage(*errno),
         RecordKind::Adopted { pid } => {
             let text = format!("was found running as process {pid}");
             said(Info, "unit.adopted", text, vec![("pid", (*pid).into())])
         }
         RecordKind::Removed => plain(Info, "unit.removed", "was removed from the unit files"),
-        RecordKind::Degraded { for_units } => {
-            let text = format!("goes on without {}", list(for_units));
-            said(Warn, "unit.degraded", text, vec![("for", names(for_units))])
-        }
+        RecordKind::Degraded { for_units } => degraded(for_units),
         RecordKind::Restored => plain(Info, "unit.restored", "has everything it requires again"),
-        RecordKind::HealthChanged { healthy: true, .. } => plain(Info, "health.good", "is healthy again"),
-        RecordKind::HealthChanged { healthy: false, seen } => {
-            let seen = seen.clone().unwrap_or_else(|| "no reason".to_string());
-            let text = format!("had a bad health check: {seen}");
-            Said { cause: Some(seen), ..said(Warn, "health.bad", text, Vec::new()) }
-        }
-        RecordKind::RetryExhausted { what, attempts } => {
-            let text = format!(
-                "is still down: the last of {} of its {what} failed",
-                if *attempts == 1 { "1 retry".to_string() } else { format!("{attempts} retries") }
-            );
-            let data = vec![("what", (*what).into()), ("attempts", (*attempts).into())];
-            said(Warn, "retry.exhausted", text, data)
-        }
-        RecordKind::ResyncStarted { attempt, for_units } => {
-            let text = format!("restores its state, try {attempt}");
-            said(
-                Info,
-                "resync.started",
-                text,
-                vec![("attempt", (*attempt).into()), ("for", names(for_units))],
-            )
-        }
-        RecordKind::Resynced { attempt, took_ms } => {
-            let text = format!("has restored its state in {}", pretty(*took_ms));
-            let data = vec![("attempt", (*attempt).into()), ("took_ms", (*took_ms).into())];
-            said(Info, "resync.succeeded", text, data)
-        }
-        RecordKind::ResyncFailed { attempt, why, next_ms } => {
-            let next = next_ms.map(|ms| format!("; next try in {}", pretty(ms))).unwrap_or_default();
-            let text = format!("could not restore its state, try {attempt}: {why}{next}");
-            let data = vec![("attempt", (*attempt).into()), ("next_ms", (*next_ms).into())];
-            Said { cause: Some(why.clone()), ..said(Warn, "resync.failed", text, data) }
-        }
-        RecordKind::Changed { from, to, why } => {
-            let data = vec![("from", from.as_str().into()), ("to", to.as_str().into())];
-            said(Info, "unit.state", format!("is {}: {why}", to.as_str()), data)
-        }
-        RecordKind::AlertRaised { key, kind, message } => {
-            let text = format!("raised an alert: {message}");
-            let data = vec![("key", key.clone().into()), ("kind", kind.as_str().into())];
-            said(Warn, "alert.raised", text, data)
-        }
+        RecordKind::HealthChanged { healthy, seen } => health_changed(*healthy, seen.clone()),
+        RecordKind::RetryExhausted { what, attempts } => retry_exhausted(what, *attempts),
+        RecordKind::ResyncStarted { attempt, for_units } => resync_started(*attempt, for_units),
+        RecordKind::Resynced { attempt, took_ms } => resynced(*attempt, *took_ms),
+        RecordKind::ResyncFailed { attempt, why, next_ms } => resync_failed(*attempt, why, *next_ms),
+        RecordKind::Changed { from, to, why } => changed(*from, *to, why),
+        RecordKind::AlertRaised { key, kind, message } => alert_raised(key, *kind, message),
     }
 }
 
@@ -206,6 +159,75 @@ fn failed(cause: &Cause, failures: u32, episode: u64, blame: &[UnitName]) -> Sai
         text = format!("{text}, while {} was down", list(blame));
     }
     Said { cause: Some(cause), ..said(Level::Warn, "unit.failed", text, data) }
+}
+
+fn health_changed(healthy: bool, seen: Option<String>) -> Said {
+    if healthy {
+        return plain(Level::Info, "health.good", "is healthy again");
+    }
+    let seen = seen.unwrap_or_else(|| "no reason".to_string());
+    let text = format!("had a bad health check: {seen}");
+    Said { cause: Some(seen), ..said(Level::Warn, "health.bad", text, Vec::new()) }
+}
+
+fn retry_exhausted(what: &'static str, attempts: u32) -> Said {
+    let text = match what {
+        "resync" => format!(
+            "could not restore its state in {}",
+            match attempts {
+                1 => "1 try".to_string(),
+                tries => format!("{tries} tries"),
+            }
+        ),
+        _restart if attempts == 1 => "is still failing: its only planned retry failed too".to_string(),
+        _restart => format!("is still failing: the last of its {attempts} planned retries failed too"),
+    };
+    let data = vec![("what", what.into()), ("attempts", attempts.into())];
+    said(Level::Warn, "retry.exhausted", text, data)
+}
+
+fn resync_started(attempt: u32, for_units: &[UnitName]) -> Said {
+    let data = vec![("attempt", attempt.into()), ("for", names(for_units))];
+    said(Level::Info, "resync.started", format!("restores its state, try {attempt}"), data)
+}
+
+fn resynced(attempt: u32, took_ms: u64) -> Said {
+    let data = vec![("attempt", attempt.into()), ("took_ms", took_ms.into())];
+    let text = format!("has restored its state in {}", pretty(took_ms));
+    said(Level::Info, "resync.succeeded", text, data)
+}
+
+fn resync_failed(attempt: u32, why: &str, next_ms: Option<u64>) -> Said {
+    let next = next_ms.map(|ms| format!("; next try in {}", pretty(ms))).unwrap_or_default();
+    let text = format!("could not restore its state, try {attempt}: {why}{next}");
+    let data = vec![("attempt", attempt.into()), ("next_ms", next_ms.into())];
+    Said { cause: Some(why.to_string()), ..said(Level::Warn, "resync.failed", text, data) }
+}
+
+fn degraded(for_units: &[UnitName]) -> Said {
+    let data = vec![("for", names(for_units))];
+    said(Level::Warn, "unit.degraded", format!("goes on without {}", list(for_units)), data)
+}
+
+fn changed(from: StateWord, to: StateWord, why: &str) -> Said {
+    let data = vec![("from", from.as_str().into()), ("to", to.as_str().into())];
+    said(Level::Info, "unit.state", format!("is {}: {why}", to.as_str()), data)
+}
+
+fn alert_raised(key: &str, kind: AlertKind, message: &str) -> Said {
+    let data = vec![("key", key.into()), ("kind", kind.as_str().into())];
+    said(Level::Warn, "alert.raised", format!("raised an alert: {message}"), data)
+}
+
+fn gave_up(failures: u32) -> Said {
+    let text = format!("is held after {}: start it when the cause is gone", counted(failures, "failure"));
+    said(Level::Error, "unit.gave_up", text, vec![("failures", failures.into())])
+}
+
+fn hook_failed(hook: &'static str, cause: &Cause) -> Said {
+    let cause = describe(cause);
+    let text = format!("ran its {hook} command in vain: {cause}");
+    Said { cause: Some(cause), ..said(Level::Warn, "hook.failed", text, vec![("hook", hook.into())]) }
 }
 
 fn stopped(exit: Option<&Exit>) -> Said {
