@@ -127,6 +127,7 @@ impl Engine {
         match outcome {
             ProbeOutcome::Ok => self.on_good_check(now, &name, fx),
             ProbeOutcome::Failed(why) => self.on_bad_check(now, &name, run, why, fx),
+            ProbeOutcome::Short(_) => fx.mark(Mark::CheckDiscarded),
         }
     }
 

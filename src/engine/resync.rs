@@ -135,7 +135,9 @@ impl Engine {
         }
         match outcome {
             ProbeOutcome::Ok => self.on_resync_done(now, &name, fx),
-            ProbeOutcome::Failed(why) => self.on_resync_failed(now, &name, why, fx),
+            ProbeOutcome::Failed(why) | ProbeOutcome::Short(why) => {
+                self.on_resync_failed(now, &name, why, fx)
+            }
         }
     }
 
