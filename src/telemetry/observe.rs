@@ -138,10 +138,8 @@ fn say(kind: &RecordKind) -> Said {
             Said { cause: Some(seen), ..said(Warn, "health.bad", text, Vec::new()) }
         }
         RecordKind::RetryExhausted { what, attempts } => {
-            let text = format!(
-                "is still down: the last of {} of its {what} failed",
-                if *attempts == 1 { "1 retry".to_string() } else { format!("{attempts} retries") }
-            );
+            let tries = if *attempts == 1 { "1 retry".to_string() } else { format!("{attempts} retries") };
+            let text = format!("has used up its {what} delays: the last of {tries} failed");
             let data = vec![("what", (*what).into()), ("attempts", (*attempts).into())];
             said(Warn, "retry.exhausted", text, data)
         }
