@@ -145,7 +145,11 @@ fn six_faults_are_found_in_time_and_alerted_at_the_fourth_and_eighth_failure() {
     home.upright_exits(&["check"], 0);
     home.daemon();
     // The verdict is seen while it is not yet three.
-    home.await_unit("answers-500", "it is shown as unhealthy", SOON, |unit| unit["health"] == "unhealthy");
+    let sick = home.await_unit("answers-500", "it is shown as unhealthy", SOON, |unit| {
+        unit["health"] == "unhealthy" && unit["state"] == "active"
+    });
+    let reason = sick["reason"].as_str().expect("a reason");
+    assert!(reason.starts_with("ready, but ") && reason.ends_with(" in a row (HTTP 500)"), "{reason}");
     let failed =
         home.await_event(0, "a failure for its health", SOON, |event| is_failure(event, "answers-500", 1));
     assert_eq!(failed["cause"], "unhealthy: 3 bad checks in a row (HTTP 500)");
