@@ -142,7 +142,8 @@ async def lifespan(app: FastAPI):
                                      socket_connect_timeout=TIMEOUT_S)
     app.state.journal = Journal(Path(os.environ["JOURNAL"]))
     try:
-        await write_back()  # of a run that died before its resync
+        done = await write_back()  # of a run that died before its resync
+        log.info("the journal is in step: %(written)d sessions written back, %(known)d known", done)
     except AWAY as error:
         log.warning("the journal waits for a resync, %s", why(error))
     yield
@@ -163,9 +164,7 @@ async def write_back() -> dict:
             written += await app.state.database.store(sessions[start : start + BATCH])
         if sessions:
             app.state.journal.clear()
-    known = len(sessions) - written
-    log.info("state is in step: %d sessions written back, %d known", written, known)
-    return {"written": written, "known": known, "left": 0}
+    return {"written": written, "known": len(sessions) - written, "left": 0}
 
 
 def why(error: BaseException) -> str:
@@ -221,9 +220,11 @@ async def chat(chat: Chat, response: Response):
 async def state_resync():
     """200 only when all is in PostgreSQL; otherwise the journal is as it was."""
     try:
-        return await write_back()
+        done = await write_back()
     except AWAY as error:
         raise HTTPException(503, f"the journal waits on, {why(error)}") from error
+    log.info("state is in step again: %(written)d sessions written back, %(known)d known", done)
+    return done
 
 
 @app.get("/api/sessions")

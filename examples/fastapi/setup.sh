@@ -191,8 +191,8 @@ timeout   = "3s"
 threshold = 3                                 # bad checks in a row: found within 3 × 5 s + 3 s
 
 [restart]
-policy      = "always"
-delays      = ["5s", "10s", "15s"]            # after the 1st, 2nd, 3rd failure in a row; the last repeats
+policy = "always"
+delays = ["5s", "10s", "15s"]                 # after the 1st, 2nd, 3rd failure in a row; the last repeats
 reset_after = "60s"                           # this long ready, and the count begins anew
 
 [alert]
@@ -226,8 +226,8 @@ timeout   = "3s"
 threshold = 3
 
 [restart]
-policy      = "always"
-delays      = ["5s", "10s", "15s"]            # after the 1st, 2nd, 3rd failure in a row; the last repeats
+policy = "always"
+delays = ["5s", "10s", "15s"]                 # after the 1st, 2nd, 3rd failure in a row; the last repeats
 reset_after = "60s"                           # this long ready, and the count begins anew
 
 [alert]
@@ -283,8 +283,8 @@ timeout = "30s"
 delays  = ["5s", "10s", "15s"]                # when the last try fails too, somebody is told
 
 [restart]
-policy      = "always"
-delays      = ["5s", "10s", "15s"]            # after the 1st, 2nd, 3rd failure in a row; the last repeats
+policy = "always"
+delays = ["5s", "10s", "15s"]                 # after the 1st, 2nd, 3rd failure in a row; the last repeats
 reset_after = "60s"                           # this long ready, and the count begins anew
 
 [alert]
