@@ -239,7 +239,6 @@ write_unit backend <<UNIT
 [unit]
 description = "Chat backend (FastAPI, uvicorn)"
 requires    = ["postgres", "redis"]           # starts when both are ready
-drillable   = true                            # drills may hurt it
 
 [service]
 command = [
