@@ -47,7 +47,10 @@ const DELAYS_MS: [i64; 3] = [300, 600, 900];
 
 /// `resync.delays`, in ms, and its timeout.
 const RESYNC_DELAYS_MS: [i64; 3] = [200, 400, 600];
-const RESYNC_TIMEOUT_MS: i64 = 1_000;
+const RESYNC_TIMEOUT_MS: i64 = 3_000;
+
+/// What `late` in stack.py takes until it answers.
+const LATE_MS: i64 = 2_000;
 
 /// Of `never-ready`, and the grace of every unit.
 const READY_TIMEOUT_MS: i64 = 1_000;
@@ -409,6 +412,7 @@ fn a_resync_is_tried_again_on_schedule_and_given_up_with_one_alert() {
     is_forced(&stack);
     two_return_at_once(&stack);
     answers_too_late(&stack);
+    is_lost_again_meanwhile(&stack);
     assert_eq!(stack.home.pid("backend"), backend, "no resync cost the backend its process");
     // One for the return after which it could not, one for the order that could not.
     assert_eq!(alert_rows(&stack.home, "backend"), ["resync-failed", "resync-failed"]);
@@ -518,9 +522,28 @@ fn answers_too_late(stack: &Stack) {
     let waited = ms_between(&started, &failed);
     assert!((RESYNC_TIMEOUT_MS..=RESYNC_TIMEOUT_MS + LOAD_MS).contains(&waited), "{waited} ms");
     let why = failed["cause"].as_str().expect("a cause");
-    assert!(why == "no answer within 1s" || why == "no acknowledgement in time", "{why}");
+    assert!(why == "no answer within 3s" || why == "no acknowledgement in time", "{why}");
     let done = stack.await_of(last, "resync.succeeded", "backend");
     assert_eq!(done["data"]["attempt"], 2);
+    assert_eq!(stack.resync_calls() - calls, 2);
+    stack.await_whole();
+}
+
+/// The answer to a request of before the second loss is not taken for that of the one after it.
+fn is_lost_again_meanwhile(stack: &Stack) {
+    let (last, calls) = (stack.home.last_event(), stack.resync_calls());
+    stack.resync_fault("late 2");
+    stack.signal("redis", Signal::SIGKILL);
+    let first = stack.await_of(last, "resync.started", "backend");
+    eventually("the backend is asked", SOON, || (stack.resync_calls() > calls).then_some(()));
+    stack.signal("redis", Signal::SIGKILL);
+    let second = stack.await_of(id_of(&first), "resync.started", "backend");
+    let apart = ms_between(&first, &second);
+    assert!(apart < LATE_MS, "the machine is too slow to show it: {apart} ms");
+    let done = stack.await_of(last, "resync.succeeded", "backend");
+    assert!(id_of(&done) > id_of(&second), "{done}");
+    let took = ms_between(&second, &done);
+    assert!((LATE_MS..LATE_MS + LOAD_MS).contains(&took), "acknowledged {took} ms after it was asked");
     assert_eq!(stack.resync_calls() - calls, 2);
     stack.await_whole();
 }

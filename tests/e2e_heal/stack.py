@@ -1,5 +1,6 @@
 """The example's backend, with a resync that goes wrong as the file RESYNC says: `fail N` (so
-many times 503), `slow N` (so many times no answer for 10 s). Each call becomes a line of CALLS.
+many times 503), `slow N` (so many times no answer for 10 s), `late N` (after 2 s). Each call
+becomes a line of CALLS.
 """
 
 import asyncio
@@ -28,8 +29,7 @@ async def app(scope, receive, send):
         with open(os.environ["CALLS"], "a") as file:
             file.write(f"{time.clock_gettime_ns(time.CLOCK_BOOTTIME)}\n")
         kind = fault()
-        if kind == "slow":
-            await asyncio.sleep(10)
+        await asyncio.sleep({"slow": 10, "late": 2}.get(kind, 0))
         if kind == "fail":
             await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
             return await send({"type": "http.response.body"})
