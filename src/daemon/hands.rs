@@ -97,6 +97,8 @@ pub struct Hands {
     releasing: BTreeMap<RunId, BTreeSet<Stream>>,
     /// Units of which somebody waits to hear that they are empty.
     watched: BTreeMap<UnitName, AbortHandle>,
+    /// The newest resync request of a unit.
+    resyncs: BTreeMap<UnitName, AbortHandle>,
     writes: Vec<Write>,
     lates: Vec<Late>,
     waiting: VecDeque<(u64, Late)>,
@@ -114,6 +116,7 @@ impl Hands {
             pipes: BTreeMap::new(),
             releasing: BTreeMap::new(),
             watched: BTreeMap::new(),
+            resyncs: BTreeMap::new(),
             writes: Vec::new(),
             lates: Vec::new(),
             waiting: VecDeque::new(),
@@ -126,10 +129,18 @@ impl Hands {
         match effect {
             Effect::Spawn { unit, run, role } => self.spawn(unit, run, role, stamp.at),
             Effect::Signal { run, signal } => self.ask_keeper(Request::Signal { run, signal }),
-            Effect::End { run, signal } => self.ask_keeper(Request::SignalToEnd { run, signal }),
+            Effect::End { run, signal } => {
+                self.ask_keeper(Request::SignalToEnd { run, signal });
+                if signal != Signal::KILL {
+                    // One that is stopped (SIGSTOP, a debugger) would hear nothing but SIGKILL.
+                    self.ask_keeper(Request::Signal { run, signal: Signal::CONT });
+                }
+            }
             Effect::SignalAll { unit, signal } => {
-                if let Err(error) = self.tools.containment.signal_all(&unit, signal) {
-                    tracing::warn!("cannot send {signal} to everything of {unit}: {error}");
+                for signal in [signal, Signal::CONT] {
+                    if let Err(error) = self.tools.containment.signal_all(&unit, signal) {
+                        tracing::warn!("cannot send {signal} to everything of {unit}: {error}");
+                    }
                 }
             }
             Effect::KillAll { unit } => {
@@ -149,6 +160,7 @@ impl Hands {
             Effect::Save { unit, durable } => self.writes.push(Write::Save { unit, durable }),
             Effect::Forget { unit } => {
                 self.specs.remove(&unit);
+                self.resyncs.remove(&unit);
                 self.tools.containment.forget(&unit);
                 self.writes.push(Write::Forget { unit });
             }
@@ -327,10 +339,16 @@ impl Hands {
         }
     }
 
-    fn resync(&self, unit: &UnitName, run: RunId) {
+    fn resync(&mut self, unit: &UnitName, run: RunId) {
         let Some(resync) = self.specs.get(unit).and_then(|spec| spec.resync.clone()) else { return };
         if let ResyncBy::Net(request) = resync.by {
-            follow::run_resync(run, request, resync.timeout, self.tools.sources.clone());
+            let sources = self.tools.sources.clone();
+            let asking = follow::run_resync(run, request, resync.timeout, sources);
+            // An older one that the engine waits for no more (its requirement was lost again)
+            // must not be taken for the answer to this one.
+            if let Some(older) = self.resyncs.insert(unit.clone(), asking) {
+                older.abort();
+            }
         }
     }
 

@@ -426,7 +426,7 @@ marks! {
     ReloadFailed,
     Unhealthy,
     HealthCheckHung,
-    /// A check that spanned a suspend was not counted.
+    /// A check was not counted: it spanned a suspend, or we were short of fds.
     CheckDiscarded,
     WatchdogMissed,
     FailureBlamed,

@@ -5,6 +5,8 @@
 //!
 //! A process that hangs is found within `interval × threshold + timeout`: the next check begins
 //! within an interval, the following ones an interval apart, and the last may take its timeout.
+//! Where the timeout is the longer of the two, a hang takes `interval + timeout × threshold`, as
+//! one check at a time is under way.
 
 use std::time::Duration;
 
@@ -31,7 +33,7 @@ pub(crate) fn begin(now: Monotonic, spec: &UnitSpec) -> Option<Watch> {
         }
         HealthCheck::Net(_) | HealthCheck::Exec(_) => WatchStep::Next(now + health.interval),
     };
-    Some(Watch { step, bad: 0, healthy: None })
+    Some(Watch { step, bad: 0, healthy: None, seen: None })
 }
 
 impl Engine {
@@ -127,6 +129,7 @@ impl Engine {
         match outcome {
             ProbeOutcome::Ok => self.on_good_check(now, &name, fx),
             ProbeOutcome::Failed(why) => self.on_bad_check(now, &name, run, why, fx),
+            ProbeOutcome::Short(_) => fx.mark(Mark::CheckDiscarded),
         }
     }
 
@@ -182,6 +185,7 @@ impl Engine {
         let Some((active, _)) = self.watched(name) else { return };
         let (main, Some(watch)) = (active.main, &mut active.health) else { return };
         watch.bad = 0;
+        watch.seen = None;
         if watch.healthy.replace(true) == Some(false) {
             fx.record(name, main, RecordKind::HealthChanged { healthy: true, seen: None });
         }
@@ -194,6 +198,7 @@ impl Engine {
         }
         let Some(watch) = &mut active.health else { return };
         watch.bad += 1;
+        watch.seen = Some(why.clone());
         let bad = watch.bad;
         if watch.healthy.replace(false) != Some(false) {
             let seen = Some(why.clone());

@@ -135,7 +135,9 @@ impl Engine {
         }
         match outcome {
             ProbeOutcome::Ok => self.on_resync_done(now, &name, fx),
-            ProbeOutcome::Failed(why) => self.on_resync_failed(now, &name, why, fx),
+            ProbeOutcome::Failed(why) | ProbeOutcome::Short(why) => {
+                self.on_resync_failed(now, &name, why, fx)
+            }
         }
     }
 
@@ -192,7 +194,8 @@ impl Engine {
         unit.durable.owed.clear();
         unit.durable.resync_failed = true;
         fx.record(name, main, RecordKind::ResyncFailed { attempt, why: why.clone(), next_ms: None });
-        fx.record(name, main, RecordKind::RetryExhausted { what: "resync", attempts: attempt });
+        let attempts = attempt.saturating_sub(1); // retries: the first try is none
+        fx.record(name, main, RecordKind::RetryExhausted { what: "resync", attempts });
         self.set_resync(name, None);
         let run = main.map_or(0, |run| run.0);
         let message = format!("the state of {name} could not be restored after {attempt} tries: {why}");

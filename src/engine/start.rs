@@ -242,6 +242,7 @@ impl Engine {
         match outcome {
             ProbeOutcome::Ok => self.on_ready(now, &name, fx),
             ProbeOutcome::Failed(seen) => self.probe_again(now, &name, run, seen, limits::READINESS_INTERVAL),
+            ProbeOutcome::Short(seen) => self.probe_again(now, &name, run, seen, limits::SHORTAGE_RETRY),
         }
     }
 

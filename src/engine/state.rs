@@ -142,6 +142,8 @@ pub(crate) struct Watch {
     pub bad: u32,
     /// None until the first check that counts.
     pub healthy: Option<bool>,
+    /// What the last of the bad checks in a row saw.
+    pub seen: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

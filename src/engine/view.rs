@@ -5,11 +5,11 @@
 use crate::base::exit::RunId;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
-use crate::engine::Engine;
 use crate::engine::state::{
-    Activating, Active, Blockers, Hold, Probing, Resyncing, StartStep, State, StopStep, Unit, Uttered,
+    Activating, Active, Blockers, Hold, Probing, Resyncing, StartStep, State, StopStep, Unit, Uttered, Watch,
     WhyInactive,
 };
+use crate::engine::{Engine, plural};
 
 /// The words of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -224,7 +224,12 @@ fn active_reason(active: &Active, resync_failed: bool) -> String {
             format!("its state is not restored yet; try {attempt} follows")
         }
         (Some(_), None) if resync_failed => "ready, but its state could not be restored".to_string(),
-        (Some(_), None) => "ready".to_string(),
+        (Some(_), None) => match &active.health {
+            Some(Watch { bad, seen: Some(seen), .. }) => {
+                format!("ready, but {bad} bad check{} in a row ({seen})", plural(*bad))
+            }
+            Some(_) | None => "ready".to_string(),
+        },
         (None, _) => "done".to_string(),
     }
 }

@@ -171,17 +171,8 @@ fn health_changed(healthy: bool, seen: Option<String>) -> Said {
 }
 
 fn retry_exhausted(what: &'static str, attempts: u32) -> Said {
-    let text = match what {
-        "resync" => format!(
-            "could not restore its state in {}",
-            match attempts {
-                1 => "1 try".to_string(),
-                tries => format!("{tries} tries"),
-            }
-        ),
-        _restart if attempts == 1 => "is still failing: its only planned retry failed too".to_string(),
-        _restart => format!("is still failing: the last of its {attempts} planned retries failed too"),
-    };
+    let tries = if attempts == 1 { "1 retry".to_string() } else { format!("{attempts} retries") };
+    let text = format!("has used up its {what} delays: the last of {tries} failed");
     let data = vec![("what", what.into()), ("attempts", attempts.into())];
     said(Level::Warn, "retry.exhausted", text, data)
 }

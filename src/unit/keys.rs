@@ -206,8 +206,8 @@ const UNIT_KEYS: &[Key] = &[
     key("reload", "signal", Kind::Signal, r#""SIGHUP""#, "How it is told to read its configuration again."),
     unset("reload", "command", Kind::Command, "A command that makes it read its configuration again, instead of the signal."),
 
-    key("dependency.*", "on_loss", Kind::Choice(&["degrade", "stop", "restart"]), r#""degrade""#, "When this requirement goes down: keep running and show it, stop, or restart.").later(),
-    key("dependency.*", "on_return", Kind::Choice(&["resync", "reload", "restart", "none"]), r#""resync""#, "When it is back: resync (where [resync] is set), reload, restart, or nothing.").later(),
+    key("dependency.*", "on_loss", Kind::Choice(&["degrade", "stop", "restart"]), r#""degrade""#, "When this requirement goes down: keep running and show it, stop, or restart."),
+    key("dependency.*", "on_return", Kind::Choice(&["resync", "reload", "restart", "none"]), r#""resync""#, "When it is back: resync (where [resync] is set), reload, restart, or nothing."),
 
     unset("resync", "http", Kind::Http, "The request that restores state after a dependency returned; 2xx acknowledges."),
     unset("resync", "command", Kind::Command, "The command that restores state; exit 0 acknowledges."),
