@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::base::check::ProbeOutcome;
 use crate::base::exit::RunId;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
@@ -33,8 +34,11 @@ impl Oracle {
     }
 
     /// The world answered a check over the network.
-    pub fn on_check_answered(&mut self, run: RunId) {
-        self.checks.remove(&run);
+    pub fn on_check_answered(&mut self, world: &World, run: RunId, outcome: &ProbeOutcome) {
+        let unit = self.checks.remove(&run);
+        if let (Some(unit), ProbeOutcome::Short(_)) = (unit, outcome) {
+            self.short_at.insert(unit, world.now); // no verdict: the next check is the first one
+        }
     }
 
     /// I25b: so many bad answers in a row were really given.

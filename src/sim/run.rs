@@ -238,8 +238,8 @@ impl Sim {
             Happening::GetsSick(run) => self.world.gets_sick(run),
             Happening::Pings(run) => self.world.pings(run),
             Happening::CheckAnswers { engine, run } if engine == self.world.engine => {
-                self.oracle.on_check_answered(run);
                 let outcome = self.world.check(run);
+                self.oracle.on_check_answered(&self.world, run, &outcome);
                 return self.step(Event::Checked { run, outcome });
             }
             Happening::ResyncAnswers { engine, run } if engine == self.world.engine => {
@@ -407,7 +407,11 @@ impl Sim {
     fn answer_probe(&mut self, run: RunId) -> Result<(), Broken> {
         let ready = self.world.table.get(&run).is_some_and(|process| process.lives() && process.ready);
         let refused = || ProbeOutcome::Failed("connection refused".to_string());
-        let outcome = if ready { ProbeOutcome::Ok } else { refused() };
+        let outcome = match (ready, self.world.lacks_fds()) {
+            (_, true) => ProbeOutcome::Short("too many open files".to_string()),
+            (true, false) => ProbeOutcome::Ok,
+            (false, false) => refused(),
+        };
         self.step(Event::Probed { run, outcome })
     }
 

@@ -372,6 +372,9 @@ impl World {
 
     /// What a check over the network sees of this run, and how often in a row it was bad.
     pub fn check(&mut self, run: RunId) -> ProbeOutcome {
+        if self.lacks_fds() {
+            return ProbeOutcome::Short("too many open files".to_string());
+        }
         let Some(process) = self.table.get_mut(&run) else { return ProbeOutcome::Failed("gone".into()) };
         if process.lives() && process.sick_since.is_none() {
             process.bad_answers = 0;
@@ -381,8 +384,16 @@ impl World {
         ProbeOutcome::Failed("no answer".to_string())
     }
 
+    /// Whether a probe of ours cannot even begin.
+    pub fn lacks_fds(&mut self) -> bool {
+        self.rate(Domain::Hook, self.faults.short_per_mille)
+    }
+
     /// Whether the unit acknowledges a resync.
     pub fn resync(&mut self) -> ProbeOutcome {
+        if self.lacks_fds() {
+            return ProbeOutcome::Short("too many open files".to_string());
+        }
         if self.rate(Domain::Hook, self.faults.resync_per_mille) {
             return ProbeOutcome::Failed("HTTP 503".to_string());
         }
