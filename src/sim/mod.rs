@@ -11,4 +11,5 @@ pub mod run;
 pub mod setup;
 pub mod shrink;
 pub mod tape;
+pub mod timeline;
 pub mod world;

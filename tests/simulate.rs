@@ -1,0 +1,361 @@
+//! `upright simulate`: what it says, and that a real daemon does the same.
+//!
+//! Refuses: asking the engine what is right. The rules are written down here once more.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use serde_json::Value;
+use upright::base::name::UnitName;
+use upright::cli::render::{Look, Paint};
+use upright::cli::simulate::{Asked, as_json, as_text};
+use upright::sim::timeline::{End, How, Plan, Refused, Timeline, What, timeline};
+use upright::unit::spec::UnitSpec;
+
+use support::{Home, UPRIGHT, of};
+
+/// What a busy machine may add between a deadline and a first instruction.
+const MARGIN: Duration = Duration::from_millis(1_500);
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn check(case: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli").join(case);
+    if std::env::var_os("BLESS").is_some() {
+        fs::create_dir_all(path.parent().expect("parent")).expect("dir");
+        fs::write(&path, text).expect("write");
+    }
+    let golden = fs::read_to_string(&path).unwrap_or_default();
+    assert!(golden == text, "{case} reads otherwise now; BLESS=1 rewrites it. It reads:\n{text}");
+}
+
+/// The units of these files.
+fn units(files: &[(&str, &str)]) -> Vec<Arc<UnitSpec>> {
+    let dir = tempfile::tempdir().expect("a directory");
+    for (name, text) in files {
+        fs::write(dir.path().join(format!("{name}.toml")), text).expect("a unit file");
+    }
+    let loaded = upright::config::load_paths(&[dir.path().to_path_buf()]);
+    assert_eq!(loaded.errors(), 0, "{:?}", loaded.diagnostics);
+    loaded.units
+}
+
+struct Question {
+    units: Vec<Arc<UnitSpec>>,
+    unit: UnitName,
+    failures: u32,
+    how: How,
+    every: Duration,
+}
+
+impl Question {
+    fn of(unit: &str, files: &[(&str, &str)]) -> Question {
+        let unit = UnitName::parse(unit).expect("a name");
+        Question { units: units(files), unit, failures: 9, how: How::Exit, every: Duration::ZERO }
+    }
+
+    fn line(&self) -> Result<Timeline, Refused> {
+        timeline(&Plan {
+            units: &self.units,
+            unit: &self.unit,
+            failures: self.failures,
+            how: self.how,
+            lives: self.every,
+        })
+    }
+
+    fn text(&self, width: Option<usize>) -> String {
+        let spec = self.units.iter().find(|spec| spec.name == self.unit).expect("the unit");
+        let asked = Asked { spec, failures: self.failures, how: self.how, every: self.every };
+        let line = self.line().expect("a timeline");
+        as_text(&asked, &line, &Look { paint: Paint::Plain, width, zone: TimeZone::UTC })
+    }
+
+    fn json(&self) -> Value {
+        let spec = self.units.iter().find(|spec| spec.name == self.unit).expect("the unit");
+        let asked = Asked { spec, failures: self.failures, how: self.how, every: self.every };
+        as_json(&asked, &self.line().expect("a timeline"))
+    }
+}
+
+const SIMPLE: &str = "[service]\ncommand = [\"sleep\", \"1\"]\n";
+
+const SHOP: [(&str, &str); 3] = [
+    (
+        "backend",
+        "[unit]\nrequires = [\"postgres\"]\n[service]\ncommand = [\"x\"]\nstart_pre = [[\"y\"]]\n\
+         [readiness]\nhttp = \"http://127.0.0.1:8000/\"\ntimeout = \"20s\"\nsettle = \"500ms\"\n\
+         [health]\nhttp = \"http://127.0.0.1:8000/\"\ninterval = \"5s\"\ntimeout = \"3s\"\n",
+    ),
+    ("postgres", SIMPLE),
+    ("worker", "[unit]\nrequires = [\"backend\"]\n[service]\ncommand = [\"x\"]\n"),
+];
+
+// ---- what it says ----
+
+#[test]
+fn timelines_read_as_they_should() {
+    check("simulate/defaults", &Question::of("web", &[("web", SIMPLE)]).text(None));
+    let shop = Question { failures: 5, ..Question::of("backend", &SHOP) };
+    check("simulate/affected", &shop.text(None));
+    check("simulate/narrow", &shop.text(Some(40)));
+    let hang = Question { failures: 2, how: How::Hang, ..Question::of("backend", &SHOP) };
+    check("simulate/hang", &hang.text(None));
+    let late = Question { failures: 2, how: How::NeverReady, ..Question::of("backend", &SHOP) };
+    check("simulate/never-ready", &late.text(None));
+    let jitter = format!("{SIMPLE}[restart]\njitter = \"20%\"\ngive_up_after = 3\n");
+    check("simulate/jitter-gives-up", &Question::of("web", &[("web", &jitter)]).text(None));
+    let oneshot = "[service]\ntype = \"oneshot\"\ncommand = [\"x\"]\n[restart]\npolicy = \"on-failure\"\n";
+    let oneshot = Question { failures: 2, ..Question::of("job", &[("job", oneshot)]) };
+    check("simulate/oneshot", &oneshot.text(None));
+    let never = format!("{SIMPLE}[restart]\npolicy = \"never\"\n");
+    check("simulate/never", &Question::of("web", &[("web", &never)]).text(None));
+    let rare =
+        Question { every: Duration::from_secs(120), failures: 3, ..Question::of("web", &[("web", SIMPLE)]) };
+    check("simulate/rare", &rare.text(None));
+    let json = format!("{:#}\n", Question { failures: 4, ..shop }.json());
+    check("simulate/json", &json);
+}
+
+#[test]
+fn no_line_is_wider_than_a_narrow_terminal() {
+    for how in [How::Exit, How::Hang, How::NeverReady] {
+        let text = Question { how, ..Question::of("backend", &SHOP) }.text(Some(40));
+        for line in text.lines() {
+            assert!(unicode_width::UnicodeWidthStr::width(line) <= 40, "{line}");
+        }
+    }
+}
+
+#[test]
+fn the_schedule_is_the_list_of_delays_and_the_alerts_are_the_fourth_and_every_fourth() {
+    // (delays in s, after_failures, repeat_every, failures)
+    let table: [(&[u64], u32, u32, u32); 4] =
+        [(&[5, 10, 15], 4, 4, 13), (&[1], 1, 0, 5), (&[2, 3], 2, 3, 9), (&[0], 3, 1, 6)];
+    for (delays, after, repeat, failures) in table {
+        let list: Vec<String> = delays.iter().map(|delay| format!("\"{delay}s\"")).collect();
+        let file = format!(
+            "{SIMPLE}[restart]\ndelays = [{}]\n[alert]\nafter_failures = {after}\nrepeat_every = {repeat}\n",
+            list.join(", ")
+        );
+        let line =
+            Question { failures, ..Question::of("web", &[("web", &file)]) }.line().expect("a timeline");
+        let mut at = Duration::ZERO;
+        let mut told = Vec::new();
+        for step in &line.steps {
+            if let What::Failed { failures: k, restart_in, .. } = &step.what {
+                // A restart without a delay still keeps the least time between two spawns.
+                assert!(
+                    step.at.least >= at && step.at.least <= at + Duration::from_millis(10) * *k,
+                    "{step:?}"
+                );
+                let index = (*k as usize).min(delays.len()) - 1;
+                let delay = Duration::from_secs(delays[index]);
+                assert_eq!(restart_in.expect("a restart").least, delay, "failure {k}");
+                at += delay;
+            }
+            if let What::Alert { about: upright::sim::timeline::About::Failing, message, .. } = &step.what {
+                let count = message.split(' ').nth(2).and_then(|word| word.parse::<u32>().ok());
+                told.push(count.expect("the count"));
+            }
+        }
+        let due = |k: &u32| *k == after || (*k > after && repeat > 0 && (k - after) % repeat == 0);
+        assert_eq!(told, (1..=failures).filter(due).collect::<Vec<_>>());
+        assert_eq!(line.ends, End::Active);
+    }
+}
+
+#[test]
+fn jitter_gives_a_range_whose_ends_are_exact() {
+    let file = format!("{SIMPLE}[restart]\ndelays = [\"5s\", \"10s\"]\njitter = \"20%\"\n");
+    let line = Question { failures: 3, ..Question::of("web", &[("web", &file)]) }.line().expect("a timeline");
+    let restarts: Vec<(u128, u128)> = line
+        .steps
+        .iter()
+        .filter(|step| matches!(step.what, What::Started { .. }))
+        .map(|step| (step.at.least.as_millis(), step.at.most.as_millis()))
+        .collect();
+    assert_eq!(restarts, [(0, 0), (5_000, 6_000), (15_000, 18_000), (25_000, 30_000)]);
+}
+
+#[test]
+fn every_way_to_be_ready_and_every_type_comes_to_an_end() {
+    let readiness = [
+        "",
+        "[readiness]\nnotify = true\n",
+        "[readiness]\nnotify_fd = 3\n",
+        "[readiness]\nlog = \"ready\"\n",
+        "[readiness]\nexec = [\"x\"]\n",
+        "[readiness]\ntcp = \"127.0.0.1:1\"\nsettle = \"3s\"\n",
+    ];
+    for readiness in readiness {
+        for how in [How::Exit, How::Hang, How::NeverReady] {
+            for health in [
+                "",
+                "[health]\ntcp = \"127.0.0.1:1\"\n",
+                "[health]\nexec = [\"x\"]\n",
+                "[health]\nwatchdog = \"2s\"\n",
+            ] {
+                let file = format!("{SIMPLE}{readiness}{health}[restart]\ngive_up_after = 20\n");
+                let question = Question { how, failures: 5, ..Question::of("web", &[("web", &file)]) };
+                match question.line() {
+                    Ok(line) => {
+                        let failed =
+                            line.steps.iter().filter(|step| matches!(step.what, What::Failed { .. }));
+                        assert_eq!((failed.count(), line.ends), (5, End::Active), "{file} {how:?}");
+                    }
+                    Err(Refused::NoHealth) => assert!(how == How::Hang && health.is_empty(), "{file}"),
+                    Err(Refused::ReadyAtOnce) => {
+                        assert!(how == How::NeverReady && readiness.is_empty(), "{file}")
+                    }
+                    Err(other) => panic!("{other} {file} {how:?}"),
+                }
+            }
+        }
+    }
+}
+
+// ---- the binary ----
+
+fn upright(home: &Path, words: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = Command::new(UPRIGHT)
+        .args(words)
+        .env_clear()
+        .env("UPRIGHT_HOME", home)
+        .stdin(Stdio::null())
+        .output()
+        .expect("it runs");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    (status.code().expect("a code"), text(stdout), text(stderr))
+}
+
+fn home_of(files: &[(&str, &str)]) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::create_dir(dir.path().join("units")).expect("units/");
+    for (name, text) in files {
+        fs::write(dir.path().join(format!("units/{name}.toml")), text).expect("a unit file");
+    }
+    let path = dir.path().to_path_buf();
+    (dir, path)
+}
+
+#[test]
+fn names_files_and_templates_are_found_without_a_daemon() {
+    let template = "[service]\ncommand = [\"x\", \"{instance}\"]\ninstances = 2\n";
+    let (_dir, home) = home_of(&[("web", SIMPLE), ("many", template)]);
+    let first_line = |words: &[&str]| {
+        let (code, out, err) = upright(&home, words);
+        assert_eq!((code, err.as_str()), (0, ""), "{words:?}");
+        out.lines().next().unwrap_or_default().to_string()
+    };
+    assert!(first_line(&["simulate", "web"]).starts_with("web: each of 9 runs exits with code 1 "));
+    assert!(first_line(&["simulate", "many", "--failures", "1"]).starts_with("many@1: one run exits "));
+    assert!(first_line(&["simulate", "many@2"]).starts_with("many@2: "));
+    let file = home.join("units/web.toml");
+    assert!(first_line(&["simulate", file.to_str().expect("text")]).starts_with("web: "));
+    let units = home.join("units");
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    let words = ["simulate", "web", "--units", units.to_str().expect("text"), "--json"];
+    let (code, out, _) = upright(elsewhere.path(), &words);
+    let value: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!((code, value["timeline"][0]["event"].as_str()), (0, Some("unit.started")));
+}
+
+#[test]
+fn what_cannot_be_simulated_is_told_with_its_reason() {
+    let (_dir, home) = home_of(&[("web", SIMPLE), ("bad", "[service]\ncomand = [\"x\"]\n")]);
+    let (code, out, err) = upright(&home, &["simulate", "wep"]);
+    assert_eq!((code, out.as_str()), (4, ""));
+    assert_eq!(err, "error: there is no unit `wep`\nhelp: did you mean `web`?\n");
+    let (code, out, err) = upright(&home, &["simulate", "bad"]);
+    assert_eq!((code, err.as_str()), (2, ""));
+    assert!(out.contains("did you mean `command`?") && out.contains("bad.toml:2:1"), "{out}");
+    let (_, checked, _) = upright(&home, &["check", home.join("units/bad.toml").to_str().expect("text")]);
+    assert_eq!(out, checked, "the errors read as `check` prints them");
+    let (code, _, err) = upright(&home, &["simulate", "web", "--how", "hang"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("nothing would notice that it hangs"), "{err}");
+    for words in [["--failures", "0"], ["--failures", "x"], ["--every", "5"], ["--how", "die"]] {
+        let (code, _, err) = upright(&home, &[&["simulate", "web"][..], &words].concat());
+        assert!(code == 2 && !err.is_empty(), "{words:?}");
+    }
+}
+
+// ---- a real daemon does the same ----
+
+/// Fails `times` times with code 1 as soon as it was executed, then stays up.
+fn failing(home: &Path, times: u32) -> String {
+    let count = home.join("count");
+    let script = format!(
+        "n=$(cat '{0}' 2>/dev/null || echo 0); if [ $n -lt {times} ]; then echo $((n+1)) > '{0}'; exit 1; fi; \
+         exec sleep 100000",
+        count.display()
+    );
+    format!(
+        "[service]\nshell = true\ncommand = {script:?}\n[restart]\ndelays = [\"200ms\", \"400ms\", \"600ms\"]\n\
+         reset_after = \"1s\"\n[alert]\nafter_failures = 4\nrepeat_every = 2\n"
+    )
+}
+
+#[test]
+fn a_real_daemon_keeps_to_the_simulated_timeline() {
+    const TIMES: u32 = 7;
+    let mut home = Home::new();
+    let file = failing(home.path(), TIMES);
+    home.unit("web", &file);
+    let words = ["simulate", "web", "--failures", "7", "--json"];
+    let simulated: Value = serde_json::from_str(&home.upright_exits(&words, 0)).expect("JSON");
+    let steps = simulated["timeline"].as_array().expect("steps");
+    home.daemon();
+    home.await_event(0, "the episode is over", SOON, |event| event["event"] == "episode.ended");
+    let ended = home.await_event(0, "the recovery is told", SOON, |event| {
+        event["event"] == "alert.raised" && event["data"]["kind"] == "recovered"
+    });
+    let events = home.events();
+    let known: Vec<&str> = steps.iter().filter_map(|step| step["event"].as_str()).collect();
+    let real: Vec<&Value> = events
+        .iter()
+        .filter(|event| event["unit"] == "web" && event["id"].as_u64() <= ended["id"].as_u64())
+        .filter(|event| event["event"].as_str().is_some_and(|name| known.contains(&name)))
+        .collect();
+    let names: Vec<&str> = real.iter().filter_map(|event| event["event"].as_str()).collect();
+    assert_eq!(names, known, "the same things happen in the same order");
+    // Each wait is as simulated, and at most the margin longer; never shorter.
+    let mut before: Option<(&Value, &Value)> = None;
+    let start = real[0]["at_ns"].as_u64().expect("a time");
+    for (real, step) in real.iter().zip(steps) {
+        for key in ["failures", "kind", "cause", "attempts"] {
+            let said = real["data"].get(key).or_else(|| real.get(key)).filter(|value| !value.is_null());
+            if let (Some(said), Some(simulated)) = (said, step.get(key)) {
+                assert_eq!(said, simulated, "{key} of {real}");
+            }
+        }
+        if let Some((real_before, step_before)) = before {
+            let wait = |a: &Value, b: &Value, key: &str, unit: u64| {
+                (b[key].as_u64().expect("a time") - a[key].as_u64().expect("a time")) / unit
+            };
+            let real_ms = wait(real_before, real, "at_ns", 1_000_000);
+            let simulated_ms = wait(step_before, step, "offset_ms", 1);
+            let most = simulated_ms + MARGIN.as_millis() as u64;
+            assert!(
+                real_ms + 1 >= simulated_ms && real_ms <= most,
+                "{real_ms} ms, not {simulated_ms}: {real}"
+            );
+        }
+        let offset_ms = (real["at_ns"].as_u64().expect("a time") - start) / 1_000_000;
+        assert!(offset_ms + 1 >= step["offset_ms"].as_u64().expect("a time"), "too early: {real}");
+        before = Some((real, step));
+    }
+    // What the daemon said that it would wait is what was simulated, to the millisecond.
+    let scheduled = of(&events, "retry.scheduled", "web");
+    let said: Vec<&Value> = scheduled.iter().map(|event| &event["data"]["delay_ms"]).collect();
+    let failed = steps.iter().filter(|step| step["event"] == "unit.failed");
+    assert_eq!(said, failed.map(|step| &step["restart_in_ms"]).collect::<Vec<_>>());
+    assert_eq!(said.len(), TIMES as usize);
+}
