@@ -17,7 +17,7 @@ const TEMPLATE: &str = "{about}\n\nUsage: {usage}\n{before-help}Options:\n{optio
 pub const GROUPS: [(&str, &[&str]); 4] = [
     ("Run it", &["demo", "daemon"]),
     ("Look", &["status", "why", "logs", "events", "graph"]),
-    ("Act", &["start", "stop", "restart", "reload", "clear", "signal"]),
+    ("Act", &["start", "stop", "restart", "reload", "clear", "resync", "signal"]),
     ("Check", &["check", "simulate", "schema"]),
 ];
 

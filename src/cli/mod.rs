@@ -9,6 +9,7 @@ pub mod context;
 pub mod find;
 pub mod when;
 pub mod status;
+pub mod told;
 pub mod why;
 pub mod act;
 pub mod signal;

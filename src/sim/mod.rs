@@ -10,6 +10,7 @@ pub mod promises;
 pub mod run;
 pub mod setup;
 pub mod shrink;
+mod standby;
 pub mod tape;
 pub mod timeline;
 pub mod world;
