@@ -289,73 +289,103 @@ fn what_cannot_be_simulated_is_told_with_its_reason() {
 
 // ---- a real daemon does the same ----
 
-/// Fails `times` times with code 1 as soon as it was executed, then stays up.
-fn failing(home: &Path, times: u32) -> String {
+const POLICY: &str = "[restart]\ndelays = [\"200ms\", \"400ms\", \"600ms\"]\nreset_after = \"1s\"\n\
+                      [alert]\nafter_failures = 2\nrepeat_every = 2\n";
+
+/// Counts its runs in a file; the first `times` run `bad`, the next ones stay up.
+fn failing(home: &Path, times: u32, bad: &str) -> String {
     let count = home.join("count");
     let script = format!(
-        "n=$(cat '{0}' 2>/dev/null || echo 0); if [ $n -lt {times} ]; then echo $((n+1)) > '{0}'; exit 1; fi; \
-         exec sleep 100000",
+        "n=$(($(cat '{0}' 2>/dev/null || echo 0) + 1)); echo $n > '{0}.new'; mv '{0}.new' '{0}'; \
+         if [ $n -le {times} ]; then {bad}; fi; exec sleep 100000",
         count.display()
     );
-    format!(
-        "[service]\nshell = true\ncommand = {script:?}\n[restart]\ndelays = [\"200ms\", \"400ms\", \"600ms\"]\n\
-         reset_after = \"1s\"\n[alert]\nafter_failures = 4\nrepeat_every = 2\n"
-    )
+    format!("[service]\nshell = true\ncommand = {script:?}\n{POLICY}")
 }
 
-#[test]
-fn a_real_daemon_keeps_to_the_simulated_timeline() {
-    const TIMES: u32 = 7;
+/// A check that is good from run `times + 1` on, and else does `bad`.
+fn good_later(home: &Path, times: u32, bad: &str) -> String {
+    let count = home.join("count");
+    let script = format!("[ \"$(cat '{}')\" -gt {times} ] || {bad}", count.display());
+    format!("[\"sh\", \"-c\", {script:?}]")
+}
+
+/// What of an event and of a simulated step says the same under the same name.
+const SAID: [&str; 4] = ["failures", "kind", "attempts", "cause"];
+
+/// Runs the unit file for real until its recovery is told, and holds that against the simulation.
+fn compare(file: impl Fn(&Path) -> String, times: u32, how: &str) {
     let mut home = Home::new();
-    let file = failing(home.path(), TIMES);
+    let file = file(home.path());
     home.unit("web", &file);
-    let words = ["simulate", "web", "--failures", "7", "--json"];
+    let times_word = times.to_string();
+    let words = ["simulate", "web", "--failures", &times_word, "--how", how, "--json"];
     let simulated: Value = serde_json::from_str(&home.upright_exits(&words, 0)).expect("JSON");
     let steps = simulated["timeline"].as_array().expect("steps");
+    let last = steps.last().expect("a step");
     home.daemon();
-    home.await_event(0, "the episode is over", SOON, |event| event["event"] == "episode.ended");
-    let ended = home.await_event(0, "the recovery is told", SOON, |event| {
-        event["event"] == "alert.raised" && event["data"]["kind"] == "recovered"
+    let ended = home.await_event(0, "the last step", SOON, |event| {
+        event["event"] == last["event"] && (last["kind"].is_null() || event["data"]["kind"] == last["kind"])
     });
-    let events = home.events();
     let known: Vec<&str> = steps.iter().filter_map(|step| step["event"].as_str()).collect();
-    let real: Vec<&Value> = events
-        .iter()
-        .filter(|event| event["unit"] == "web" && event["id"].as_u64() <= ended["id"].as_u64())
-        .filter(|event| event["event"].as_str().is_some_and(|name| known.contains(&name)))
-        .collect();
+    let mut events = home.events();
+    events.retain(|event| event["unit"] == "web" && event["id"].as_u64() <= ended["id"].as_u64());
+    let is_known = |event: &&Value| event["event"].as_str().is_some_and(|name| known.contains(&name));
+    let real: Vec<&Value> = events.iter().filter(is_known).collect();
     let names: Vec<&str> = real.iter().filter_map(|event| event["event"].as_str()).collect();
     assert_eq!(names, known, "the same things happen in the same order");
-    // Each wait is as simulated, and at most the margin longer; never shorter.
-    let mut before: Option<(&Value, &Value)> = None;
-    let start = real[0]["at_ns"].as_u64().expect("a time");
-    for (real, step) in real.iter().zip(steps) {
-        for key in ["failures", "kind", "cause", "attempts"] {
-            let said = real["data"].get(key).or_else(|| real.get(key)).filter(|value| !value.is_null());
-            if let (Some(said), Some(simulated)) = (said, step.get(key)) {
-                assert_eq!(said, simulated, "{key} of {real}");
+    let at_ms = |event: &Value| event["at_ns"].as_u64().expect("a time") / 1_000_000;
+    let offset_ms = |step: &Value| step["offset_ms"].as_u64().expect("an offset");
+    let margin_ms = MARGIN.as_millis() as u64;
+    for (index, (event, step)) in real.iter().zip(steps).enumerate() {
+        for key in SAID {
+            let said = event["data"].get(key).or_else(|| event.get(key)).filter(|value| !value.is_null());
+            // Why it was not ready yet is up to the check.
+            let free = key == "cause" && how == "never-ready";
+            if let (Some(said), Some(simulated), false) = (said, step.get(key), free) {
+                assert_eq!(said, simulated, "{key} of {event}");
             }
         }
-        if let Some((real_before, step_before)) = before {
-            let wait = |a: &Value, b: &Value, key: &str, unit: u64| {
-                (b[key].as_u64().expect("a time") - a[key].as_u64().expect("a time")) / unit
-            };
-            let real_ms = wait(real_before, real, "at_ns", 1_000_000);
-            let simulated_ms = wait(step_before, step, "offset_ms", 1);
-            let most = simulated_ms + MARGIN.as_millis() as u64;
-            assert!(
-                real_ms + 1 >= simulated_ms && real_ms <= most,
-                "{real_ms} ms, not {simulated_ms}: {real}"
-            );
-        }
-        let offset_ms = (real["at_ns"].as_u64().expect("a time") - start) / 1_000_000;
-        assert!(offset_ms + 1 >= step["offset_ms"].as_u64().expect("a time"), "too early: {real}");
-        before = Some((real, step));
+        // Never earlier; each wait at most the margin longer.
+        let offset = at_ms(event) - at_ms(real[0]);
+        assert!(offset + 2 >= offset_ms(step), "{offset} ms is too early for {step}");
+        let before = index.saturating_sub(1);
+        let late =
+            (at_ms(event) - at_ms(real[before])).saturating_sub(offset_ms(step) - offset_ms(&steps[before]));
+        assert!(late <= margin_ms, "{late} ms late: {event}");
     }
     // What the daemon said that it would wait is what was simulated, to the millisecond.
     let scheduled = of(&events, "retry.scheduled", "web");
     let said: Vec<&Value> = scheduled.iter().map(|event| &event["data"]["delay_ms"]).collect();
     let failed = steps.iter().filter(|step| step["event"] == "unit.failed");
     assert_eq!(said, failed.map(|step| &step["restart_in_ms"]).collect::<Vec<_>>());
-    assert_eq!(said.len(), TIMES as usize);
+    assert_eq!(said.len(), times as usize);
+}
+
+#[test]
+fn a_real_daemon_keeps_to_the_timeline_of_exits() {
+    compare(|home| failing(home, 7, "exit 1"), 7, "exit");
+}
+
+#[test]
+fn a_real_daemon_keeps_to_the_timeline_of_hangs() {
+    let file = |home: &Path| {
+        let check = good_later(home, 2, "exec sleep 100");
+        let hung = "trap '' TERM; while :; do sleep 0.05; done";
+        format!(
+            "{}[stop]\ntimeout = \"300ms\"\n[health]\nexec = {check}\ninterval = \"100ms\"\n\
+             timeout = \"800ms\"\nthreshold = 2\n",
+            failing(home, 2, hung)
+        )
+    };
+    compare(file, 2, "hang");
+}
+
+#[test]
+fn a_real_daemon_keeps_to_the_timeline_of_runs_that_never_get_ready() {
+    let file = |home: &Path| {
+        let check = good_later(home, 2, "exit 1");
+        format!("{}[readiness]\nexec = {check}\ntimeout = \"1500ms\"\n", failing(home, 2, "exec sleep 100"))
+    };
+    compare(file, 2, "never-ready");
 }

@@ -290,6 +290,39 @@ fn the_answer_in_the_readme_is_the_real_one() {
 }
 
 #[test]
+fn records_know_better_than_an_engine_that_took_over() {
+    let mut old = degraded();
+    old.unit.since = "2026-11-21T12:00:05.000000Z".into();
+    let paper = Paper::of([old, in_backoff("postgres")]);
+    assert_eq!(paper.why("backend", Dates::Full).since.as_deref(), Some("2026-11-21T12:00:03.250000Z"));
+    // A record of an earlier time in the same state says nothing of this one.
+    let mut again = degraded();
+    again.unit.since = "2026-11-21T12:00:05.000000Z".into();
+    again.history.push(event(
+        22,
+        4,
+        "backend",
+        "unit.restored",
+        "has everything it requires again",
+        json!({}),
+    ));
+    let paper = Paper::of([again, in_backoff("postgres")]);
+    assert_eq!(paper.why("backend", Dates::Full).since.as_deref(), Some("2026-11-21T12:00:05.000000Z"));
+}
+
+#[test]
+fn an_alert_of_an_earlier_episode_is_not_told_again() {
+    let alert =
+        |id, kind: &str| event(id, 1, "web", "alert.raised", "raised an alert", json!({ "kind": kind }));
+    let mut card = in_backoff("web");
+    let over = event(5, 1, "web", "episode.ended", "begins anew", json!({}));
+    card.causes = vec![alert(1, "failing"), over, alert(6, "recovered"), killed(20, 3, "web", 1)];
+    assert_eq!(Paper::of([card.clone()]).why("web", Dates::Full).notes, [""; 0]);
+    card.causes.push(alert(21, "failing"));
+    assert_eq!(Paper::of([card]).why("web", Dates::Full).notes.len(), 1);
+}
+
+#[test]
 fn order_conflict_and_unknown_names_read_as_they_should() {
     let waiting = |reason: &str, on: &str| {
         let mut card = card("web", "waiting", reason);
@@ -453,7 +486,7 @@ fn held_units_and_broken_files_are_told_with_what_to_type() {
     assert!(help.contains("`upright clear web` starts it again"), "{help}");
     assert_eq!(
         why(&home, "off")["sentence"],
-        "off is inactive: it was never started (not wanted: enabled = false)"
+        "off is inactive: it is not wanted: enabled = false, and nobody ordered a start"
     );
     // A broken file leaves the last good version in force, and a new broken one makes no unit.
     let before = home.last_event();

@@ -73,6 +73,26 @@ impl<'a> Told<'a> {
         Told { card, events, user, clock: clock.clone() }
     }
 
+    /// Since when it is in its state. An engine that took over knows its own beginning only; the
+    /// record of the step into the state knows better.
+    pub fn since(&self) -> &'a str {
+        let unit = &self.card.unit;
+        let (into, out): (&[&str], &[&str]) = match unit.state.as_str() {
+            "active" => {
+                (&["unit.active", "unit.restored"], &["unit.failed", "unit.stopping", "unit.degraded"])
+            }
+            "degraded" => (&["unit.degraded"], &["unit.restored", "unit.active"]),
+            "failed" => (&["unit.gave_up", "unit.stuck"], &["unit.started", "unit.unstuck"]),
+            _ => return &unit.since,
+        };
+        let left = self.newest(out).map_or(0, |event| event.id);
+        match self.newest(into) {
+            // A clock may have been set since: only an earlier time is a better one.
+            Some(event) if event.id > left && event.ts < unit.since => &event.ts,
+            Some(_) | None => &unit.since,
+        }
+    }
+
     fn name(&self) -> &str {
         &self.card.unit.name
     }
@@ -157,7 +177,7 @@ impl<'a> Told<'a> {
     pub fn clause(&self, because: &[Why]) -> String {
         let unit = &self.card.unit;
         let reason = &unit.reason;
-        let since = self.clock.since(&unit.since);
+        let since = self.clock.since(self.since());
         match unit.state.as_str() {
             "backoff" => {
                 let failed = self.failure().unwrap_or_else(|| format!("failed: {reason}"));
@@ -235,7 +255,10 @@ impl<'a> Told<'a> {
             Some(event) => {
                 format!("was stopped at {}, and nothing wants it up", self.clock.time(&event.ts))
             }
-            None => format!("was never started ({})", unit.reason),
+            None if unit.reason.starts_with("not wanted") => {
+                format!("is {}, and nobody ordered a start", unit.reason)
+            }
+            None => format!("is {}; nothing recorded says why", unit.reason),
         }
     }
 
@@ -256,6 +279,16 @@ impl<'a> Told<'a> {
             return format!("is {}", unit.reason);
         }
         format!("is waiting, because {}", roots.join("; and "))
+    }
+
+    /// The newest alert of this episode.
+    fn alert(&self) -> Option<&'a EventLine> {
+        let over = self.newest(&["episode.ended"]).map_or(0, |event| event.id);
+        let raised = |event: &&&EventLine| {
+            let kind = event.data.get("kind").and_then(Value::as_str);
+            event.event == "alert.raised" && event.id > over && kind != Some("recovered")
+        };
+        self.events.iter().find(raised).copied()
     }
 
     fn deactivating_clause(&self) -> String {
@@ -298,8 +331,8 @@ impl<'a> Told<'a> {
             let said = event.cause.as_deref().unwrap_or("no reason");
             notes.push(format!("its state was not restored at {}: {said}", self.clock.time(&event.ts)));
         }
-        if let (Some(alert), true) = (self.newest(&["alert.raised", "episode.ended"]), unit.failures > 0)
-            && alert.event == "alert.raised"
+        if unit.failures > 0
+            && let Some(alert) = self.alert()
         {
             notes.push(format!("an alert was raised at {}", self.clock.time(&alert.ts)));
         }

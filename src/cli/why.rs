@@ -171,7 +171,7 @@ impl Gather<'_> {
         Why {
             unit: unit.name.clone(),
             state: unit.state.clone(),
-            since: Some(unit.since.clone()),
+            since: Some(told.since().to_string()),
             reason: unit.reason.clone(),
             sentence: if depth == 0 {
                 told.sentence(&clause, &because)

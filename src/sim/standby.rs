@@ -47,6 +47,8 @@ pub(crate) struct World<'a> {
     coming: BTreeMap<Monotonic, VecDeque<Event>>,
     processes: BTreeMap<RunId, Process>,
     failures_left: u32,
+    /// The newest run that gets ready, and fails.
+    doomed: Option<RunId>,
     /// This run answers no check from then on.
     hung: Option<(RunId, Monotonic)>,
     steps: Vec<Step>,
@@ -79,6 +81,7 @@ impl<'a> World<'a> {
             coming: BTreeMap::new(),
             processes: BTreeMap::new(),
             failures_left: plan.failures,
+            doomed: None,
             hung: None,
             steps: Vec::new(),
             restarts: 0,
@@ -183,8 +186,7 @@ impl<'a> World<'a> {
 
     /// The run that is active is to fail yet.
     fn is_doomed(&self) -> bool {
-        let exit_comes = self.coming.values().flatten().any(|event| matches!(event, Event::Exited { .. }));
-        exit_comes || self.hung.is_some_and(|(run, _)| self.processes.contains_key(&run))
+        self.doomed.is_some_and(|run| self.processes.contains_key(&run))
     }
 
     fn after(&mut self, wait: Duration, event: Event) {
@@ -310,9 +312,6 @@ impl<'a> World<'a> {
     fn exits(&mut self, run: RunId, wait: Duration, exit: Exit) {
         let at = self.now + wait;
         self.after(wait, Event::Exited { run, at, exit, rest: Rest::Empty });
-        if wait.is_zero() {
-            self.processes.remove(&run);
-        }
     }
 
     fn end(&mut self, run: RunId, signal: Signal) {
@@ -330,6 +329,7 @@ impl<'a> World<'a> {
             Some(HealthCheck::Net(_) | HealthCheck::Exec(_)) | None => None,
         };
         if doomed {
+            self.doomed = Some(run);
             match self.plan.how {
                 How::Exit => {
                     self.failures_left -= 1;
