@@ -408,6 +408,15 @@ fn why(home: &Home, unit: &str) -> Value {
 }
 
 #[test]
+fn without_a_daemon_it_is_told_how_to_start_one() {
+    let home = Home::new();
+    let output = home.upright(&["why", "web"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(5), 0), "{said}");
+    assert!(said.contains("is it running? start it with `upright daemon --home "), "{said}");
+}
+
+#[test]
 fn a_killed_requirement_is_the_cause_that_is_told() {
     let mut home = Home::new();
     home.unit("postgres", "[service]\nshell = true\ncommand = \"echo last words; exec sleep 100000\"\n[restart]\ndelays = [\"1m\"]\n");

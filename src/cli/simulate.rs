@@ -388,12 +388,47 @@ fn totals(asked: &Asked<'_>, line: &Timeline) -> Vec<(&'static str, String)> {
         End::Failed => "failed: held until somebody comes".to_string(),
         End::Active | End::Inactive => line.ends.as_str().to_string(),
     };
-    vec![
+    let mut totals = vec![
         ("first alert", alert),
         ("alerts", alerts),
         ("worst minute", counted(line.restarts_in_worst_minute, "restart")),
         ("in the end", ends),
-    ]
+    ];
+    if asked.every < spec.restart.reset_after && forgets_while_hung(line) {
+        let ready = exact(spec.restart.reset_after);
+        totals.push((
+            "note",
+            format!(
+                "restart.reset_after = \"{ready}\" is over before [health] has found that it hangs: such failures \
+                 are never in a row; make reset_after longer, or interval and threshold smaller"
+            ),
+        ));
+    }
+    totals
+}
+
+/// An episode ends although the run that is up then is found to hang later.
+fn forgets_while_hung(line: &Timeline) -> bool {
+    let mut ended = false;
+    line.steps.iter().any(|step| match step.what {
+        What::EpisodeEnded { .. } => {
+            ended = true;
+            false
+        }
+        What::Started { .. } => {
+            ended = false;
+            false
+        }
+        What::Failed { .. } => ended,
+        What::Ready
+        | What::Unhealthy
+        | What::RetryExhausted { .. }
+        | What::Alert { .. }
+        | What::Killed
+        | What::Recovered { .. }
+        | What::GaveUp { .. }
+        | What::Finished => false,
+    })
 }
 
 fn subject(what: &What) -> Option<About> {
