@@ -83,9 +83,10 @@ pub enum Pick {
     NewestOfEachKind,
 }
 
-/// How far back causes are looked for: two and a half hours of a unit that fails and is restarted
-/// every ten seconds. What is older led to nothing that stands today, or is repeated above.
-const CAUSES_LOOKED_AT: i64 = 5_000;
+/// How far back causes are looked for: an hour and more of a unit that fails and is restarted every
+/// ten seconds, and three milliseconds of the store's thread. What is older led to nothing that stands
+/// today, or has been repeated since.
+const CAUSES_LOOKED_AT: i64 = 2_000;
 
 /// How far before an order's line the note of who gave it can stand: an order for so many units.
 const ORDER_SPREAD: i64 = 1_024;
@@ -175,13 +176,17 @@ pub(crate) fn select_events(db: &Connection, query: &EventQuery) -> Result<Vec<E
     Ok(events)
 }
 
+/// CROSS JOIN keeps the order of the tables (sqlite.org/optoverview.html): the planner's own scans
+/// the whole history for notes.
 fn select_causes(db: &Connection, unit: &UnitName) -> Result<Vec<EventRow>, StoreError> {
     let sql = format!(
         "WITH own AS (SELECT id, event, data FROM event WHERE unit = ?1 ORDER BY id DESC LIMIT ?2),
            last AS (SELECT max(id) AS id, event FROM own
-             GROUP BY event, json_extract(data, '$.verb'), json_extract(data, '$.kind')),
-           asked AS (SELECT note.id FROM last JOIN event AS note ON note.id > last.id - ?3 AND note.id < last.id
-             WHERE last.event = 'order.taken' AND note.event = 'order.asked'
+             GROUP BY event, CASE event WHEN 'order.taken' THEN json_extract(data, '$.verb')
+               WHEN 'alert.raised' THEN json_extract(data, '$.kind') END),
+           asked AS (SELECT note.id FROM last CROSS JOIN event AS note
+             WHERE last.event = 'order.taken' AND note.id > last.id - ?3 AND note.id < last.id
+               AND note.event = 'order.asked'
                AND EXISTS (SELECT 1 FROM json_each(note.data, '$.units') WHERE value = ?1))
          SELECT {EVENT_COLUMNS} FROM event
          WHERE id IN (SELECT id FROM last UNION SELECT id FROM asked) ORDER BY id"
