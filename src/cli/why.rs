@@ -241,8 +241,15 @@ const CAUSES_SHOWN: usize = 5;
 /// The same where all is well.
 const CAUSES_OF_ACTIVE: usize = 3;
 
-/// Said by another line of the page, or no cause of anything.
-const NOT_SHOWN: [&str; 3] = ["retry.scheduled", "unit.state", "alert.raised"];
+/// Not what another line of the page says, or will say.
+fn is_shown(cause: &Cause) -> bool {
+    match cause.event.as_str() {
+        "retry.scheduled" | "alert.raised" => false,
+        // "started as process …" follows.
+        "unit.state" => !cause.message.contains(" is activating: "),
+        _ => true,
+    }
+}
 
 /// The page: each unit of the chain under the one that it holds up.
 pub fn render(why: &Why, clock: &Clock, look: &Look) -> String {
@@ -280,7 +287,7 @@ impl Page<'_> {
         for note in &why.notes {
             self.line(inside, "note: ", note, &str::to_string);
         }
-        let shown = why.causes.iter().filter(|cause| !NOT_SHOWN.contains(&cause.event.as_str()));
+        let shown = why.causes.iter().filter(|cause| is_shown(cause));
         let most = if why.state == "active" { CAUSES_OF_ACTIVE } else { CAUSES_SHOWN };
         for cause in shown.take(most) {
             let at = format!("{}  ", self.clock.time(&cause.at));
