@@ -162,6 +162,8 @@ fn tables_read_as_they_should() {
         unit: zoo().units.swap_remove(0),
         log_tail: names(&["listening", "\u{1b}[31mred"]),
         history: story(),
+        causes: vec![],
+        removed: false,
     };
     check("status/card", &status::render_card(&card, now(), &look(None, Paint::Plain)));
 }
@@ -357,7 +359,9 @@ async fn canned(call: Call, list: UnitList) -> Answer {
     match call {
         Call::Units => json(&list),
         Call::Unit { name } => match known(&name) {
-            Some(unit) => json(&UnitCard { unit, log_tail: vec![], history: vec![] }),
+            Some(unit) => {
+                json(&UnitCard { unit, log_tail: vec![], history: vec![], causes: vec![], removed: false })
+            }
             None => unknown(&name),
         },
         Call::Act { units, .. } if units == ["hang"] => std::future::pending().await,
@@ -437,7 +441,7 @@ fn orders_tell_their_outcome() {
     let (code, out, err) = ran(&mut daemon.upright(&["start", "mailer", "postgres"]));
     assert_eq!(code, 1);
     assert_eq!(out, "mailer: cannot start: exited (code 1) (active)\npostgres: started (active)\n");
-    assert_eq!(err, "help: look at `upright status mailer` and `upright logs mailer`\n");
+    assert_eq!(err, "help: look at `upright why mailer` and `upright logs mailer`\n");
     let (code, out, _) = ran(&mut daemon.upright(&["restart", "redis", "--no-wait"]));
     assert_eq!((code, out.as_str()), (0, "redis: restart ordered\n"));
     let want = Call::Act { verb: Verb::Restart, units: names(&["redis"]), all: false, wait: false };

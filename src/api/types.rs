@@ -57,6 +57,13 @@ pub struct UnitCard {
     pub unit: Unit,
     pub log_tail: Vec<String>,
     pub history: Vec<EventLine>,
+    /// Of each kind of event the newest, oldest first, whatever came after it; and the
+    /// `order.asked` lines that say who gave its orders. What `upright why` goes by.
+    #[serde(default)]
+    pub causes: Vec<EventLine>,
+    /// Gone from the files; it is being stopped and will be forgotten.
+    #[serde(default)]
+    pub removed: bool,
 }
 
 /// One line of history: `GET /v1/events`, `upright events`, `system_resilience.log`.

@@ -170,7 +170,7 @@ fn point_to_failures(verb: Verb, reply: &ActionReply) {
     let failed = |outcome: &&UnitOutcome| outcome.outcome == "failed" || has_failed_again(verb, outcome);
     for outcome in reply.outcomes.iter().filter(failed) {
         let unit = escape_line(&outcome.unit);
-        let _ = writeln!(err, "help: look at `upright status {unit}` and `upright logs {unit}`"); // nobody to tell
+        let _ = writeln!(err, "help: look at `upright why {unit}` and `upright logs {unit}`"); // nobody to tell
     }
 }
 

@@ -16,9 +16,9 @@ const TEMPLATE: &str = "{about}\n\nUsage: {usage}\n{before-help}Options:\n{optio
 /// The verbs as `--help` groups them. A test holds this against the list of subcommands.
 pub const GROUPS: [(&str, &[&str]); 4] = [
     ("Run it", &["demo", "daemon"]),
-    ("Look", &["status", "logs", "events", "graph"]),
-    ("Act", &["start", "stop", "restart", "reload", "clear", "signal", "resync"]),
-    ("Check", &["check", "schema"]),
+    ("Look", &["status", "why", "logs", "events", "graph"]),
+    ("Act", &["start", "stop", "restart", "reload", "clear", "resync", "signal"]),
+    ("Check", &["check", "simulate", "schema"]),
 ];
 
 const EXIT_CODES: &str = "\
@@ -95,6 +95,11 @@ pub enum Command {
         after_help = "Examples:\n  upright status             every unit, a line each; exit 3 when a wanted one is not active\n  upright status backend     one unit, with its history and last lines\n  upright status --json | jq '.units[] | select(.state != \"active\")'"
     )]
     Status(StatusArgs),
+    /// Tell why a unit is as it is, down to the cause, and what to type
+    #[command(
+        after_help = "Examples:\n  upright why backend\n  upright why backend --json | jq -r '.because[].sentence'"
+    )]
+    Why(WhyArgs),
     /// Show what units wrote
     #[command(
         after_help = "Examples:\n  upright logs backend -n 100\n  upright logs -f                 every unit, as it happens\n  upright logs backend redis -f"
@@ -118,6 +123,11 @@ pub enum Command {
         after_help = "Examples:\n  upright check                  the unit files of this home\n  upright check units/ web.toml"
     )]
     Check(CheckArgs),
+    /// Show when a unit would be restarted and who would be told, were it to fail
+    #[command(
+        after_help = "The daemon's own engine is given the unit file and a world in which nothing else goes wrong.\n\nExamples:\n  upright simulate backend\n  upright simulate units/backend.toml --failures 4\n  upright simulate backend --how hang       found by [health], killed, restarted\n  upright simulate backend --every 2m       each run is ready for two minutes first"
+    )]
+    Simulate(SimulateArgs),
     /// Print the JSON Schema of unit files, for editors
     #[command(after_help = "Examples:\n  upright schema > units/unit.schema.json")]
     Schema(SchemaArgs),
@@ -197,6 +207,38 @@ pub struct StatusArgs {
     /// Names of units; one shows everything about it
     #[arg(value_name = "UNIT")]
     pub units: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct WhyArgs {
+    /// Name of a unit
+    #[arg(value_name = "UNIT")]
+    pub unit: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct SimulateArgs {
+    /// Name of a unit, or its file
+    #[arg(value_name = "UNIT")]
+    pub unit: String,
+    /// Fail so many times, then stay up
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub failures: u32,
+    /// In what way: exit, hang (found by [health]), never-ready (found by readiness.timeout)
+    #[arg(long, value_name = "HOW", value_enum, hide_possible_values = true, default_value_t = HowToFail::Exit)]
+    pub how: HowToFail,
+    /// Be ready for so long before each failure
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = any_duration)]
+    pub every: Duration,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum HowToFail {
+    // No docstrings, as above.
+    #[default]
+    Exit,
+    Hang,
+    NeverReady,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -300,11 +342,15 @@ pub fn with_called_name(mut words: Vec<OsString>) -> Vec<OsString> {
 }
 
 fn positive_duration(text: &str) -> Result<Duration, String> {
-    match duration::parse(text) {
+    match any_duration(text) {
         Ok(Duration::ZERO) => Err("it must be longer than zero".into()),
-        Ok(duration) => Ok(duration),
-        Err(error) => Err(error.help.map_or(error.why.clone(), |help| format!("{}; {help}", error.why))),
+        other => other,
     }
+}
+
+fn any_duration(text: &str) -> Result<Duration, String> {
+    duration::parse(text)
+        .map_err(|error| error.help.map_or(error.why.clone(), |help| format!("{}; {help}", error.why)))
 }
 
 #[cfg(test)]

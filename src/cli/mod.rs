@@ -9,6 +9,8 @@ pub mod context;
 pub mod find;
 pub mod when;
 pub mod status;
+pub mod told;
+pub mod why;
 pub mod act;
 pub mod signal;
 pub mod logs;
@@ -16,6 +18,7 @@ pub mod events;
 pub mod graph;
 pub mod doors;
 pub mod check;
+pub mod simulate;
 pub mod schema;
 
 use std::ffi::OsString;
@@ -65,8 +68,10 @@ fn dispatch(args: &Args) -> Result<u8, Fail> {
         Command::Demo(demo) => Ok(doors::demo(demo)),
         Command::Puppet(puppet) => Ok(doors::puppet(&puppet.words)),
         Command::Check(check) => doors::check(global, &check.paths),
+        Command::Simulate(asked) => simulate::run(global, asked),
         Command::Schema(schema) => doors::schema(schema),
         Command::Status(status) => status::run(&mut context()?, &status.units),
+        Command::Why(asked) => why::run(&mut context()?, &asked.unit),
         Command::Act(act) => act::run(&mut context()?, act.verb(), act.order()),
         Command::Signal(signal) => signal::run(&mut context()?, signal),
         Command::Logs(logs) => logs::run(&mut context()?, logs),

@@ -205,6 +205,8 @@ pub fn render_card(card: &UnitCard, now: Timestamp, look: &Look) -> String {
     let names = |names: &[String]| escape_line(&names.join(", "));
     line("description", escape_line(&unit.description));
     line("reason", escape_line(&unit.reason));
+    let ails = (unit.wanted && unit.state != "active") || unit.health == "unhealthy";
+    line("why", if ails { format!("`upright why {}`", escape_line(&unit.name)) } else { String::new() });
     line("since", format!("{} ({})", when::local(&unit.since, &look.zone), when::ago(&unit.since, now)));
     line("pid", unit.pid.map(|pid| pid.to_string()).unwrap_or_default());
     line("run", unit.run.map(|run| run.to_string()).unwrap_or_default());

@@ -16,7 +16,7 @@ use crate::daemon::{streams, views};
 use crate::engine::effect::Outcome;
 use crate::engine::event::Order;
 use crate::engine::view::{StateWord, UnitView};
-use crate::store::row::{EventQuery, Level};
+use crate::store::row::{EventQuery, Level, Pick};
 
 /// Last log lines and last events on a unit's card.
 const CARD_LINES: usize = 10;
@@ -288,16 +288,20 @@ impl Shell {
             Err(answer) => return drop(reply.send(*answer)),
         };
         let Some(view) = self.engine.view_of(&unit) else { return };
-        let card = views::unit(&view, self.clocks());
+        let (card, removed) = (views::unit(&view, self.clocks()), view.removed);
         let query = EventQuery { unit: Some(unit.clone()), limit: CARD_EVENTS, ..EventQuery::default() };
+        let why = EventQuery { pick: Pick::NewestOfEachKind, ..query.clone() };
         let sources = self.hands.log_sources(&[unit]);
         let history = self.hands.history();
         tokio::spawn(async move {
             let rows = history.ask(query).await.unwrap_or_default();
+            let causes = history.ask(why).await.unwrap_or_default();
             let lines = streams::last_lines(sources, CARD_LINES).await;
             let log_tail = lines.into_iter().map(|line| line.line).collect();
             let history = rows.iter().map(views::event).collect();
-            let _ = reply.send(json(&UnitCard { unit: card, log_tail, history })); // whoever asked has left
+            let causes = causes.iter().map(views::event).collect();
+            let card = UnitCard { unit: card, log_tail, history, causes, removed };
+            let _ = reply.send(json(&card)); // whoever asked has left
         });
     }
 }

@@ -167,6 +167,7 @@ pub fn answer_events(history: &History, asked: EventsAsked, reply: oneshot::Send
         since_us: since.map(|since| since.as_microsecond()),
         unit: None,
         limit: usize::try_from(asked.limit).unwrap_or(usize::MAX),
+        ..EventQuery::default()
     };
     let history = history.clone();
     // Subscribed before the store is asked: what comes in between is seen, not missed.

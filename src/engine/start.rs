@@ -539,11 +539,15 @@ impl Engine {
 
     pub(crate) fn on_active_deadline(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
         let Some(unit) = self.units.get_mut(name) else { return };
+        let reset_after = unit.spec.restart.reset_after;
         let State::Active(active) = &mut unit.state else { return };
         let reload_over = active.reload.filter(|reload| reload.deadline <= now);
         let episode_over = active.reset_at.is_some_and(|at| at <= now);
-        if episode_over {
-            active.reset_at = None;
+        // A bad check before its threshold: it may be hanging, so what it survives does not count.
+        let ails = active.health.as_ref().is_some_and(|watch| watch.bad > 0);
+        let episode_over = episode_over && !ails;
+        if active.reset_at.is_some_and(|at| at <= now) {
+            active.reset_at = ails.then(|| now + reset_after);
         }
         if let Some(reload) = reload_over {
             active.reload = None;

@@ -62,6 +62,8 @@ pub struct UnitView {
     pub after: Vec<UnitName>,
     /// The operator or the file wants it up.
     pub wanted: bool,
+    /// Gone from the files; it is forgotten when nothing of it lives any more.
+    pub removed: bool,
 }
 
 impl Engine {
@@ -111,6 +113,7 @@ fn view(unit: &Unit) -> UnitView {
         wants: section.wants.clone(),
         after: section.after.clone(),
         wanted: unit.wanted(),
+        removed: unit.removed,
     }
 }
 

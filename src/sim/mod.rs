@@ -14,6 +14,8 @@ mod rest;
 pub mod run;
 pub mod setup;
 pub mod shrink;
+mod standby;
 pub mod tape;
 mod upset;
+pub mod timeline;
 pub mod world;

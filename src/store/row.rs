@@ -69,7 +69,27 @@ pub struct EventQuery {
     pub unit: Option<UnitName>,
     /// At most `limits::EVENTS_PER_REPLY_MAX`.
     pub limit: usize,
+    pub pick: Pick,
 }
+
+/// Which of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pick {
+    #[default]
+    All,
+    /// Of each kind of event about `unit` the newest, whatever came after it: orders by their
+    /// verb, alerts by their kind; and the notes that say who gave those orders. Looks at the
+    /// newest `CAUSES_LOOKED_AT`; the other conditions do not hold.
+    NewestOfEachKind,
+}
+
+/// How far back causes are looked for: an hour and more of a unit that fails and is restarted every
+/// ten seconds, and three milliseconds of the store's thread. What is older led to nothing that stands
+/// today, or has been repeated since.
+const CAUSES_LOOKED_AT: i64 = 2_000;
+
+/// How far before an order's line the note of who gave it can stand: an order for so many units.
+const ORDER_SPREAD: i64 = 1_024;
 
 const EVENT_COLUMNS: &str = "id, ts_us, level, event, unit, run, cause, message, at_ns, data";
 
@@ -121,6 +141,10 @@ pub(crate) fn insert_event(db: &Connection, id: u64, event: &NewEvent) -> Result
 
 /// The events of `query`, oldest first.
 pub(crate) fn select_events(db: &Connection, query: &EventQuery) -> Result<Vec<EventRow>, StoreError> {
+    match (query.pick, &query.unit) {
+        (Pick::NewestOfEachKind, Some(unit)) => return select_causes(db, unit),
+        (Pick::NewestOfEachKind | Pick::All, _) => {}
+    }
     let order = match query.after_id {
         Some(_) => "ASC",
         None => "DESC",
@@ -148,6 +172,30 @@ pub(crate) fn select_events(db: &Connection, query: &EventQuery) -> Result<Vec<E
     }
     if query.after_id.is_none() {
         events.reverse();
+    }
+    Ok(events)
+}
+
+/// CROSS JOIN keeps the order of the tables (sqlite.org/optoverview.html): the planner's own scans
+/// the whole history for notes.
+fn select_causes(db: &Connection, unit: &UnitName) -> Result<Vec<EventRow>, StoreError> {
+    let sql = format!(
+        "WITH own AS (SELECT id, event, data FROM event WHERE unit = ?1 ORDER BY id DESC LIMIT ?2),
+           last AS (SELECT max(id) AS id, event FROM own
+             GROUP BY event, CASE event WHEN 'order.taken' THEN json_extract(data, '$.verb')
+               WHEN 'alert.raised' THEN json_extract(data, '$.kind') END),
+           asked AS (SELECT note.id FROM last CROSS JOIN event AS note
+             WHERE last.event = 'order.taken' AND note.id > last.id - ?3 AND note.id < last.id
+               AND note.event = 'order.asked'
+               AND EXISTS (SELECT 1 FROM json_each(note.data, '$.units') WHERE value = ?1))
+         SELECT {EVENT_COLUMNS} FROM event
+         WHERE id IN (SELECT id FROM last UNION SELECT id FROM asked) ORDER BY id"
+    );
+    let mut statement = db.prepare_cached(&sql)?;
+    let mut rows = statement.query(params![unit.as_str(), CAUSES_LOOKED_AT, ORDER_SPREAD])?;
+    let mut events = Vec::new();
+    while let Some(row) = rows.next()? {
+        events.push(event_of(row)?);
     }
     Ok(events)
 }
