@@ -3,16 +3,18 @@
 //!
 //! Refuses: starting over. A socket or a pipe that the keeper holds is used again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use crate::base::exit::RunId;
 use crate::base::name::UnitName;
+use crate::daemon::fdstore::FdStore;
 use crate::daemon::follow;
 use crate::daemon::hands::{Hands, Live};
 use crate::daemon::tag::Tag;
+use crate::engine::durable::UnitDurable;
 use crate::engine::event::Rest;
 use crate::engine::{Adopted, Asked};
 use crate::keeper::wire::{HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT, Request, TableRow};
@@ -85,8 +87,9 @@ fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
     };
     let asked = if end_asked { Asked::ToEnd } else { Asked::No };
     let ended_now = ended.is_some();
-    let live = Live { unit: unit.clone(), role, pid: Some(pid), log_from, ended: ended_now };
-    hands.runs.insert(run, live);
+    let live =
+        Live { said_ready, pid: Some(pid), ended: ended_now, ..Live::new(unit.clone(), role, log_from) };
+    hands.insert_run(run, live);
     hands.tools.containment.on_spawned(&unit, pid);
     for (label, fd) in held {
         let stream = match label {
@@ -104,6 +107,15 @@ fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
         }
     }
     Some(Adopted { unit, run, role, pid, spawned_at, executed, said_ready, ended, asked })
+}
+
+/// Gives the hands what services stored, but for units that are at rest or gone.
+pub fn stored(stored: FdStore, rows: &BTreeMap<UnitName, UnitDurable>, hands: &mut Hands) {
+    hands.stored = stored;
+    for (unit, row) in rows {
+        hands.keep_stored_by(unit, row);
+    }
+    hands.drop_stored_of_unknown();
 }
 
 /// Units in which anything lives now, also those of no run and of no file.
