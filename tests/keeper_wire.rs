@@ -202,7 +202,8 @@ fn what_is_too_long_is_refused_at_the_sender() {
     assert!(encode_request(spawn(TAG_LEN_MAX, FDS_MAX - 1)).is_ok());
     assert!(encode_request(spawn(TAG_LEN_MAX + 1, 0)).is_err());
     assert!(encode_request(spawn(0, FDS_MAX)).is_err());
-    assert!(encode_request(Request::Hold { name: vec![0; TAG_LEN_MAX + 1], fd: fd() }).is_err());
+    assert!(encode_request(Request::Hold { name: vec![0; HOLD_NAME_LEN_MAX + 1], fd: fd() }).is_err());
+    assert!(encode_request(Request::LetGo { name: vec![0; HOLD_NAME_LEN_MAX + 1] }).is_err());
 }
 
 #[test]
