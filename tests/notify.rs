@@ -104,10 +104,7 @@ fn strangers_and_other_units_move_nothing() {
     assert_eq!((&web["state"], &web["pid"]), (&"activating".into(), &pid.into()));
     assert!(other["reason"].as_str().is_some_and(|text| text.ends_with("mine")), "{other}");
     assert_ne!(other["pid"], pid);
-    assert!(
-        home.said()
-            .contains(&format!("other names {pid} as its main process, which is no process of the unit"))
-    );
+    said(&home, &format!("other names {pid} as its main process, which is no process of the unit"));
     // What it says itself still counts.
     say(&home, "web", "READY=1");
     assert_eq!(home.status("web")["state"], "active");
@@ -167,6 +164,11 @@ fn await_pid(home: &Home, unit: &str, pid: i32) {
 
 fn pid_in(answer: &str) -> i32 {
     answer.parse().unwrap_or_else(|_| panic!("no pid: {answer}"))
+}
+
+/// Waits until the daemon's own log has it: that is written by a thread of its own.
+fn said(home: &Home, text: &str) {
+    eventually(&format!("the log says {text:?}"), SOON, || home.said().contains(text).then_some(()));
 }
 
 const QUICK: &str = "[restart]\ndelays = [\"100ms\"]";
@@ -255,6 +257,71 @@ fn a_handover_said_with_the_last_breath_counts() {
     assert!(home.stop().success());
 }
 
+/// The same with nobody there to hear it: the next engine does, before it judges the end.
+#[test]
+fn a_handover_said_to_nobody_counts() {
+    if skip_tool(lacking()) {
+        return;
+    }
+    let mut home = Home::new();
+    unit(&home, "web", "", QUICK);
+    home.daemon();
+    home.await_state("web", "activating", SOON);
+    let first = home.pid("web");
+    let second = pid_in(&tell(&home, "web", "fork('second')"));
+    let engine = engine(&home);
+    kill(engine, Signal::SIGSTOP).expect("it lives");
+    push(&home, "web", &format!("say('MAINPID={second}\\nREADY=1'), os._exit(0)"));
+    eventually("the first process is reaped", SOON, || {
+        support::proc::find(Pid::from_raw(first)).is_none().then_some(())
+    });
+    kill(engine, Signal::SIGKILL).expect("it lives");
+    await_pid(&home, "web", second);
+    let status = home.await_state("web", "active", SOON);
+    assert_eq!((&status["restarts"], failures(&home, "web").len()), (&0.into(), 0));
+    assert!(home.stop().success());
+}
+
+/// `type = "forking"`: the command ends, and what it left behind is the service.
+#[test]
+fn a_daemon_that_goes_to_the_background_is_followed_there() {
+    if skip_tool(lacking()) {
+        return;
+    }
+    let mut home = Home::new();
+    let forking = |name: &str, code: &str| {
+        let dir = home.path().to_str().expect("UTF-8");
+        let command = [PYTHON, SCRIPT, dir, name, code];
+        home.unit(name, &format!("[service]\ntype = \"forking\"\ncommand = {command:?}\n{QUICK}\n"));
+    };
+    forking("once", "fork('once-child'); os._exit(0)");
+    let twice = "pid = os.fork()\nif pid: os._exit(0)\nos.setsid()\ntime.sleep(0.2)\nfork('twice-child'); os._exit(0)";
+    forking("twice", twice);
+    forking("none", "os._exit(3)");
+    home.daemon();
+    for name in ["once", "twice"] {
+        home.await_state(name, "active", SOON);
+        let inner = pid_in(&tell(&home, &format!("{name}-child"), "os.getpid()"));
+        await_pid(&home, name, inner);
+        assert!(failures(&home, name).is_empty());
+    }
+    let once = home.pid("once");
+    kill_engine(&home);
+    await_pid(&home, "once", once);
+    let last = home.last_event();
+    kill(Pid::from_raw(once), Signal::SIGKILL).expect("it lives");
+    home.await_event(last, "once failed", SOON, |event| {
+        event["event"] == "unit.failed" && event["unit"] == "once" && event["data"]["signal"] == "SIGKILL"
+    });
+    home.await_unit("once", "it runs again", SOON, |status| {
+        status["state"] == "active" && status["pid"] != once
+    });
+    let failed = failures(&home, "none");
+    assert_eq!(failed[0]["data"]["exit_code"], 3, "{failed:?}");
+    home.upright_exits(&["stop", "once", "twice"], 0);
+    assert!(home.stop().success());
+}
+
 #[test]
 fn a_main_process_of_somebody_else_is_refused() {
     if skip_tool(lacking()) {
@@ -269,6 +336,7 @@ fn a_main_process_of_somebody_else_is_refused() {
         say(&home, "web", &format!("MAINPID={foreign}"));
         assert_eq!(home.pid("web"), pid);
     }
+    said(&home, "as its main process");
     let refusals = home.said().lines().filter(|line| line.contains("as its main process")).count();
     assert_eq!(refusals, 1, "said once for a run:\n{}", home.said());
     kill_engine(&home);
@@ -333,7 +401,7 @@ fn the_store_is_bounded_and_no_fd_leaks() {
     assert_eq!((fds_of(keeper), fds_of(engine)), before);
     tell(&home, "web", "kept = [memfd(str(n)) for n in range(80)]");
     tell(&home, "web", "say('FDSTORE=1\\nFDNAME=many', kept), barrier()");
-    assert!(home.said().contains("has stored as many fds as it may"), "{}", home.said());
+    said(&home, "has stored as many fds as it may");
     let pid = home.pid("web");
     kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it lives");
     home.await_unit("web", "it runs again", SOON, |status| {

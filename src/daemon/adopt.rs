@@ -8,18 +8,20 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use crate::base::exit::RunId;
+use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::follow;
 use crate::daemon::hands::{Hands, Live};
 use crate::daemon::tag::Tag;
+use crate::daemon::words::Handover;
 use crate::engine::durable::UnitDurable;
 use crate::engine::event::Rest;
 use crate::engine::{Adopted, Asked};
 use crate::keeper::wire::{HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT, Request, TableRow};
 use crate::logs::Stream;
 use crate::sys::socket;
+use crate::unit::spec::ServiceType;
 
 /// Names under which the keeper holds our sockets.
 const API_SOCKET: &[u8] = b"api";
@@ -76,7 +78,27 @@ pub fn sockets(
 /// Enters the keeper's rows into the hands and says them as the engine wants them. Their
 /// pipes are read on from where the last engine left off.
 pub fn runs(rows: Vec<TableRow>, hands: &mut Hands) -> Vec<Adopted> {
-    rows.into_iter().filter_map(|row| run(row, hands)).collect()
+    let mut adopted: Vec<Adopted> = rows.into_iter().filter_map(|row| run(row, hands)).collect();
+    adopted.iter_mut().for_each(|row| hold_end_back(row, hands));
+    adopted
+}
+
+/// A main process that ended well and left others behind may have handed its run over with its
+/// last word, which no engine has heard yet. It is told as living; its end follows, if it is the
+/// run's, once the words are heard (`Shell::tell_ends`).
+fn hold_end_back(row: &mut Adopted, hands: &mut Hands) {
+    let Some(end @ (_, Exit::Code(0))) = row.ended else { return };
+    let service = hands.specs.get(&row.unit).is_some_and(|spec| spec.service.kind != ServiceType::Oneshot);
+    let newest = hands.mains.get(&row.unit) == Some(&row.run);
+    let unasked = row.asked == Asked::No && service && newest;
+    if unasked
+        && hands.tools.containment.rest(&row.unit, &[]) == Rest::Alive
+        && let Some(live) = hands.runs.get_mut(&row.run)
+    {
+        live.ended = false;
+        live.handover.end = Some(end);
+        row.ended = None;
+    }
 }
 
 fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
@@ -86,9 +108,13 @@ fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
         return None;
     };
     let asked = if end_asked { Asked::ToEnd } else { Asked::No };
-    let ended_now = ended.is_some();
-    let live =
-        Live { said_ready, pid: Some(pid), ended: ended_now, ..Live::new(unit.clone(), role, log_from) };
+    let live = Live {
+        said_ready,
+        pid: Some(pid),
+        ended: ended.is_some(),
+        handover: Handover { end_asked, ..Handover::default() },
+        ..Live::new(unit.clone(), role, log_from)
+    };
     hands.insert_run(run, live);
     hands.tools.containment.on_spawned(&unit, pid);
     for (label, fd) in held {

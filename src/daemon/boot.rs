@@ -311,6 +311,7 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         shell.note_config_errors(&errors);
     }
     shell.perform(stamp(now));
+    shell.tell_ends()?;
     Ok((shell, Ears { sources: heard, calls }))
 }
 

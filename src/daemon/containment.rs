@@ -190,6 +190,21 @@ impl Containment {
         }
     }
 
+    /// The one process of the unit whose parent is the keeper: what a daemon that went to the
+    /// background has become. None when there are several, or none.
+    pub fn only_child(&self, unit: &UnitName) -> Option<i32> {
+        let pids = match &self.kind {
+            Kind::Groups { units, .. } => units.get(unit)?.pids(),
+            Kind::Weak { sessions } => {
+                let known = known_sessions(sessions, unit);
+                proctree::members(marks(unit, self.keeper_pid, &known))
+            }
+        };
+        let mut own = pids.into_iter().filter(|pid| proctree::parent_of(*pid) == Some(self.keeper_pid));
+        let only = own.next()?;
+        own.next().is_none().then_some(only)
+    }
+
     /// Something to wait on while the unit is not empty.
     pub fn watch(&mut self, unit: &UnitName) -> Watch {
         let Kind::Groups { tree, units } = &mut self.kind else { return Watch(None) };

@@ -144,7 +144,12 @@ impl Hands {
         match effect {
             Effect::Spawn { unit, run, role } => self.spawn(unit, run, role, stamp.at),
             Effect::Signal { run, signal } => self.ask_keeper(Request::Signal { run, signal }),
-            Effect::End { run, signal } => self.ask_keeper(Request::SignalToEnd { run, signal }),
+            Effect::End { run, signal } => {
+                if let Some(live) = self.runs.get_mut(&run) {
+                    live.handover.end_asked = true;
+                }
+                self.ask_keeper(Request::SignalToEnd { run, signal });
+            }
             Effect::SignalAll { unit, signal } => {
                 if let Err(error) = self.tools.containment.signal_all(&unit, signal) {
                     tracing::warn!("cannot send {signal} to everything of {unit}: {error}");

@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::probe::notify::{self, Notice};
@@ -64,8 +65,13 @@ impl NotifySocket {
     /// The socket is broken.
     pub fn look(&self) -> io::Result<Option<Sent>> {
         let mut bytes = [0; DATAGRAM_BYTES_MAX];
-        let looked = self.fd.try_io(tokio::io::Interest::READABLE, |fd| {
-            socket::peek(fd, &mut bytes)?.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+        let mut peek = |fd: &OwnedFd| {
+            socket::peek(fd, &mut bytes)?.ok_or_else(|| io::Error::from(io::ErrorKind::WouldBlock))
+        };
+        // The runtime may not know yet of what is there, and has to know when nothing is.
+        let looked = peek(self.fd.get_ref()).or_else(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => self.fd.try_io(Interest::READABLE, &mut peek),
+            _ => Err(error),
         });
         let Peeked { len, sender, process, fds, complete } = match looked {
             Ok(peeked) => peeked,

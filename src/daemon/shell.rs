@@ -121,6 +121,7 @@ impl Shell {
                     if let Ok(asked) = ears.calls.try_recv() {
                         self.on_call(asked);
                     }
+                    tokio::task::yield_now().await;
                 }
             }
             self.settle();

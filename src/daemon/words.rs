@@ -14,19 +14,24 @@ use crate::daemon::fdstore::{NAME_DEFAULT, Outcome};
 use crate::daemon::hands::{Hands, Live, ask};
 use crate::daemon::notify::Sent;
 use crate::daemon::shell::Shell;
+use crate::engine::effect::Role;
 use crate::engine::event::{Event, Said};
 use crate::engine::safe::Mode;
 use crate::keeper::wire::Request;
 use crate::probe::notify::{Notice, Stage, Watchdog};
 use crate::sys::socket::Completeness;
 use crate::sys::{clock, pidfd};
-use crate::unit::spec::ReadyWhen;
+use crate::unit::spec::{ReadyWhen, ServiceType};
 
 /// Datagrams taken before everything else has its turn: a flood delays nobody else.
 pub const DATAGRAMS_PER_TURN: usize = 64;
 
 /// `WATCHDOG_USEC=0`: no ping is expected any more. So long that it never falls due.
 const NO_WATCHDOG: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// A guess may be wrong for a moment: a daemon forks twice, and the one in between is met. What
+/// ends later than this after a guess has ended for good.
+const GUESS_AGAIN_MAX: Duration = Duration::from_secs(5);
 
 /// A main process that is being replaced by another of its unit (`MAINPID=`).
 #[derive(Debug, Default)]
@@ -37,6 +42,10 @@ pub struct Handover {
     pub end: Option<(Monotonic, Exit)>,
     /// A refusal was logged: once for a run is enough.
     pub refused: bool,
+    /// It was asked to end: what it leaves behind is not the run.
+    pub end_asked: bool,
+    /// When the main process of a `forking` unit was last guessed.
+    pub guessed_at: Option<Monotonic>,
 }
 
 impl Shell {
@@ -118,8 +127,12 @@ impl Shell {
             live.handover.end = None;
             live.pid = Some(pid);
             self.hands.tools.containment.on_spawned(&unit, pid);
+            let guessed = live.handover.guessed_at.is_some();
             tracing::info!("process {pid} is the main process of {unit} now");
             self.handle(Event::Said { run, said: Said::MainPid(pid) });
+            if guessed {
+                self.on_stage(run, Some(Stage::Ready));
+            }
         }
         self.tell_end(run);
     }
@@ -132,14 +145,31 @@ impl Shell {
         self.tell_end(run);
     }
 
+    /// Hears what was said before this engine lived, then tells the ends that wait for it.
+    ///
+    /// # Errors
+    /// The socket is broken.
+    pub(crate) fn tell_ends(&mut self) -> io::Result<()> {
+        let waits = |(_, live): &(&RunId, &Live)| live.handover.end.is_some();
+        let waiting: Vec<RunId> = self.hands.runs.iter().filter(waits).map(|(run, _)| *run).collect();
+        if !waiting.is_empty() {
+            self.hear_all()?;
+        }
+        waiting.into_iter().for_each(|run| self.tell_end(run));
+        Ok(())
+    }
+
+    /// Tells an end that was held back, if nothing is left that could make it another one's.
     fn tell_end(&mut self, run: RunId) {
-        let Some(live) = self.hands.runs.get_mut(&run) else { return };
-        if live.handover.asked > 0 {
+        let Some(live) = self.hands.runs.get(&run) else { return };
+        let Some((at, exit)) = live.handover.end.filter(|_| live.handover.asked == 0) else { return };
+        let unit = live.unit.clone();
+        if exit == Exit::Code(0) && self.hands.guess_main(&unit, run, at) {
             return;
         }
-        let Some((at, exit)) = live.handover.end.take() else { return };
+        let Some(live) = self.hands.runs.get_mut(&run) else { return };
+        live.handover.end = None;
         live.ended = true;
-        let unit = live.unit.clone();
         let rest = self.hands.rest(&unit);
         self.handle(Event::Exited { run, at, exit, rest });
     }
@@ -206,6 +236,22 @@ impl Hands {
             return Err("has ended".to_string());
         }
         Ok(process)
+    }
+
+    /// The command of a `forking` unit has ended well: what it left behind is the run, if it is
+    /// one process (systemd.service(5), GuessMainPID=). Whether the keeper is asked.
+    fn guess_main(&mut self, unit: &UnitName, run: RunId, at: Monotonic) -> bool {
+        let forking = self.specs.get(unit).is_some_and(|spec| spec.service.kind == ServiceType::Forking);
+        let guesses = |live: &&mut Live| {
+            let again = live.handover.guessed_at.is_none_or(|last| at.since(last) < GUESS_AGAIN_MAX);
+            live.role == Role::Main && again && !live.handover.end_asked
+        };
+        let Some(pid) = self.tools.containment.only_child(unit).filter(|_| forking) else { return false };
+        let Some(live) = self.runs.get_mut(&run).filter(guesses) else { return false };
+        live.handover.guessed_at = Some(at);
+        let before = live.handover.asked;
+        self.on_main_pid(unit, run, pid);
+        self.runs.get(&run).is_some_and(|live| live.handover.asked > before)
     }
 
     fn on_fds(&mut self, unit: &UnitName, notice: &Notice, fds: Vec<OwnedFd>, complete: Completeness) {

@@ -43,6 +43,11 @@ pub struct Shown {
     pub mark: Option<String>,
 }
 
+/// The parent of this process now.
+pub fn parent_of(pid: i32) -> Option<i32> {
+    stat_of(pid).filter(|stat| stat.state != b'Z' && stat.state != b'X').map(|stat| stat.parent)
+}
+
 /// What process `pid` shows; none when it does not live below the keeper. Reads only its own
 /// line of ancestors: a stranger must not cost a look at every process.
 pub fn shown(pid: i32, keeper_pid: i32) -> Option<Shown> {

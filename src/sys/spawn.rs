@@ -142,7 +142,7 @@ impl<'a> Birth<'a> {
         needed.sort_unstable();
         needed.dedup();
         let (_, hard) = crate::sys::process::nofile().unwrap_or((1024, 1024));
-        let pid_env: Vec<(Vec<u8>, usize)> = plan.pid_env.iter().map(|name| room_for_pid(name)).collect();
+        let pid_env: Vec<(Vec<u8>, usize)> = plan.pid_env.iter().map(room_for_pid).collect();
         let texts = plan.env.iter().map(|text| text.as_ptr());
         let rooms = pid_env.iter().map(|(text, _)| text.as_ptr().cast());
         let env = texts.chain(rooms).chain([ptr::null()]).collect();
