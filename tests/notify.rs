@@ -6,10 +6,13 @@ mod support;
 
 #[path = "notify/clients.rs"]
 mod clients;
+#[path = "notify/mains.rs"]
+mod mains;
 #[path = "notify/puppet.rs"]
 mod puppet;
 
 use std::fs;
+use std::os::unix::fs::chown;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -18,8 +21,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use puppet::{PYTHON, SCRIPT, SOON, push, say, tell, unit};
-use support::{Home, eventually, of, skip_tool};
+use puppet::{PYTHON, SOON, push, say, tell, unit};
+use support::{Home, eventually, of, proc, skip_tool};
+
+const NOBODY: u32 = 65_534;
 
 fn lacking() -> Option<&'static str> {
     (!Path::new(PYTHON).exists()).then_some("python3")
@@ -172,176 +177,6 @@ fn said(home: &Home, text: &str) {
 }
 
 const QUICK: &str = "[restart]\ndelays = [\"100ms\"]";
-
-#[test]
-fn a_main_process_is_handed_over_and_stays_so_without_the_engine() {
-    if skip_tool(lacking()) {
-        return;
-    }
-    let mut home = Home::new();
-    unit(&home, "web", "say('READY=1')", QUICK);
-    home.daemon();
-    home.await_state("web", "active", SOON);
-    let first = home.pid("web");
-    let second = pid_in(&tell(&home, "web", "fork('second')"));
-    say(&home, "web", &format!("MAINPID={second}"));
-    await_pid(&home, "web", second);
-    kill_engine(&home);
-    await_pid(&home, "web", second);
-    // The first one's end is not the run's.
-    push(&home, "web", "os._exit(0)");
-    eventually("the first process is gone", SOON, || {
-        support::proc::find(Pid::from_raw(first)).is_none().then_some(())
-    });
-    say(&home, "second", "STATUS=alone now");
-    let status = home.status("web");
-    assert_eq!((&status["state"], &status["pid"]), (&"active".into(), &second.into()), "{status}");
-    assert_eq!(status["restarts"], 0);
-    assert!(failures(&home, "web").is_empty());
-    // The new one is reaped by the keeper, so its end is known.
-    let last = home.last_event();
-    kill(Pid::from_raw(second), Signal::SIGKILL).expect("it lives");
-    home.await_event(last, "web failed", SOON, |event| {
-        event["event"] == "unit.failed" && event["unit"] == "web" && event["data"]["signal"] == "SIGKILL"
-    });
-    home.await_unit("web", "it runs again", SOON, |status| {
-        status["state"] == "active" && status["pid"] != second && status["pid"] != first
-    });
-}
-
-#[test]
-fn a_main_process_that_ends_under_a_living_parent_ends_the_run() {
-    if skip_tool(lacking()) {
-        return;
-    }
-    let mut home = Home::new();
-    unit(&home, "web", "say('READY=1')", QUICK);
-    home.daemon();
-    home.await_state("web", "active", SOON);
-    let second = pid_in(&tell(&home, "web", "fork('second')"));
-    say(&home, "web", &format!("MAINPID={second}"));
-    await_pid(&home, "web", second);
-    let last = home.last_event();
-    kill(Pid::from_raw(second), Signal::SIGKILL).expect("it lives");
-    home.await_event(last, "web failed", SOON, |event| {
-        event["event"] == "unit.failed" && event["unit"] == "web"
-    });
-    home.await_unit("web", "it runs again", SOON, |status| {
-        status["state"] == "active" && status["pid"] != second
-    });
-    assert_eq!(failures(&home, "web").len(), 1);
-}
-
-/// A daemon that forks, names its child and is gone before anybody has read that.
-#[test]
-fn a_handover_said_with_the_last_breath_counts() {
-    if skip_tool(lacking()) {
-        return;
-    }
-    let mut home = Home::new();
-    unit(&home, "web", "", QUICK);
-    home.daemon();
-    home.await_state("web", "activating", SOON);
-    let first = home.pid("web");
-    let second = pid_in(&tell(&home, "web", "fork('second')"));
-    let engine = engine(&home);
-    kill(engine, Signal::SIGSTOP).expect("it lives");
-    push(&home, "web", &format!("say('MAINPID={second}\\nREADY=1'), os._exit(0)"));
-    eventually("the first process is reaped", SOON, || {
-        support::proc::find(Pid::from_raw(first)).is_none().then_some(())
-    });
-    kill(engine, Signal::SIGCONT).expect("it lives");
-    await_pid(&home, "web", second);
-    let status = home.await_state("web", "active", SOON);
-    assert_eq!((&status["restarts"], failures(&home, "web").len()), (&0.into(), 0));
-    assert!(home.stop().success());
-}
-
-/// The same with nobody there to hear it: the next engine does, before it judges the end.
-#[test]
-fn a_handover_said_to_nobody_counts() {
-    if skip_tool(lacking()) {
-        return;
-    }
-    let mut home = Home::new();
-    unit(&home, "web", "", QUICK);
-    home.daemon();
-    home.await_state("web", "activating", SOON);
-    let first = home.pid("web");
-    let second = pid_in(&tell(&home, "web", "fork('second')"));
-    let engine = engine(&home);
-    kill(engine, Signal::SIGSTOP).expect("it lives");
-    push(&home, "web", &format!("say('MAINPID={second}\\nREADY=1'), os._exit(0)"));
-    eventually("the first process is reaped", SOON, || {
-        support::proc::find(Pid::from_raw(first)).is_none().then_some(())
-    });
-    kill(engine, Signal::SIGKILL).expect("it lives");
-    await_pid(&home, "web", second);
-    let status = home.await_state("web", "active", SOON);
-    assert_eq!((&status["restarts"], failures(&home, "web").len()), (&0.into(), 0));
-    assert!(home.stop().success());
-}
-
-/// `type = "forking"`: the command ends, and what it left behind is the service.
-#[test]
-fn a_daemon_that_goes_to_the_background_is_followed_there() {
-    if skip_tool(lacking()) {
-        return;
-    }
-    let mut home = Home::new();
-    let forking = |name: &str, code: &str| {
-        let dir = home.path().to_str().expect("UTF-8");
-        let command = [PYTHON, SCRIPT, dir, name, code];
-        home.unit(name, &format!("[service]\ntype = \"forking\"\ncommand = {command:?}\n{QUICK}\n"));
-    };
-    forking("once", "fork('once-child'); os._exit(0)");
-    let twice = "pid = os.fork()\nif pid: os._exit(0)\nos.setsid()\ntime.sleep(0.2)\nfork('twice-child'); os._exit(0)";
-    forking("twice", twice);
-    forking("none", "os._exit(3)");
-    home.daemon();
-    for name in ["once", "twice"] {
-        home.await_state(name, "active", SOON);
-        let inner = pid_in(&tell(&home, &format!("{name}-child"), "os.getpid()"));
-        await_pid(&home, name, inner);
-        assert!(failures(&home, name).is_empty());
-    }
-    let once = home.pid("once");
-    kill_engine(&home);
-    await_pid(&home, "once", once);
-    let last = home.last_event();
-    kill(Pid::from_raw(once), Signal::SIGKILL).expect("it lives");
-    home.await_event(last, "once failed", SOON, |event| {
-        event["event"] == "unit.failed" && event["unit"] == "once" && event["data"]["signal"] == "SIGKILL"
-    });
-    home.await_unit("once", "it runs again", SOON, |status| {
-        status["state"] == "active" && status["pid"] != once
-    });
-    let failed = failures(&home, "none");
-    assert_eq!(failed[0]["data"]["exit_code"], 3, "{failed:?}");
-    home.upright_exits(&["stop", "once", "twice"], 0);
-    assert!(home.stop().success());
-}
-
-#[test]
-fn a_main_process_of_somebody_else_is_refused() {
-    if skip_tool(lacking()) {
-        return;
-    }
-    let mut home = Home::new();
-    unit(&home, "web", "say('READY=1')", "");
-    home.daemon();
-    home.await_state("web", "active", SOON);
-    let pid = home.pid("web");
-    for foreign in [std::process::id(), 1, u32::try_from(i32::MAX).expect("a number")] {
-        say(&home, "web", &format!("MAINPID={foreign}"));
-        assert_eq!(home.pid("web"), pid);
-    }
-    said(&home, "as its main process");
-    let refusals = home.said().lines().filter(|line| line.contains("as its main process")).count();
-    assert_eq!(refusals, 1, "said once for a run:\n{}", home.said());
-    kill_engine(&home);
-    assert_eq!(home.pid("web"), pid);
-}
 
 #[test]
 fn stored_fds_outlive_the_service_and_the_engine() {
@@ -520,7 +355,8 @@ fn a_service_behind_a_shell_is_heard() {
         return;
     }
     let mut home = Home::new();
-    let words = [PYTHON, SCRIPT, home.path().to_str().expect("UTF-8"), "web"];
+    let file = puppet::script(&home);
+    let words = [PYTHON, &file, home.path().to_str().expect("UTF-8"), "web"];
     let script = format!("{} & wait", words.join(" "));
     home.unit("web", &format!("[service]\ntype = \"notify\"\nshell = true\ncommand = {script:?}\n"));
     home.daemon();
@@ -529,6 +365,43 @@ fn a_service_behind_a_shell_is_heard() {
     assert_ne!(home.pid("web"), inner);
     say(&home, "web", "READY=1");
     assert_eq!(home.status("web")["state"], "active");
+}
+
+/// A daemon of an ordinary user has no cgroups to tell units apart by: sessions and marks do.
+#[test]
+fn without_cgroups_ancestry_tells_who_speaks() {
+    if skip_tool(lacking()) || support::skip((!support::is_root()).then_some("root (to be another user)")) {
+        return;
+    }
+    let mut home = Home::new();
+    unit(&home, "web", "", QUICK);
+    unit(&home, "other", "say('READY=1')", "");
+    home.use_own_copy();
+    chown(home.path(), Some(NOBODY), Some(NOBODY)).expect("chown");
+    let id = NOBODY.to_string();
+    home.daemon_through(&["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"]);
+    home.await_state("other", "active", SOON);
+    home.await_state("web", "activating", SOON);
+    let pid = home.pid("web");
+    let stranger = UnixDatagram::unbound().expect("a socket");
+    stranger.send_to(b"READY=1", home.path().join("run/notify.sock")).expect("sent");
+    say(&home, "other", &format!("READY=1\nMAINPID={pid}"));
+    say(&home, "web", &format!("MAINPID={}\nSTATUS=not yet", home.pid("other")));
+    let web = home.status("web");
+    assert_eq!((&web["state"], &web["pid"]), (&"activating".into(), &pid.into()), "{web}");
+    // In a session of its own, where only its mark tells.
+    let second = pid_in(&tell(&home, "web", "fork('second')"));
+    tell(&home, "second", "os.setsid()");
+    say(&home, "second", "READY=1\nMAINPID=1");
+    assert_eq!(home.status("web")["state"], "active");
+    say(&home, "second", &format!("MAINPID={second}"));
+    await_pid(&home, "web", second);
+    push(&home, "web", "os._exit(0)");
+    eventually("the first process is gone", SOON, || proc::find(Pid::from_raw(pid)).is_none().then_some(()));
+    say(&home, "second", "READY=1");
+    assert_eq!((&home.status("web")["state"], failures(&home, "web").len()), (&"active".into(), 0));
+    kill(Pid::from_raw(second), Signal::SIGKILL).expect("it lives");
+    home.await_unit("web", "its end is seen", SOON, |status| status["failures"] == 1);
 }
 
 /// One service and a stranger that never fall silent: others are heard and clients answered.

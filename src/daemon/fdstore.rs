@@ -11,6 +11,7 @@ use crate::base::name::UnitName;
 use crate::engine::durable::{Desired, UnitDurable};
 use crate::keeper::wire::Request;
 use crate::sys::files::same_open_file;
+use crate::sys::socket::close_at_once;
 
 /// Most fds that a unit may have stored.
 pub const FDS_PER_UNIT_MAX: usize = 64;
@@ -70,6 +71,7 @@ impl FdStore {
         request: impl FnOnce(Request),
     ) -> io::Result<Outcome> {
         if self.closed.contains(unit) {
+            close_at_once(fd);
             return Ok(Outcome::Closed);
         }
         let all = self.units.entry(unit.clone()).or_default();
@@ -77,6 +79,7 @@ impl FdStore {
             return Ok(Outcome::Known);
         }
         if all.len() >= FDS_PER_UNIT_MAX {
+            close_at_once(fd);
             return Ok(Outcome::Full);
         }
         let twin = fd.try_clone()?;
@@ -110,6 +113,7 @@ impl FdStore {
 
     /// Drops what belongs to no unit that `is_known`.
     pub fn retain(&mut self, is_known: impl Fn(&UnitName) -> bool, mut request: impl FnMut(Request)) {
+        self.closed.retain(|unit| is_known(unit));
         let gone: Vec<UnitName> = self.units.keys().filter(|unit| !is_known(unit)).cloned().collect();
         for unit in gone {
             self.forget(&unit, &mut request);
@@ -127,15 +131,17 @@ impl FdStore {
 
     fn drop_if(&mut self, unit: &UnitName, gone: impl Fn(&Stored) -> bool, mut request: impl FnMut(Request)) {
         let Some(all) = self.units.get_mut(unit) else { return };
-        all.retain(|stored| {
-            let goes = gone(stored);
-            if goes {
-                request(Request::LetGo { name: held_name(unit, stored) });
-            }
-            !goes
-        });
+        let (going, kept): (Vec<Stored>, Vec<Stored>) =
+            std::mem::take(all).into_iter().partition(|stored| gone(stored));
+        *all = kept;
         if all.is_empty() {
             self.units.remove(unit);
+        }
+        for stored in going {
+            let name = held_name(unit, &stored);
+            // Before the keeper closes it: that one must not wait.
+            close_at_once(stored.fd);
+            request(Request::LetGo { name });
         }
     }
 }

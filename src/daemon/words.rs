@@ -19,7 +19,7 @@ use crate::engine::event::{Event, Said};
 use crate::engine::safe::Mode;
 use crate::keeper::wire::Request;
 use crate::probe::notify::{Notice, Stage, Watchdog};
-use crate::sys::socket::Completeness;
+use crate::sys::socket::{Completeness, close_at_once};
 use crate::sys::{clock, pidfd};
 use crate::unit::spec::{ReadyWhen, ServiceType};
 
@@ -81,6 +81,7 @@ impl Shell {
     fn on_sent(&mut self, sent: Sent) {
         let Sent { pid, process, notice, fds, complete } = sent;
         let Some((unit, run)) = self.hands.speaker(pid, process.as_ref()) else {
+            fds.into_iter().for_each(close_at_once);
             return tracing::debug!("process {pid} speaks for no unit that runs");
         };
         if let Some(pid) = notice.main_pid {
@@ -262,25 +263,29 @@ impl Hands {
             stored.remove(unit, name, &mut ask);
         }
         if !notice.fd_store {
-            return;
+            return fds.into_iter().for_each(close_at_once);
         }
         if complete == Completeness::Truncated {
+            fds.into_iter().for_each(close_at_once);
             return tracing::warn!("{unit} stores more fds than could be taken over: none of them is kept");
         }
         let spec = specs.get(unit);
         if spec.is_some_and(|spec| matches!(spec.readiness.when, ReadyWhen::NotifyFd(_))) {
+            fds.into_iter().for_each(close_at_once);
             return tracing::warn!("{unit} stores fds, but has `readiness.notify_fd`: they are not kept");
         }
+        let mut said = false;
         for fd in fds {
             match stored.store(unit, name, fd, &mut ask) {
                 Ok(Outcome::Stored | Outcome::Known) => {}
+                Ok(Outcome::Full) if std::mem::replace(&mut said, true) => {}
                 Ok(Outcome::Full) => {
-                    return tracing::warn!("{unit} has stored as many fds as it may: `{name}` is closed");
+                    tracing::warn!("{unit} has stored as many fds as it may: `{name}` is closed");
                 }
                 Ok(Outcome::Closed) => {
-                    return tracing::debug!("{unit} is to go down: its fd `{name}` is not kept");
+                    tracing::debug!("{unit} is to go down: its fd `{name}` is not kept");
                 }
-                Err(error) => return tracing::warn!("cannot keep the fd `{name}` of {unit}: {error}"),
+                Err(error) => tracing::warn!("cannot keep the fd `{name}` of {unit}: {error}"),
             }
         }
     }

@@ -253,6 +253,13 @@ pub fn peek(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<Option<Peeked>> {
     }
 }
 
+/// Closes an fd that somebody else made, without waiting for his peer: closing the last fd of a
+/// TCP socket with SO_LINGER would wait as long as he likes (socket(7)).
+pub fn close_at_once(fd: OwnedFd) {
+    let never = libc::linger { l_onoff: 0, l_linger: 0 };
+    let _ = setsockopt(&fd, sockopt::Linger, &never); // no socket: nothing lingers
+}
+
 /// Most datagrams that wait in one socket (`net.unix.max_dgram_qlen`, unix(7)): whoever takes
 /// this many has taken all that were there before.
 pub fn datagrams_waiting_max() -> usize {
