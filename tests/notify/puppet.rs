@@ -50,7 +50,7 @@ pub fn tell(home: &Home, name: &str, code: &str) -> String {
 pub fn push(home: &Home, name: &str, code: &str) {
     let socket = UnixDatagram::unbound().expect("a socket");
     let path = home.path().join(format!("{name}.ctl"));
-    socket.send_to(code.as_bytes(), path).expect("it listens");
+    eventually(&format!("{name} listens"), SOON, || socket.send_to(code.as_bytes(), &path).ok());
 }
 
 /// Says it, and returns when it is dealt with.
