@@ -20,6 +20,7 @@ use crate::base::time::Monotonic;
 use crate::config::paths::{Asked as Places, Home, Surroundings as Around};
 use crate::daemon::adopt;
 use crate::daemon::containment::Containment;
+use crate::daemon::fdstore::FdStore;
 use crate::daemon::files::{self, Reading};
 use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Source, Tools, stamp};
@@ -254,6 +255,9 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     let (store, loaded) = open_store(&home, &sources)?;
     let reading = files::read(&home, &BTreeMap::new());
     let mut holds = Vec::new();
+    let mut stored = FdStore::default();
+    let held =
+        held.into_iter().filter_map(|(name, fd)| Some((name.clone(), stored.adopt(&name, fd)?))).collect();
     let sockets = adopt::sockets(held, &home.socket, &home.notify_socket, |hold| holds.push(hold))?;
     for hold in holds {
         client.send(hold)?;
@@ -273,6 +277,7 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     });
     hands.specs = reading.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
     let adopted = adopt::runs(rows, &mut hands);
+    adopt::stored(stored, &loaded.durable, &mut hands);
     let populated = adopt::populated(&mut hands, &adopted);
     let calls = serve(sockets.api, &reading.daemon)?;
     let fatal_stops = count_fatal_stops(boot, loaded.life);
@@ -290,6 +295,7 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         engine,
         effects,
         hands,
+        notify: NotifySocket::new(sockets.notify)?,
         home,
         config_errors: errors.clone(),
         keeper_pid,
@@ -305,7 +311,8 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         shell.note_config_errors(&errors);
     }
     shell.perform(stamp(now));
-    Ok((shell, Ears { sources: heard, calls, notify: NotifySocket::new(sockets.notify)? }))
+    shell.tell_ends()?;
+    Ok((shell, Ears { sources: heard, calls }))
 }
 
 /// The first engine of a keeper that finds a life without an end: the whole was cut down.

@@ -18,10 +18,13 @@ use crate::base::exit::{Exit, RunId, SpawnStep};
 use crate::base::signal::Signal;
 use crate::base::{limits, name::UnitName, time::Monotonic};
 use crate::daemon::containment::Containment;
+use crate::daemon::fdstore::FdStore;
 use crate::daemon::plan::{self, Refused, Surroundings};
 use crate::daemon::streams::{History, LogSource};
 use crate::daemon::tag::Tag;
+use crate::daemon::words::Handover;
 use crate::daemon::{follow, launch};
+use crate::engine::durable::UnitDurable;
 use crate::engine::effect::{Effect, Outcome, Record, Role};
 use crate::engine::event::{Event, RequestId, Rest};
 use crate::keeper::client::Client;
@@ -69,6 +72,16 @@ pub struct Live {
     /// Where in the spool its words begin.
     pub log_from: u64,
     pub ended: bool,
+    /// The keeper knows that it said READY=1.
+    pub said_ready: bool,
+    pub handover: Handover,
+}
+
+impl Live {
+    pub fn new(unit: UnitName, role: Role, log_from: u64) -> Live {
+        let handover = Handover::default();
+        Live { unit, role, pid: None, log_from, ended: false, said_ready: false, handover }
+    }
 }
 
 /// What the hands are made of when an engine begins.
@@ -89,6 +102,9 @@ pub struct Hands {
     pub(crate) tools: Tools,
     pub(crate) specs: BTreeMap<UnitName, Arc<UnitSpec>>,
     pub(crate) runs: BTreeMap<RunId, Live>,
+    /// The newest main run of each unit.
+    pub(crate) mains: BTreeMap<UnitName, RunId>,
+    pub(crate) stored: FdStore,
     /// Answers known at once, to be told before anything else.
     pub(crate) answers: VecDeque<Event>,
     spools: BTreeMap<(UnitName, Stream), Arc<Spool>>,
@@ -111,6 +127,8 @@ impl Hands {
             tools,
             specs: BTreeMap::new(),
             runs: BTreeMap::new(),
+            mains: BTreeMap::new(),
+            stored: FdStore::default(),
             answers: VecDeque::new(),
             spools: BTreeMap::new(),
             pipes: BTreeMap::new(),
@@ -130,6 +148,9 @@ impl Hands {
             Effect::Spawn { unit, run, role } => self.spawn(unit, run, role, stamp.at),
             Effect::Signal { run, signal } => self.ask_keeper(Request::Signal { run, signal }),
             Effect::End { run, signal } => {
+                if let Some(live) = self.runs.get_mut(&run) {
+                    live.handover.end_asked = true;
+                }
                 self.ask_keeper(Request::SignalToEnd { run, signal });
                 if signal != Signal::KILL {
                     // One that is stopped (SIGSTOP, a debugger) would hear nothing but SIGKILL.
@@ -157,10 +178,15 @@ impl Hands {
             Effect::Alert(alert) => self.writes.push(Write::Alert { alert, ts_us: stamp.ts_us }),
             Effect::WatchLog { unit, run } => self.watch_log(&unit, run),
             Effect::SaveEngine(row) => self.writes.push(Write::SaveEngine(row)),
-            Effect::Save { unit, durable } => self.writes.push(Write::Save { unit, durable }),
+            Effect::Save { unit, durable } => {
+                self.keep_stored_by(&unit, &durable);
+                self.writes.push(Write::Save { unit, durable });
+            }
             Effect::Forget { unit } => {
                 self.specs.remove(&unit);
                 self.resyncs.remove(&unit);
+                self.mains.remove(&unit);
+                self.drop_stored_of_unknown();
                 self.tools.containment.forget(&unit);
                 self.writes.push(Write::Forget { unit });
             }
@@ -240,9 +266,7 @@ impl Hands {
     /// The talk is kept in order and never waited for. A keeper that is gone ends the loop,
     /// which reads the same socket.
     pub fn ask_keeper(&mut self, request: Request) {
-        if let Err(error) = self.tools.keeper.send(request) {
-            tracing::error!("cannot ask the keeper: {error}");
-        }
+        ask(&mut self.tools.keeper, request);
     }
 
     fn spawn(&mut self, unit: UnitName, run: RunId, role: Role, now: Monotonic) {
@@ -266,7 +290,7 @@ impl Hands {
             let why = "its file is gone".to_string();
             return Err(Refused { step: SpawnStep::Prepare, errno: Errno::ENOENT as i32, why });
         };
-        let plan = plan::plan(&spec, role, run, &self.tools.around)?;
+        let mut plan = plan::plan(&spec, role, run, &self.tools.around)?;
         let cgroup =
             self.tools.containment.enter(unit, &spec.resources).map_err(refused_at(SpawnStep::Cgroup))?;
         let out = self.spool_or_nothing(unit, Stream::Stdout);
@@ -275,7 +299,12 @@ impl Hands {
             StderrTo::Separate => self.spool_or_nothing(unit, Stream::Stderr),
         };
         let log_from = out.as_ref().map_or(0, |spool| spool.stored_bytes());
-        let prepared = launch::fds(&spec, role, out, err, cgroup).map_err(refused_at(SpawnStep::Prepare))?;
+        let mut prepared =
+            launch::fds(&spec, role, out, err, cgroup).map_err(refused_at(SpawnStep::Prepare))?;
+        if role == Role::Main {
+            let stored = self.stored.duplicates(unit).map_err(refused_at(SpawnStep::Prepare))?;
+            launch::give_back(&spec, stored, &mut plan, &mut prepared);
+        }
         let tag = Tag { unit: unit.clone(), role, log_from }.to_bytes();
         let request = Request::Spawn { run, tag, plan, fds: prepared.fds };
         self.tools.keeper.send(request).map_err(refused_at(SpawnStep::Prepare))?;
@@ -285,8 +314,29 @@ impl Hands {
         if let Some(pipe) = prepared.notify_fd {
             follow::watch_notify_fd(run, pipe, self.tools.sources.clone());
         }
-        self.runs.insert(run, Live { unit: unit.clone(), role, pid: None, log_from, ended: false });
+        self.insert_run(run, Live::new(unit.clone(), role, log_from));
         Ok(())
+    }
+
+    /// A run that the keeper has in its table, or soon will.
+    pub fn insert_run(&mut self, run: RunId, live: Live) {
+        if live.role == Role::Main {
+            let newest = self.mains.entry(live.unit.clone()).or_insert(run);
+            *newest = run.max(*newest);
+        }
+        self.runs.insert(run, live);
+    }
+
+    /// What the unit stored is kept as its row has it.
+    pub fn keep_stored_by(&mut self, unit: &UnitName, row: &UnitDurable) {
+        let Hands { stored, tools, .. } = self;
+        stored.on_saved(unit, row, |request| ask(&mut tools.keeper, request));
+    }
+
+    /// Lets go of what units stored whose files are gone.
+    pub fn drop_stored_of_unknown(&mut self) {
+        let Hands { stored, tools, specs, .. } = self;
+        stored.retain(|unit| specs.contains_key(unit), |request| ask(&mut tools.keeper, request));
     }
 
     /// Far enough ahead that the reserve is on the disk before an id of it is used.
@@ -483,6 +533,12 @@ impl Hands {
 
     pub fn containment_word(&self) -> &'static str {
         self.tools.containment.word()
+    }
+}
+
+pub fn ask(keeper: &mut Client, request: Request) {
+    if let Err(error) = keeper.send(request) {
+        tracing::error!("cannot ask the keeper: {error}");
     }
 }
 

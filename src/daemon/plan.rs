@@ -64,6 +64,7 @@ pub fn plan(spec: &UnitSpec, role: Role, run: RunId, around: &Surroundings) -> R
         path: path.as_os_str().as_bytes().to_vec(),
         argv: command.argv.iter().map(|word| word.clone().into_bytes()).collect(),
         env: environment.iter().map(|(key, value)| format!("{key}={value}").into_bytes()).collect(),
+        pid_env: Vec::new(),
         cwd: Some(cwd.as_os_str().as_bytes().to_vec()),
         ids,
         umask: service.umask,

@@ -22,13 +22,12 @@ use crate::config::paths::Home;
 use crate::daemon::files;
 use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Late, Source, stamp};
-use crate::daemon::notify::{NotifySocket, Sent};
+use crate::daemon::notify::NotifySocket;
 use crate::daemon::views::Clocks;
-use crate::engine::effect::Role;
+use crate::daemon::words::DATAGRAMS_PER_TURN;
 use crate::engine::event::{Event, Order, RequestId};
 use crate::engine::{Effects, Engine};
 use crate::keeper::wire::{News, Request};
-use crate::probe::notify::Watchdog;
 use crate::store::open::{Life, Phase};
 use crate::store::row::Level;
 use crate::store::writer::Write;
@@ -44,6 +43,7 @@ pub struct Shell {
     pub(crate) engine: Engine,
     pub(crate) effects: Effects,
     pub(crate) hands: Hands,
+    pub(crate) notify: NotifySocket,
     pub(crate) home: Home,
     pub(crate) config_errors: Vec<ConfigError>,
     pub(crate) keeper_pid: i32,
@@ -75,7 +75,6 @@ pub enum Ending {
 pub struct Ears {
     pub sources: mpsc::UnboundedReceiver<Source>,
     pub calls: mpsc::Receiver<Asked>,
-    pub notify: NotifySocket,
 }
 
 /// What made a turn of the loop.
@@ -84,7 +83,7 @@ enum Turn {
     Due,
     Source(Source),
     Call(Asked),
-    Notices(Vec<Sent>),
+    Words,
 }
 
 impl Shell {
@@ -108,13 +107,22 @@ impl Shell {
             match self.turn(&mut ears, &keeper, &fired).await? {
                 Turn::Keeper => self.on_keeper()?,
                 Turn::Due => {
+                    // A ping that lies there was in time, however late we are.
+                    self.hear_all()?;
                     let _ = timer.wait(); // clears it; EAGAIN when it was armed anew meanwhile
                     armed = None;
                     self.on_due();
                 }
                 Turn::Source(source) => self.on_source(source)?,
                 Turn::Call(asked) => self.on_call(asked),
-                Turn::Notices(notices) => notices.into_iter().for_each(|sent| self.on_notice(&sent)),
+                Turn::Words => {
+                    self.hear(DATAGRAMS_PER_TURN)?;
+                    // Services that never fall silent must not keep a client from being heard.
+                    if let Ok(asked) = ears.calls.try_recv() {
+                        self.on_call(asked);
+                    }
+                    tokio::task::yield_now().await;
+                }
             }
             self.settle();
         }
@@ -144,7 +152,7 @@ impl Shell {
                 Ok(Turn::Due)
             }
             Some(source) = ears.sources.recv() => Ok(Turn::Source(source)),
-            notices = ears.notify.take() => Ok(Turn::Notices(notices?)),
+            heard = self.notify.readable() => heard.map(|()| Turn::Words),
             Some(asked) = ears.calls.recv() => Ok(Turn::Call(asked)),
         }
     }
@@ -223,9 +231,16 @@ impl Shell {
     }
 
     fn on_keeper(&mut self) -> io::Result<()> {
+        let mut heard = false;
         for _ in 0..NEWS_PER_TURN {
             match self.hands.tools.keeper.recv()? {
-                Some(news) => self.on_news(news),
+                Some(news) => {
+                    // What a process said before it ended counts before its end.
+                    if matches!(news, News::Exited { .. }) && !std::mem::replace(&mut heard, true) {
+                        self.hear_all()?;
+                    }
+                    self.on_news(news);
+                }
                 None => return Ok(()),
             }
         }
@@ -249,13 +264,8 @@ impl Shell {
                 self.hands.runs.remove(&run);
                 self.handle(Event::SpawnShort { run, errno });
             }
-            News::Exited { run, at, exit } => {
-                let Some(live) = self.hands.runs.get_mut(&run) else { return };
-                live.ended = true;
-                let unit = live.unit.clone();
-                let rest = self.hands.rest(&unit);
-                self.handle(Event::Exited { run, at, exit, rest });
-            }
+            News::Exited { run, at, exit } => self.on_run_exited(run, at, exit),
+            News::Main { run, pid } => self.on_main(run, pid),
             News::OrphanReaped => self.hands.on_orphan_reaped(),
             News::Signalled { signal } => self.on_signal(signal),
             News::Welcome { .. } | News::Row(_) | News::Held { .. } | News::TableEnd => {
@@ -315,21 +325,6 @@ impl Shell {
             Source::KeeperHasMore => self.on_keeper()?,
         }
         Ok(())
-    }
-
-    fn on_notice(&mut self, sent: &Sent) {
-        let Some(run) = self.hands.main_run_of(sent.pid) else {
-            return tracing::debug!("process {} speaks for no unit", sent.pid);
-        };
-        if sent.notice.ready {
-            self.hands.ask_keeper(Request::NoteReady { run });
-            self.handle(Event::NotifiedReady { run });
-        }
-        match sent.notice.watchdog {
-            Some(Watchdog::Ping) => self.handle(Event::Pinged { run }),
-            Some(Watchdog::Trigger) => self.handle(Event::WatchdogTriggered { run }),
-            None => {}
-        }
     }
 
     /// Reads the files again and gives the engine the whole set.
@@ -432,16 +427,6 @@ fn arm(timer: &TimerFd, due: Option<Monotonic>) -> io::Result<()> {
 }
 
 impl Hands {
-    /// The living main run of the unit that process `pid` belongs to.
-    fn main_run_of(&self, pid: i32) -> Option<crate::base::exit::RunId> {
-        let mut mains = self.runs.iter().filter(|(_, live)| live.role == Role::Main && !live.ended);
-        mains
-            .clone()
-            .find(|(_, live)| live.pid == Some(pid))
-            .or_else(|| mains.find(|(_, live)| self.tools.containment.contains(&live.unit, pid)))
-            .map(|(run, _)| *run)
-    }
-
     fn kill_everything(&mut self) {
         let units: Vec<_> =
             self.runs.values().filter(|live| !live.ended).map(|live| live.unit.clone()).collect();

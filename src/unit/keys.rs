@@ -151,7 +151,7 @@ const UNIT_KEYS: &[Key] = &[
     key("unit", "critical", Kind::Bool, "false", "Container mode: its final failure ends the daemon with its exit code.").later(),
     key("unit", "drillable", Kind::Bool, "false", "Drills may hurt it.").later(),
 
-    key("service", "type", Kind::Choice(&["simple", "notify", "oneshot", "forking"]), r#""simple""#, "How it starts: `notify` says itself when it is ready (sd_notify), `oneshot` is done when it has ended."),
+    key("service", "type", Kind::Choice(&["simple", "notify", "oneshot", "forking"]), r#""simple""#, "How it starts: `notify` says itself when it is ready (sd_notify), `oneshot` is done when it has ended, `forking` is ready when it has left one process behind and ended."),
     unset("service", "command", Kind::Command, "What to execute: an array of words, or a string split like a shell would."),
     key("service", "shell", Kind::Bool, "false", "Give commands written as a string to `/bin/sh -c` instead of splitting them."),
     key("service", "start_pre", Kind::Commands, "[]", "Commands to run before it starts; one that fails is a failure of the unit."),
