@@ -6,6 +6,7 @@
 mod books;
 pub mod bug;
 pub mod oracle;
+pub mod outbox;
 pub mod promises;
 pub mod run;
 pub mod setup;
