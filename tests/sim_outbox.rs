@@ -10,10 +10,10 @@ use upright::sim::outbox::bug::Bug;
 use upright::sim::outbox::{Fate, PROMISES, Report, Trace, run, run_compared};
 
 /// Seeds of a plain test run: one half each for two cores. Each is run twice.
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 800;
 
 /// Seeds within which each planted bug must be caught.
-const BUG_SEEDS: u64 = 150;
+const BUG_SEEDS: u64 = 120;
 
 fn asked(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

@@ -143,6 +143,7 @@ impl Oracle {
         if stands.is_some_and(|delivery| delivery.state != DeliveryState::Pending) {
             return broken(I16, format!("{what}: it stands as {stands:?}"));
         }
+        self.is_in_turn(channel, row.id, rows, deliveries)?;
         self.busy.insert(channel.to_string(), row.id);
         let story = self.story(channel, row.id);
         story.sends += 1;
@@ -212,35 +213,57 @@ impl Oracle {
         if self.taken.get(channel).is_some_and(|taken| taken.contains_key(&row)) {
             return Ok(());
         }
-        let since = self.since.get(channel).copied().unwrap_or_default();
         let unit = rows.iter().find(|known| known.id == row).and_then(|known| known.alert.unit.clone());
-        // What we do not know to be taken; the sink may have it all the same.
+        let is_taken = |other: &Row| self.taken.get(channel).is_some_and(|taken| taken.contains_key(&other.id));
+        let mut older = self.open_before(channel, row, rows, deliveries).into_iter();
+        if let Some(other) = older.find(|other| other.alert.unit == unit && !is_taken(other)) {
+            return broken(I17, format!("{channel} takes row {row} before row {}", other.id));
+        }
+        self.taken.entry(channel.to_string()).or_default().insert(row, now);
+        Ok(())
+    }
+
+    /// Older rows for this channel that we do not know to be taken; the sink may have them.
+    fn open_before<'a>(
+        &self,
+        channel: &str,
+        row: u64,
+        rows: &'a [Arc<Row>],
+        deliveries: &Deliveries,
+    ) -> Vec<&'a Arc<Row>> {
+        // Gone channels park their rows, on their way to the disk at any time.
+        if self.ever_gone.contains(channel) {
+            return Vec::new();
+        }
+        let since = self.since.get(channel).copied().unwrap_or_default();
         let is_open = |other: &&Arc<Row>| {
             let place = (channel.to_string(), other.id);
             let settled = deliveries.get(&place).is_some_and(|d| d.state != DeliveryState::Pending);
             let told = self.stories.get(&place).is_some_and(|story| story.acked || story.refused);
             !settled && !told && Takes::Named.takes(channel, &other.alert)
         };
-        // Gone channels park their rows, on their way to the disk at any time.
-        let judged = !self.ever_gone.contains(channel);
-        let older = rows.iter().filter(|other| judged && other.id > since && other.id < row).filter(is_open);
+        rows.iter().filter(|other| other.id > since && other.id < row).filter(is_open).collect()
+    }
+
+    /// Older rows wait only behind one of their unit that was sent often enough to step aside.
+    fn is_in_turn(
+        &self,
+        channel: &str,
+        row: u64,
+        rows: &[Arc<Row>],
+        deliveries: &Deliveries,
+    ) -> Result<(), Broken> {
+        let older = self.open_before(channel, row, rows, deliveries);
         let often = |other: &Row| {
             let story = self.stories.get(&(channel.to_string(), other.id));
             story.is_some_and(|story| story.sends >= u64::from(STEP_ASIDE_AFTER))
         };
         let aside: BTreeSet<_> =
-            older.clone().filter(|other| often(other)).map(|other| other.alert.unit.clone()).collect();
-        let is_taken =
-            |other: &Row| self.taken.get(channel).is_some_and(|taken| taken.contains_key(&other.id));
-        let mut passed = older.filter(|other| !is_taken(other));
-        if let Some(other) = passed.clone().find(|other| other.alert.unit == unit) {
-            return broken(I17, format!("{channel} takes row {row} before row {}", other.id));
+            older.iter().filter(|other| often(other)).map(|other| other.alert.unit.clone()).collect();
+        match older.iter().find(|other| !aside.contains(&other.alert.unit)) {
+            Some(other) => broken(I17B, format!("{channel} is sent row {row} before row {}", other.id)),
+            None => Ok(()),
         }
-        if let Some(other) = passed.find(|other| !aside.contains(&other.alert.unit)) {
-            return broken(I17B, format!("{channel} takes row {row} before row {}", other.id));
-        }
-        self.taken.entry(channel.to_string()).or_default().insert(row, now);
-        Ok(())
     }
 
     /// The outbox wants this kept.
