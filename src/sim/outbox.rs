@@ -328,7 +328,6 @@ impl Sim {
         self.life += 1;
         self.armed = None;
         self.waiting.clear();
-        self.oracle.crash();
         for (channel, unwritten) in std::mem::take(&mut self.unwritten) {
             let luck = self.stores.get_mut(&channel);
             let kept = luck.map_or(0, |luck| luck.below(unwritten.len() as u64 + 1));
@@ -336,6 +335,7 @@ impl Sim {
                 self.write(delivery);
             }
         }
+        self.oracle.crash(&self.deliveries);
         if let Some(bug) = self.bug {
             bug.crashed(&mut self.known);
         }

@@ -92,13 +92,15 @@ impl Oracle {
         self.in_force = names.clone();
     }
 
-    pub fn crash(&mut self) {
-        for (channel, row) in std::mem::take(&mut self.busy) {
-            self.story(&channel, row).excuses += 1;
-        }
-        for ((_, _), story) in &mut self.stories {
-            // Answered, and the answer may have died with the engine.
-            story.excuses += 1;
+    /// What was answered and is not on the disk is unknown to the next engine.
+    pub fn crash(&mut self, deliveries: &Deliveries) {
+        self.busy.clear();
+        for (place, story) in &mut self.stories {
+            let stands = deliveries.get(place).map(|delivery| delivery.state);
+            if stands.is_none_or(|state| state == DeliveryState::Pending) {
+                story.excuses += 1;
+                (story.acked, story.refused) = (false, false);
+            }
         }
         self.waits.clear();
     }
