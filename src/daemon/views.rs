@@ -9,7 +9,7 @@ use crate::base::{name::UnitName, time::Monotonic};
 use crate::engine::effect::Outcome;
 use crate::engine::view::{StateWord, UnitView};
 use crate::store::row::EventRow;
-use crate::telemetry::journal::rfc3339;
+use crate::sys::clock::rfc3339;
 
 /// Both clocks, read at the same moment: what lies between `Monotonic` and a date.
 #[derive(Clone, Copy, Debug)]

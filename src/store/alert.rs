@@ -112,8 +112,7 @@ pub(crate) fn select_unsettled(
          WHERE a.id > ?2 AND (d.state IS NULL OR d.state = 'pending') ORDER BY a.id LIMIT ?3"
     );
     let mut statement = db.prepare_cached(&sql)?;
-    let mut rows =
-        statement.query(params![channel, signed(id), i64::try_from(limit).unwrap_or(i64::MAX)])?;
+    let mut rows = statement.query(params![channel, signed(id), i64::try_from(limit).unwrap_or(i64::MAX)])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         found.push((row_of(row)?, row.get(10)?));
@@ -145,8 +144,7 @@ fn select_deliveries(db: &Connection, id: u64) -> Result<Vec<(Delivery, i64)>, S
     while let Some(row) = rows.next()? {
         let state: String = row.get(1)?;
         let known = DeliveryState::ALL.into_iter().find(|known| known.as_str() == state);
-        let state =
-            known.ok_or_else(|| StoreError::Value(format!("`{state}` is no state of a delivery")))?;
+        let state = known.ok_or_else(|| StoreError::Value(format!("`{state}` is no state of a delivery")))?;
         let delivery =
             Delivery { row: id, channel: row.get(0)?, state, attempts: row.get(2)?, error: row.get(3)? };
         found.push((delivery, row.get(4)?));

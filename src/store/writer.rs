@@ -17,8 +17,8 @@ use crate::base::{exit::RunId, name::UnitName};
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::effect::Alert;
 use crate::engine::outbox::{Delivery, Row};
-use crate::store::open::{Life, Opened};
 use crate::store::alert::{self, AlertRow};
+use crate::store::open::{Life, Opened};
 use crate::store::row::{EventQuery, EventRow, Level, NewEvent};
 use crate::store::{StoreError, open, row};
 

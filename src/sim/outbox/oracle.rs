@@ -216,7 +216,8 @@ impl Oracle {
             return Ok(());
         }
         let unit = rows.iter().find(|known| known.id == row).and_then(|known| known.alert.unit.clone());
-        let is_taken = |other: &Row| self.taken.get(channel).is_some_and(|taken| taken.contains_key(&other.id));
+        let is_taken =
+            |other: &Row| self.taken.get(channel).is_some_and(|taken| taken.contains_key(&other.id));
         let mut older = self.open_before(channel, row, rows, deliveries).into_iter();
         if let Some(other) = older.find(|other| other.alert.unit == unit && !is_taken(other)) {
             return broken(I17, format!("{channel} takes row {row} before row {}", other.id));
