@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use upright::engine::outbox::Mark;
 use upright::sim::outbox::bug::Bug;
-use upright::sim::outbox::{Fate, PROMISES, Report, Trace, run, run_compared};
+use upright::sim::outbox::{Fate, PROMISES, Report, Trace, broken_by, run, run_compared};
 
 /// Seeds of a plain test run: one half each for two cores. Each is run twice.
 const SEEDS: u64 = 800;
@@ -83,8 +83,7 @@ fn every_planted_bug_is_caught_and_every_promise_by_one() {
     let mut proven = BTreeSet::new();
     let mut survivors = Vec::new();
     for bug in Bug::ALL {
-        let caught = (0..BUG_SEEDS).filter_map(|seed| run_compared(seed, Some(bug)).broken);
-        let caught: BTreeSet<String> = caught.map(|broken| broken.promise).collect();
+        let caught = broken_by(bug, BUG_SEEDS);
         println!("{bug:?}: {caught:?}");
         if caught.is_empty() {
             survivors.push(bug);

@@ -99,6 +99,12 @@ pub fn run_compared(seed: u64, bug: Option<Bug>) -> Report {
     killed
 }
 
+/// The promises that a planted bug breaks within the first `seeds` seeds.
+pub fn broken_by(bug: Bug, seeds: u64) -> BTreeSet<String> {
+    let broken = (0..seeds).filter_map(|seed| run_compared(seed, Some(bug)).broken);
+    broken.map(|broken| broken.promise).collect()
+}
+
 /// What will happen, to which life of the engine.
 #[derive(Clone, Debug)]
 enum Happening {
