@@ -74,7 +74,7 @@ impl Bug {
     }
 
     pub(super) fn hides(self, row: &Row) -> bool {
-        self == Bug::NewsLost && row.id % 5 == 0
+        self == Bug::NewsLost && row.id.is_multiple_of(5)
     }
 
     pub(super) fn outcome(self, outcome: Outcome) -> Outcome {
