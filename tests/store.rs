@@ -125,7 +125,7 @@ fn a_failure_said_twice_is_one_row_and_takes_no_number() {
     }
     let mut rows = Vec::new();
     loop {
-        let Committed { through, events } = told.recv_timeout(PATIENCE).expect("commits");
+        let Committed { through, events, .. } = told.recv_timeout(PATIENCE).expect("commits");
         rows.extend(events);
         if through == store.submitted() {
             break;

@@ -85,6 +85,9 @@ pub enum Call {
         follow: bool,
     },
     ConfigErrors,
+    Alerts {
+        limit: u32,
+    },
 }
 
 /// What the daemon says to a `Call`.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::api::routes::{Need, Param, ROUTES, Route, Target};
 use crate::api::types::{
-    ActionReply, ActionRequest, ConfigHealth, ErrorReply, EventList, LogLines, RecoveryRequest,
+    ActionReply, ActionRequest, AlertList, ConfigHealth, ErrorReply, EventList, LogLines, RecoveryRequest,
     SignalRequest, SystemHealth, UnitCard, UnitList,
 };
 
@@ -116,6 +116,7 @@ fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         Target::Unit => to_value(schemas.subschema_for::<UnitCard>()),
         Target::UnitLogs | Target::Logs => to_value(schemas.subschema_for::<LogLines>()),
         Target::Events => to_value(schemas.subschema_for::<EventList>()),
+        Target::Alerts => to_value(schemas.subschema_for::<AlertList>()),
         Target::ConfigErrors => to_value(schemas.subschema_for::<ConfigHealth>()),
         Target::UnitAct(_)
         | Target::UnitSignal
@@ -147,6 +148,7 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         | Target::Logs
         | Target::Events
         | Target::ConfigErrors
+        | Target::Alerts
         | Target::OpenApi => return None,
     };
     Some(json!({ "required": required, "content": { "application/json": { "schema": schema } } }))

@@ -69,6 +69,7 @@ pub fn parse(
         Target::Health => Call::Health,
         Target::Units => Call::Units,
         Target::ConfigErrors => Call::ConfigErrors,
+        Target::Alerts => Call::Alerts { limit: query.limit.unwrap_or(EVENTS_DEFAULT) },
         Target::Unit => Call::Unit { name: name()? },
         Target::UnitLogs => Call::Logs { units: vec![name()?], lines, follow },
         Target::Logs => Call::Logs { units: query.units, lines, follow },

@@ -27,6 +27,7 @@ pub enum Target {
     Logs,
     Events,
     ConfigErrors,
+    Alerts,
     OpenApi,
     UnitAct(Verb),
     UnitSignal,
@@ -71,7 +72,7 @@ impl Param {
             Param::AfterId => "Only events with a greater id.",
             Param::Since => "Only events at or after this time, RFC 3339.",
             Param::Limit => {
-                "Most events to answer with, 1 to 10000. Default 1000. With after_id the oldest that fit, else the newest."
+                "Most entries to answer with, 1 to 10000. Default 1000. With after_id the oldest that fit, else the newest."
             }
             Param::Wait => "false: answer as soon as the order is taken. Default true.",
         }
@@ -101,6 +102,7 @@ const fn act(pattern: &'static str, target: Target, params: &'static [Param], wh
 const UNIT_LOGS: &[Param] = &[Param::Lines, Param::Follow];
 const LOGS: &[Param] = &[Param::Unit, Param::Lines, Param::Follow];
 const EVENTS: &[Param] = &[Param::AfterId, Param::Since, Param::Limit, Param::Follow];
+const ALERTS: &[Param] = &[Param::Limit];
 const WAIT: &[Param] = &[Param::Wait];
 
 /// Every route there is.
@@ -114,6 +116,12 @@ pub const ROUTES: &[Route] = &[
     read("/v1/logs", Target::Logs, LOGS, "What several units wrote."),
     read("/v1/events", Target::Events, EVENTS, "What happened, oldest first."),
     read("/v1/config/errors", Target::ConfigErrors, &[], "What is wrong in the unit files."),
+    read(
+        "/v1/alerts",
+        Target::Alerts,
+        ALERTS,
+        "What people were to be told, newest first, with its channels.",
+    ),
     read("/openapi.json", Target::OpenApi, &[], "This document."),
     act("/v1/units/{name}/start", Target::UnitAct(Verb::Start), WAIT, "Start a unit and what it requires."),
     act("/v1/units/{name}/stop", Target::UnitAct(Verb::Stop), WAIT, "Stop a unit; it stays stopped."),

@@ -94,6 +94,49 @@ pub struct EventList {
     pub events: Vec<EventLine>,
 }
 
+/// `GET /v1/alerts`, `upright alert list --json`: newest first.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct AlertList {
+    pub alerts: Vec<AlertLine>,
+}
+
+/// Something that people were to be told, and whether they were.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct AlertLine {
+    /// Stable: the same alert has the same id wherever it is sent, however often.
+    pub id: String,
+    /// When it was raised, RFC 3339 with microseconds.
+    pub ts: String,
+    /// None: of the daemon itself.
+    pub unit: Option<String>,
+    /// failing | recovered | gave-up | stuck | resync-failed | engine-restarted | safe-mode |
+    /// config-error | config-mended
+    pub kind: String,
+    /// critical | warning | info
+    pub severity: String,
+    pub message: String,
+    pub failures: u32,
+    pub episode: u64,
+    /// Units that need this one.
+    pub affected: Vec<String>,
+    /// Empty: no channel takes it.
+    pub channels: Vec<AlertDelivery>,
+}
+
+/// How far an alert is with one channel.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct AlertDelivery {
+    pub channel: String,
+    /// pending | delivered | parked (refused for good, or the channel is gone)
+    pub state: String,
+    /// Sends so far.
+    pub attempts: u32,
+    /// Of the last change, RFC 3339; None: not sent yet.
+    pub at: Option<String>,
+    /// What the last send was told, when it failed.
+    pub error: Option<String>,
+}
+
 /// One line a service wrote; also the item of a followed log.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct LogLine {

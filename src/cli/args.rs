@@ -16,7 +16,7 @@ const TEMPLATE: &str = "{about}\n\nUsage: {usage}\n{before-help}Options:\n{optio
 /// The verbs as `--help` groups them. A test holds this against the list of subcommands.
 pub const GROUPS: [(&str, &[&str]); 4] = [
     ("Run it", &["demo", "daemon"]),
-    ("Look", &["status", "why", "logs", "events", "graph"]),
+    ("Look", &["status", "why", "logs", "events", "alert", "graph"]),
     ("Act", &["start", "stop", "restart", "reload", "clear", "resync", "signal"]),
     ("Check", &["check", "simulate", "schema"]),
 ];
@@ -110,6 +110,14 @@ pub enum Command {
         after_help = "Examples:\n  upright events --since 10m\n  upright events --since 2026-11-21T20:00:00Z\n  upright events -f --json"
     )]
     Events(EventsArgs),
+    /// Show what people were to be told, and whether they were
+    #[command(
+        subcommand,
+        subcommand_value_name = "VERB",
+        disable_help_subcommand = true,
+        after_help = "Examples:\n  upright alert list          the newest alerts, each with its channels\n  upright alert list --json | jq '.alerts[] | select(.channels == [])'"
+    )]
+    Alert(AlertCommand),
     /// Show who needs whom, with states
     #[command(after_help = "Examples:\n  upright graph\n  upright graph --dot | dot -Tsvg > units.svg")]
     Graph(GraphArgs),
@@ -264,6 +272,20 @@ pub struct EventsArgs {
     pub since: Option<String>,
     /// At most the newest N
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub lines: u32,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AlertCommand {
+    /// Show the newest alerts, newest first, each with its channels
+    #[command(after_help = "Examples:\n  upright alert list -n 5")]
+    List(AlertListArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct AlertListArgs {
+    /// At most the newest N
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub lines: u32,
 }
 

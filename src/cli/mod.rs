@@ -15,6 +15,7 @@ pub mod act;
 pub mod signal;
 pub mod logs;
 pub mod events;
+pub mod alert;
 pub mod graph;
 pub mod doors;
 pub mod check;
@@ -26,7 +27,7 @@ use std::io::Write;
 
 use clap::FromArgMatches;
 
-use crate::cli::args::{Args, Command};
+use crate::cli::args::{AlertCommand, Args, Command};
 use crate::cli::context::{Context, Fail};
 
 /// The wrong words were given, or a file is invalid (the contract's exit codes).
@@ -75,6 +76,7 @@ fn dispatch(args: &Args) -> Result<u8, Fail> {
         Command::Act(act) => act::run(&mut context()?, act.verb(), act.order()),
         Command::Signal(signal) => signal::run(&mut context()?, signal),
         Command::Logs(logs) => logs::run(&mut context()?, logs),
+        Command::Alert(AlertCommand::List(list)) => alert::list(&mut context()?, list),
         Command::Events(events) => events::run(&mut context()?, events),
         Command::Graph(graph) => graph::run(&mut context()?, graph.form()),
     }

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::alert::Channels;
+use crate::alert::dispatch::{Dispatcher, Inheritance as OutboxInheritance, Keep as Delivered};
 use crate::api::access::{self, Access};
 use crate::api::call::Answer;
 use crate::api::server;
@@ -264,9 +266,11 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     }
     let drained = sources.clone();
     let capture = Capture::start(move |news| drop(drained.send(Source::Drained(news))))?;
+    let (outbox, first) = start_outbox(&home, &store, &loaded, &reading, &sources);
     let mut hands = Hands::new(Tools {
         keeper: client,
         store,
+        outbox,
         capture,
         containment: Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid),
         logs: home.log_dir.clone(),
@@ -276,6 +280,7 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         reserved_until: RunId(loaded.next_run.0 + RUNS_PER_RESERVE),
     });
     hands.specs = reading.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
+    first.into_iter().for_each(|keep| hands.keep_of_outbox(keep, stamp(clock::monotonic())));
     let adopted = adopt::runs(rows, &mut hands);
     adopt::stored(stored, &loaded.durable, &mut hands);
     let populated = adopt::populated(&mut hands, &adopted);
@@ -285,7 +290,7 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     let settings = Settings { start_concurrency: reading.daemon.start_concurrency, seed: begun.as_ns() };
     let now = clock::monotonic();
     let mut effects = Effects::default();
-    let Reading { units, errors, daemon } = reading;
+    let Reading { units, errors, daemon, .. } = reading;
     let durable = loaded.durable.clone();
     let engine = loaded.engine.clone();
     let inherited = Inheritance { boot, units, durable, engine, adopted, populated, next_run };
@@ -376,6 +381,27 @@ fn open_store(
         let _ = told.send(Source::Committed(committed)); // the loop has ended
     })?;
     Ok((store, loaded))
+}
+
+/// The dispatcher of alerts, and what it wants kept before anything else. Where `upright.toml`
+/// is broken and no channel is known yet, the stand-in is better than none.
+fn start_outbox(
+    home: &Home,
+    store: &Store,
+    loaded: &Loaded,
+    reading: &Reading,
+    sources: &mpsc::UnboundedSender<Source>,
+) -> (Dispatcher, Vec<Delivered>) {
+    let stand_in = || loaded.channels.is_empty().then(|| Channels::stand_in(&home.log_dir));
+    let inherited = OutboxInheritance {
+        channels: reading.channels.clone().or_else(stand_in),
+        known: loaded.channels.clone(),
+        last_alert: loaded.last_alert,
+        seed: clock::monotonic().as_ns(),
+        reader: store.reader().clone(),
+    };
+    let keep = sources.clone();
+    Dispatcher::start(inherited, move |wanted| drop(keep.send(Source::Outbox(wanted))))
 }
 
 fn surroundings(home: &Home, loaded: &Loaded) -> Surroundings {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::alert::Channels;
 use crate::api::types::ConfigError;
 use crate::base::name::UnitName;
 use crate::config::load::{Loaded, load};
@@ -19,6 +20,8 @@ pub struct Reading {
     pub daemon: DaemonSpec,
     pub units: Vec<Arc<UnitSpec>>,
     pub errors: Vec<ConfigError>,
+    /// The channels of alerts; none when `upright.toml` is broken: then they stay as they were.
+    pub channels: Option<Channels>,
 }
 
 /// Reads all files of `home`. A unit whose file is broken keeps the spec it has in `good`.
@@ -32,8 +35,11 @@ pub fn read(home: &Home, good: &BTreeMap<UnitName, Arc<UnitSpec>>) -> Reading {
         }
     }
     units.sort_by(|a, b| a.name.cmp(&b.name));
+    let config = home.config_file.display().to_string();
+    let is_broken = diagnostics.iter().any(|found| found.is_error() && found.file == config);
+    let channels = (!is_broken).then(|| Channels::of(&daemon, &home.log_dir));
     let errors = diagnostics.iter().filter(|found| found.is_error()).map(to_error).collect();
-    Reading { daemon, units, errors }
+    Reading { daemon, units, errors, channels }
 }
 
 fn to_error(found: &Diagnostic) -> ConfigError {

@@ -111,6 +111,10 @@ impl Shell {
                     Err(answer) => *answer,
                 }
             }
+            Call::Alerts { limit } => {
+                let routes = self.hands.tools.outbox.routes();
+                return streams::answer_alerts(&self.hands.history().reader, routes, limit, reply);
+            }
             Call::Events { after_id, since, limit, follow } => {
                 let query = streams::EventsAsked { after_id, since, limit, follow };
                 return streams::answer_events(&self.hands.history(), query, reply);

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
+use crate::alert::dispatch::{Dispatcher, Keep};
 use crate::api::call::Answer;
 use crate::base::exit::{Exit, RunId, SpawnStep};
 use crate::base::signal::Signal;
@@ -36,7 +37,7 @@ use crate::store::open::RUNS_PER_RESERVE;
 use crate::store::row::{EventRow, Level, NewEvent};
 use crate::store::writer::{Batch, Committed, Store, Write};
 use crate::sys::clock;
-use crate::telemetry::observe::{Stamp, observe};
+use crate::telemetry::observe::{Stamp, delivery_event, observe};
 use crate::unit::spec::{HealthCheck, ReadyWhen, ResyncBy, StderrTo, UnitSpec, WhenFull};
 
 /// How long a run's last words may take to reach the disk before the keeper lets go of its
@@ -49,6 +50,8 @@ pub enum Source {
     Event(Event),
     Committed(Committed),
     Drained(Drained),
+    /// How far an alert is with a channel.
+    Outbox(Keep),
     DrainOverdue(RunId),
     /// Somebody saw the unit empty; look again.
     MaybeEmpty(UnitName),
@@ -88,6 +91,7 @@ impl Live {
 pub struct Tools {
     pub keeper: Client,
     pub store: Store,
+    pub outbox: Dispatcher,
     pub capture: Capture,
     pub containment: Containment,
     pub logs: PathBuf,
@@ -236,9 +240,25 @@ impl Hands {
 
     pub fn on_committed(&mut self, committed: Committed) {
         self.committed = self.committed.max(committed.through);
+        self.tools.outbox.committed(committed.alerts);
+        self.tools.outbox.kept(committed.deliveries);
         for row in committed.events {
             let _ = self.tools.fresh.send(row); // nobody follows
         }
+    }
+
+    /// A delivery and its record are kept together; the dispatcher hears when they are.
+    pub fn keep_of_outbox(&mut self, keep: Keep, stamp: Stamp) {
+        match keep {
+            Keep::Channels(known) => self.keep(Write::Channels(known)),
+            Keep::Delivery { row, delivery } => {
+                if let Some(event) = delivery_event(&row, &delivery, stamp) {
+                    self.note(event);
+                }
+                self.keep(Write::Delivery { delivery, ts_us: stamp.ts_us });
+            }
+        }
+        self.end_step();
     }
 
     pub fn keep(&mut self, write: Write) {

@@ -319,6 +319,7 @@ impl Shell {
         match source {
             Source::Event(event) => self.handle(event),
             Source::Committed(committed) => self.hands.on_committed(committed),
+            Source::Outbox(keep) => self.hands.keep_of_outbox(keep, stamp(clock::monotonic())),
             Source::Drained(drained) => self.hands.on_drained(&drained),
             Source::DrainOverdue(run) => self.hands.on_drain_overdue(run),
             Source::MaybeEmpty(unit) => self.hands.on_maybe_empty(&unit),
@@ -337,6 +338,9 @@ impl Shell {
         self.note_config_errors(&reading.errors);
         self.config_errors = reading.errors;
         self.shutdown_timeout = reading.daemon.shutdown_timeout;
+        if let Some(channels) = reading.channels {
+            self.hands.tools.outbox.configure(channels);
+        }
         for spec in &reading.units {
             self.hands.specs.insert(spec.name.clone(), spec.clone());
         }

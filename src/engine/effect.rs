@@ -241,6 +241,18 @@ pub enum AlertKind {
 }
 
 impl AlertKind {
+    pub const ALL: [AlertKind; 9] = [
+        AlertKind::Failing,
+        AlertKind::Recovered,
+        AlertKind::GaveUp,
+        AlertKind::Stuck,
+        AlertKind::ResyncFailed,
+        AlertKind::EngineRestarted,
+        AlertKind::SafeMode,
+        AlertKind::ConfigError,
+        AlertKind::ConfigMended,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             AlertKind::Failing => "failing",

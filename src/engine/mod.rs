@@ -15,6 +15,7 @@ pub mod effect;
 pub mod event;
 mod health;
 mod order;
+pub mod outbox;
 mod plan;
 mod restart;
 mod resync;

@@ -9,6 +9,7 @@ pub mod bug;
 mod disk;
 mod healing;
 pub mod oracle;
+pub mod outbox;
 pub mod promises;
 mod rest;
 pub mod run;

@@ -15,7 +15,7 @@ use crate::base::{exit::RunId, name::UnitName};
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::store::row::{EventQuery, EventRow};
 use crate::store::writer::Write;
-use crate::store::{StoreError, row};
+use crate::store::{StoreError, alert, row};
 
 /// SQLite 3.7.0 to 3.51.2 can corrupt a WAL that is reset while it is written
 /// (sqlite.org/wal.html, "the WAL-reset bug").
@@ -131,6 +131,10 @@ pub struct Loaded {
     /// on are reserved.
     pub next_run: RunId,
     pub last_event_id: u64,
+    /// The newest alert; 0 when there is none.
+    pub last_alert: u64,
+    /// The channels of the outbox, each with the last alert that is not for it.
+    pub channels: BTreeMap<String, u64>,
     pub life: Life,
     /// Why nothing can be written now; run ids are not reserved then. It is tried again.
     pub trouble: Option<String>,
@@ -146,6 +150,7 @@ pub struct Opened {
     pub(crate) trouble: Option<String>,
     pub(crate) path: PathBuf,
     pub(crate) last_event_id: u64,
+    pub(crate) last_alert: u64,
     /// Unlike any other open of this home (it is the first reserved run id).
     pub(crate) epoch: u64,
 }
@@ -191,6 +196,7 @@ fn open_once(path: &Path, boot_id: &str) -> Result<(Opened, Loaded), StoreError>
         trouble: None,
         path: path.to_path_buf(),
         last_event_id: loaded.last_event_id,
+        last_alert: loaded.last_alert,
         epoch: loaded.next_run.0,
     };
     match write_all(&mut opened.db, &owed) {
@@ -286,6 +292,8 @@ fn look(db: &Connection, boot_id: &str) -> Result<(Loaded, Vec<Write>), StoreErr
         boot_id: old_boot,
         next_run: RunId(next_run),
         last_event_id: last_event_id(db)?,
+        last_alert: alert::last_id(db)?,
+        channels: alert::load_channels(db)?,
         life: read_life(db)?,
         trouble: None,
         moved_aside: None,

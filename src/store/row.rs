@@ -9,9 +9,8 @@ use serde_json::{Map, Value};
 
 use crate::base::{exit::RunId, limits, name::UnitName, time::Monotonic};
 use crate::engine::durable::{Desired, EngineDurable, UnitDurable};
-use crate::engine::effect::Alert;
 use crate::store::writer::Write;
-use crate::store::{StoreError, open};
+use crate::store::{StoreError, alert, open};
 
 /// How much an event matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,15 +93,15 @@ const ORDER_SPREAD: i64 = 1_024;
 const EVENT_COLUMNS: &str = "id, ts_us, level, event, unit, run, cause, message, at_ns, data";
 
 /// SQLite's integers are signed; ours are counters and nanoseconds far below 2^63.
-fn signed(value: u64) -> i64 {
+pub(crate) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-fn unsigned(value: i64) -> u64 {
+pub(crate) fn unsigned(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
-/// Everything but an event, which needs a number.
+/// Everything but an event and an alert, which get numbers.
 pub(crate) fn write(db: &Connection, write: &Write) -> Result<(), rusqlite::Error> {
     match write {
         Write::Save { unit, durable } => save_unit(db, unit, durable),
@@ -111,8 +110,9 @@ pub(crate) fn write(db: &Connection, write: &Write) -> Result<(), rusqlite::Erro
         Write::Life(life) => open::write_life(db, *life),
         Write::Boot { id } => open::write_meta(db, "boot_id", id),
         Write::SaveEngine(durable) => save_engine(db, durable),
-        Write::Alert { alert, ts_us } => insert_alert(db, alert, *ts_us),
-        Write::Event(_) => Ok(()),
+        Write::Delivery { delivery, ts_us } => alert::save_delivery(db, delivery, *ts_us),
+        Write::Channels(known) => alert::save_channels(db, known),
+        Write::Event(_) | Write::Alert { .. } => Ok(()),
     }
 }
 
@@ -223,7 +223,7 @@ fn event_of(row: &Row<'_>) -> Result<EventRow, StoreError> {
     Ok(EventRow { id: unsigned(row.get(0)?), event })
 }
 
-fn name_of(text: &str) -> Result<UnitName, StoreError> {
+pub(crate) fn name_of(text: &str) -> Result<UnitName, StoreError> {
     UnitName::parse(text).map_err(|error| StoreError::Value(error.to_string()))
 }
 
@@ -277,27 +277,6 @@ pub(crate) fn load_engine(db: &Connection) -> Result<EngineDurable, StoreError> 
         deaths: text("engine_deaths")?.split_whitespace().filter_map(time).collect(),
         safe_since: time(&text("safe_since")?),
     })
-}
-
-/// Keeps an alert. The same key stands there already when the engine raised it, died, and
-/// raised it again: then the first one holds.
-fn insert_alert(db: &Connection, alert: &Alert, ts_us: i64) -> Result<(), rusqlite::Error> {
-    let mut statement = db.prepare_cached(
-        "INSERT INTO alert (key, ts_us, unit, kind, message, failures, episode, affected, channels)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (key) DO NOTHING",
-    )?;
-    statement.execute(params![
-        alert.key,
-        ts_us,
-        alert.unit.as_ref().map(UnitName::as_str),
-        alert.kind.as_str(),
-        alert.message,
-        alert.failures,
-        signed(alert.episode),
-        alert.affected.iter().map(UnitName::as_str).collect::<Vec<_>>().join(" "),
-        alert.channels.as_ref().map(|channels| channels.join(" ")),
-    ])?;
-    Ok(())
 }
 
 /// Drops the row of `unit`; its history stays.

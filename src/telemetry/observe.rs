@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::base::{duration::Pretty, exit::Exit, name::UnitName, time::Monotonic};
 use crate::engine::effect::{AlertKind, Cause, Record, RecordKind};
+use crate::engine::outbox::{Delivery, DeliveryState, Row};
 use crate::engine::view::StateWord;
 use crate::store::row::{Level, NewEvent};
 
@@ -58,6 +59,34 @@ pub fn note(level: Level, event: &str, message: String, stamp: Stamp) -> NewEven
         at: stamp.at,
         data: Map::new(),
     }
+}
+
+/// The line of history for an alert that is settled with a channel; none while it waits.
+pub fn delivery_event(row: &Row, delivery: &Delivery, stamp: Stamp) -> Option<NewEvent> {
+    let Delivery { channel, attempts, .. } = delivery;
+    let key = &row.alert.key;
+    let (level, event, message) = match delivery.state {
+        DeliveryState::Pending => return None,
+        DeliveryState::Delivered => {
+            (Level::Info, "alert.delivered", format!("alert {key} was delivered to {channel}"))
+        }
+        DeliveryState::Parked => {
+            let why = delivery.error.as_deref().unwrap_or("refused");
+            (Level::Error, "alert.parked", format!("alert {key} is not delivered to {channel}, ever: {why}"))
+        }
+    };
+    let after_ms = stamp.ts_us.saturating_sub(row.ts_us).max(0) / 1_000;
+    let data = [
+        ("key", key.clone().into()),
+        ("channel", channel.clone().into()),
+        ("attempts", (*attempts).into()),
+        ("after_ms", after_ms.into()),
+    ];
+    let mut line = note(level, event, message, stamp);
+    line.unit = row.alert.unit.clone();
+    line.cause = delivery.error.clone();
+    line.data = data.map(|(key, value): (&str, Value)| (key.to_string(), value)).into_iter().collect();
+    Some(line)
 }
 
 fn say(kind: &RecordKind) -> Said {

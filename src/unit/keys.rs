@@ -39,6 +39,8 @@ pub enum Kind {
     /// Absolute.
     Path,
     Paths,
+    /// Absolute, or below the log directory.
+    LogPath,
     /// Absolute, or `""` for none.
     PathOrNone,
     /// Absolute, a leading `-` allowed.
@@ -258,12 +260,12 @@ const DAEMON_KEYS: &[Key] = &[
     key("api", "operators", Kind::Words, r#"["root", "@upright"]"#, "Users and @groups that may act."),
     key("api", "viewers", Kind::Words, "[]", "Users and @groups that may read; empty = everybody who can open the socket."),
 
-    unset("alert.*", "kind", Kind::Choice(&["slack", "webhook", "email", "alertmanager", "pagerduty", "ntfy", "discord", "teams", "exec", "file"]), "What kind of channel.").later(),
-    unset("alert.*", "url", Kind::Url, "Where to.").later(),
-    unset("alert.*", "url_file", Kind::Path, "File that holds the URL.").later(),
-    unset("alert.*", "secret_file", Kind::Path, "File of the key that signs each request (HMAC).").later(),
-    unset("alert.*", "path", Kind::Path, "kind = \"file\": where to append.").later(),
-    unset("alert.*", "command", Kind::Command, "kind = \"exec\": what to run, the alert on its standard input.").later(),
+    unset("alert.*", "kind", Kind::Choice(&["slack", "webhook", "email", "alertmanager", "pagerduty", "ntfy", "discord", "teams", "exec", "file"]), "What kind of channel; `file` is in force, the others are not yet."),
+    unset("alert.*", "url", Kind::Url, "Where to."),
+    unset("alert.*", "url_file", Kind::Path, "File that holds the URL."),
+    unset("alert.*", "secret_file", Kind::Path, "File of the key that signs each request (HMAC)."),
+    unset("alert.*", "path", Kind::LogPath, "kind = \"file\": where to append, a line an alert; a relative path is below the log directory."),
+    unset("alert.*", "command", Kind::Command, "kind = \"exec\": what to run, the alert on its standard input."),
 
     unset("heartbeat", "url", Kind::Url, "Called every `interval`: an outside system notices silence.").later(),
     key("heartbeat", "interval", Kind::Duration, r#""60s""#, "How often.").later(),

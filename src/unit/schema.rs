@@ -103,6 +103,7 @@ fn of_kind(kind: Kind) -> Value {
         Kind::Users => list(like(USER)),
         Kind::Path | Kind::UnixSocket => like("^/"),
         Kind::Paths => list(like("^/")),
+        Kind::LogPath => like("^[^/]|^/."),
         Kind::PathOrNone => like("^(/|$)"),
         Kind::EnvironmentFiles => list(like("^-?/")),
         Kind::Environment => json!({
