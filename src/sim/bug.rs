@@ -294,7 +294,7 @@ impl Bug {
             (Bug::HideDelay, _)
                 if record.is_some_and(|r| matches!(r.kind, RecordKind::RestartScheduled { .. })) => {}
             (Bug::EffectStorm, Effect::Save { .. }) => {
-                out.extend(std::iter::repeat_n(effect.clone(), 1_000));
+                out.extend(std::iter::repeat_n(effect.clone(), 250));
                 return false;
             }
             (Bug::DoubleCheck, Effect::Check { .. }) => {
