@@ -458,7 +458,7 @@ impl Engine {
             return self.end(now, name, Then::Again { not_before: None }, fx);
         }
         let then = self.decide(name, run, at, cause, fx);
-        self.end(now, name, then, fx);
+        self.end_of(now, name, Some(run), then, fx);
     }
 
     /// Counts a failure and says what follows from it.
