@@ -358,7 +358,11 @@ impl Engine {
         if unit.main != Some(run) {
             if !asked && restart::judge(spec.service.kind, &spec.restart, exit) == restart::Ending::Failure {
                 fx.mark(Mark::OlderRunCounted);
-                self.count(name, run, at, Cause::Exited(exit), fx);
+                let counted = self.count(name, run, at, Cause::Exited(exit), fx);
+                // What followed it was its restart, and that was not committed either.
+                if let (Some(_), Some(unit)) = (counted, self.units.get_mut(name)) {
+                    unit.durable.restarts += 1;
+                }
             }
             return;
         }
