@@ -26,7 +26,8 @@ log = logging.getLogger("uvicorn.error")
 # shutting down or out of connections.
 AWAY = (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError,
         asyncpg.CannotConnectNowError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError,
-        asyncpg.TooManyConnectionsError)
+        asyncpg.TooManyConnectionsError,
+        asyncpg.InternalClientError)  # what asyncpg says of a connection that is cut in mid-sentence
 
 # Below the 3 s that a health check waits by default, so that it hears "postgres is down"
 # instead of nothing.
@@ -92,6 +93,7 @@ class Journal:
 
     def __init__(self, path: Path):
         self.path, self.lock = path, asyncio.Lock()
+        self.cleared = 0  # how often a resync wrote it back
         self.fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         # A last line without its newline was being written when the process died, so nobody
         # was told that it is kept.
@@ -120,6 +122,7 @@ class Journal:
     def clear(self):
         os.ftruncate(self.fd, 0)
         os.fsync(self.fd)
+        self.cleared += 1
 
 
 @contextlib.asynccontextmanager
@@ -171,20 +174,35 @@ async def health(response: Response):
 
 @app.post("/api/chat")
 async def chat(chat: Chat, response: Response):
+    cleared = app.state.journal.cleared
     try:
         await app.state.database.store(chat)
         stored = "postgres"
     except AWAY as error:
-        async with app.state.journal.lock:
-            try:
-                app.state.journal.append(chat)
-            except OSError as worse:
-                raise HTTPException(503, f"the session is stored nowhere: {error}; {worse}") from worse
-        log.warning("session %s goes to the journal: %s", chat.id, why(error))
-        stored, response.status_code = "journal", 202
+        stored = await keep(chat, error, cleared)
+    if stored == "journal":
+        response.status_code = 202
     with contextlib.suppress(redis.RedisError, OSError):  # a count is a convenience
         await app.state.cache.incr("chats")
     return {"id": str(chat.id), "stored": stored}
+
+
+async def keep(chat: Chat, error: BaseException, cleared: int) -> str:
+    """PostgreSQL is away: into the journal. Unless a resync has passed since then: PostgreSQL is
+    back, and what came into the journal now would lie there until the next outage."""
+    async with app.state.journal.lock:
+        if app.state.journal.cleared != cleared:
+            try:
+                await app.state.database.store(chat)
+                return "postgres"
+            except AWAY as again:
+                error = again
+        try:
+            app.state.journal.append(chat)
+        except OSError as worse:
+            raise HTTPException(503, f"the session is stored nowhere: {error}; {worse}") from worse
+    log.warning("session %s goes to the journal: %s", chat.id, why(error))
+    return "journal"
 
 
 @app.post("/api/recovery/state_resync")
@@ -203,8 +221,7 @@ async def state_resync():
             except AWAY as error:
                 left = len(sessions) - written - known
                 raise HTTPException(503, f"{left} sessions are left in the journal, {why(error)}") from error
-        if sessions:
-            app.state.journal.clear()
+        app.state.journal.clear()
     log.info("state is in step again: %d sessions written back, %d known", written, known)
     return {"written": written, "known": known, "left": 0}
 
