@@ -27,7 +27,8 @@ log = logging.getLogger("uvicorn.error")
 # shutting down or out of connections.
 AWAY = (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError,
         asyncpg.CannotConnectNowError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError,
-        asyncpg.TooManyConnectionsError)
+        asyncpg.TooManyConnectionsError,
+        asyncpg.InternalClientError)  # what asyncpg says of a connection that is cut in mid-sentence
 
 # Below the 3 s that a health check waits by default, so that it hears "postgres is down"
 # instead of nothing.
@@ -103,6 +104,7 @@ class Journal:
 
     def __init__(self, path: Path):
         self.path, self.lock = path, asyncio.Lock()
+        self.cleared = 0  # how often all of it was written back
         self.fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         # A last line without its newline was being written when the process died, so nobody
         # was told that it is kept.
@@ -133,6 +135,7 @@ class Journal:
     def clear(self):
         os.ftruncate(self.fd, 0)
         os.fsync(self.fd)
+        self.cleared += 1
 
 
 @contextlib.asynccontextmanager
@@ -162,8 +165,7 @@ async def write_back() -> dict:
         written = 0
         for start in range(0, len(sessions), BATCH):
             written += await app.state.database.store(sessions[start : start + BATCH])
-        if sessions:
-            app.state.journal.clear()
+        app.state.journal.clear()
     return {"written": written, "known": len(sessions) - written, "left": 0}
 
 
@@ -200,20 +202,35 @@ async def health(response: Response):
 
 @app.post("/api/chat")
 async def chat(chat: Chat, response: Response):
+    cleared = app.state.journal.cleared
     try:
         await app.state.database.store([chat])
         stored = "postgres"
     except AWAY as error:
-        async with app.state.journal.lock:
-            try:
-                app.state.journal.append(chat)
-            except OSError as worse:
-                raise HTTPException(503, f"the session is stored nowhere: {error}; {worse}") from worse
-        log.warning("session %s goes to the journal: %s", chat.id, why(error))
-        stored, response.status_code = "journal", 202
+        stored = await keep(chat, error, cleared)
+    if stored == "journal":
+        response.status_code = 202
     with contextlib.suppress(redis.RedisError, OSError):  # a count is a convenience
         await app.state.cache.incr("chats")
     return {"id": str(chat.id), "stored": stored}
+
+
+async def keep(chat: Chat, error: BaseException, cleared: int) -> str:
+    """PostgreSQL is away: into the journal. Unless a resync has passed since then: PostgreSQL is
+    back, and what came into the journal now would lie there until the next outage."""
+    async with app.state.journal.lock:
+        if app.state.journal.cleared != cleared:
+            try:
+                await app.state.database.store([chat])
+                return "postgres"
+            except AWAY as again:
+                error = again
+        try:
+            app.state.journal.append(chat)
+        except OSError as worse:
+            raise HTTPException(503, f"the session is stored nowhere: {error}; {worse}") from worse
+    log.warning("session %s goes to the journal: %s", chat.id, why(error))
+    return "journal"
 
 
 @app.post("/api/recovery/state_resync")

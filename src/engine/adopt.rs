@@ -304,7 +304,8 @@ fn living_state(unit: &Unit, rows: &[&Adopted], now: Monotonic, fx: &mut Effects
     }
     let newest = unit.living.keys().next_back().copied();
     let asked = unit.main.and_then(|main| unit.living.get(&main)).is_some_and(|l| l.asked == Asked::ToEnd);
-    let counted = row.counted_run >= newest && row.counted_run.is_some();
+    // A check beside the main process is newer, and says nothing of it.
+    let counted = row.counted_run >= unit.main.or(newest) && row.counted_run.is_some();
     let begun = rows.iter().map(|row| row.spawned_at).min().unwrap_or(now);
     let deadline_of = |at: Monotonic| spec.readiness.timeout.map(|timeout| at + timeout);
     let activating = |step, since| {

@@ -374,7 +374,11 @@ impl Engine {
         if unit.main != Some(run) {
             if !asked && restart::judge(spec.service.kind, &spec.restart, exit) == restart::Ending::Failure {
                 fx.mark(Mark::OlderRunCounted);
-                self.count(name, run, at, Cause::Exited(exit), fx);
+                let counted = self.count(name, run, at, Cause::Exited(exit), fx);
+                // What followed it was its restart, and that was not committed either.
+                if let (Some(_), Some(unit)) = (counted, self.units.get_mut(name)) {
+                    unit.durable.restarts += 1;
+                }
             }
             return;
         }
@@ -474,7 +478,7 @@ impl Engine {
             return self.end(now, name, Then::Again { not_before: None }, fx);
         }
         let then = self.decide(name, run, at, cause, fx);
-        self.end(now, name, then, fx);
+        self.end_of(now, name, Some(run), then, fx);
     }
 
     /// Counts a failure and says what follows from it.

@@ -104,7 +104,9 @@ impl Oracle {
                     let unit = UnitName::parse("unknown").map_err(|_| never_named())?;
                     return if known { Ok(()) } else { broken(promises::I22, &unit, format!("run {run}")) };
                 };
-                if matches!(effect, Effect::End { .. }) {
+                // A failed run is signalled without the keeper being told that its end is wanted.
+                let going = engine.view_of(&process.unit).map(|view| view.state);
+                if matches!(effect, Effect::End { .. }) || going == Some(StateWord::Deactivating) {
                     self.asked_at.entry(process.unit.clone()).or_insert(world.now);
                 }
                 Ok(())
