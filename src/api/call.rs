@@ -85,6 +85,13 @@ pub enum Call {
         follow: bool,
     },
     ConfigErrors,
+    /// What a reread of the files would do.
+    ConfigPlan,
+    /// Reread the files and do it.
+    ConfigApply {
+        /// false: answered as soon as the set is in force.
+        wait: bool,
+    },
 }
 
 /// What the daemon says to a `Call`.

@@ -17,6 +17,8 @@ pub mod graph;
 pub mod doors;
 pub mod check;
 pub mod schema;
+pub mod plan;
+pub mod apply;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -69,6 +71,8 @@ fn dispatch(args: &Args) -> Result<u8, Fail> {
         Command::Status(status) => status::run(&mut context()?, &status.units),
         Command::Act(act) => act::run(&mut context()?, act.verb(), act.order()),
         Command::Signal(signal) => signal::run(&mut context()?, signal),
+        Command::Plan => plan::run(&mut context()?),
+        Command::Apply(args) => apply::run(&mut context()?, args),
         Command::Logs(logs) => logs::run(&mut context()?, logs),
         Command::Events(events) => events::run(&mut context()?, events),
         Command::Graph(graph) => graph::run(&mut context()?, graph.form()),

@@ -14,6 +14,8 @@ mod hands;
 mod launch;
 mod notify;
 mod plan;
+mod reload;
 mod shell;
 mod streams;
 mod views;
+mod watch;

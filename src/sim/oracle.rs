@@ -394,7 +394,11 @@ impl Oracle {
                     self.resynced.remove(unit);
                 }
             }
-            Order::Stop(_) | Order::Reload(_) | Order::Signal(..) => {}
+            Order::Stop(_)
+            | Order::Reload(_)
+            | Order::Signal(..)
+            | Order::AwaitUp(_)
+            | Order::AwaitDown(_) => {}
         }
         if !matches!(order, Order::Shutdown) {
             self.open_requests.insert(request, order.clone());
@@ -660,8 +664,11 @@ impl Oracle {
                 })
             };
             let excused = match order {
-                Order::Start(units) | Order::Restart(units) => units.iter().any(waits),
+                Order::Start(units) | Order::Restart(units) | Order::AwaitUp(units) => {
+                    units.iter().any(waits)
+                }
                 Order::Stop(_)
+                | Order::AwaitDown(_)
                 | Order::Reload(_)
                 | Order::Resync(_)
                 | Order::Clear(_)
