@@ -3,7 +3,7 @@
 //! Refuses: saying "done" before the daemon did.
 
 use crate::api::client::READ_TIMEOUT;
-use crate::api::types::ConfigApplied;
+use crate::api::types::{ConfigApplied, UnitOutcome};
 use crate::cli::args::ApplyArgs;
 use crate::cli::context::{Context, EXIT_FAILED, Fail, Form};
 use crate::cli::render::{Look, escape_line};
@@ -29,8 +29,12 @@ pub fn run(context: &mut Context, args: &ApplyArgs) -> Result<u8, Fail> {
 
 /// A unit that did not get where it should weighs more than a file that is wrong.
 fn exit_code(applied: &ConfigApplied) -> u8 {
-    let failed = applied.outcomes.iter().any(|outcome| outcome.outcome == "failed");
-    if failed { EXIT_FAILED } else { plan::exit_code(&applied.plan) }
+    if applied.outcomes.iter().any(is_failed) { EXIT_FAILED } else { plan::exit_code(&applied.plan) }
+}
+
+/// It did not get there, or did and failed before the answer was written.
+fn is_failed(outcome: &UnitOutcome) -> bool {
+    outcome.outcome == "failed" || matches!(outcome.state.as_str(), "backoff" | "failed")
 }
 
 /// What was done, as `plan` has it, then how it went where there was something to wait for.
@@ -39,6 +43,9 @@ pub fn render_applied(applied: &ConfigApplied, look: &Look) -> String {
     for outcome in &applied.outcomes {
         let unit = escape_line(&outcome.unit);
         let line = match outcome.outcome.as_str() {
+            "done" | "already" if is_failed(outcome) => {
+                format!("{unit}: started, and failed again ({})\n", escape_line(&outcome.state))
+            }
             "done" | "already" => {
                 format!("{unit}: done ({})\n", state(&outcome.state, applied, &outcome.unit))
             }

@@ -244,7 +244,11 @@ impl Shell {
         let changed: Vec<String> =
             plan.units.iter().map(|unit| format!("{} ({})", unit.unit, unit.change)).collect();
         let what = if changed.is_empty() { String::new() } else { format!("; {}", changed.join(", ")) };
-        let message = format!("read the files: {units} units, {errors} errors{what}");
+        let message = format!(
+            "read the files: {units} unit{}, {errors} error{}{what}",
+            if units == 1 { "" } else { "s" },
+            if errors == 1 { "" } else { "s" }
+        );
         let data =
             [("units", units.into()), ("errors", errors.into()), ("changed", changed.into_iter().collect())];
         self.note(level, "config.loaded", message, data);

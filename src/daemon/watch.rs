@@ -30,6 +30,9 @@ const LATEST: Duration = Duration::from_secs(2);
 /// Symbolic links on the way to one file; the kernel follows 40 (path_resolution(7)).
 const LINKS_MAX: u32 = 40;
 
+/// How often what is to be watched is looked for again, should it move meanwhile.
+const LOOKS_MAX: u32 = 5;
+
 /// What in a directory is of interest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Names {
@@ -81,32 +84,48 @@ impl Watching {
     /// Watches what `home` is made of now. What is told are directories that cannot be
     /// watched, with the reason.
     pub fn refresh(&mut self, home: &Home) -> Vec<String> {
-        let wanted = interest_of(home);
         let (replaced, doubtful) = {
             let mut shared = lock(&self.shared);
-            shared.interest.clone_from(&wanted);
             (std::mem::take(&mut shared.replaced), std::mem::take(&mut shared.doubtful))
         };
-        let mut troubles = Vec::new();
-        let stale = |dir: &PathBuf| doubtful || replaced.contains(dir) || !wanted.contains_key(dir);
-        let gone: Vec<PathBuf> = self.watched.keys().filter(|dir| stale(dir)).cloned().collect();
-        for dir in gone {
-            self.watched.remove(&dir);
-            let _ = self.watcher.unwatch(&dir); // the kernel has taken it away already
+        let is_replaced = |dir: &PathBuf| doubtful || replaced.iter().any(|moved| dir.starts_with(moved));
+        let gone: Vec<PathBuf> = self.watched.keys().filter(|dir| is_replaced(dir)).cloned().collect();
+        gone.iter().for_each(|dir| self.unwatch(dir));
+        // What moved between the look and the watch gave no sign: look again with the watch there.
+        for _ in 0..LOOKS_MAX {
+            let wanted = interest_of(home);
+            let known = std::mem::replace(&mut lock(&self.shared).interest, wanted.clone());
+            let troubles = self.watch_these(&wanted);
+            if known == wanted || !troubles.is_empty() {
+                return troubles;
+            }
         }
+        Vec::new() // it is moving all the time, and each move is a sign
+    }
+
+    fn watch_these(&mut self, wanted: &Interest) -> Vec<String> {
+        let idle: Vec<PathBuf> =
+            self.watched.keys().filter(|dir| !wanted.contains_key(*dir)).cloned().collect();
+        idle.iter().for_each(|dir| self.unwatch(dir));
+        let mut troubles = Vec::new();
         for dir in wanted.keys() {
             let Ok(found) = fs::metadata(dir) else { continue };
             let identity = (found.dev(), found.ino());
             if !found.is_dir() || self.watched.get(dir) == Some(&identity) {
                 continue;
             }
-            let _ = self.watcher.unwatch(dir); // mostly there is none
+            self.unwatch(dir);
             match self.watcher.watch(dir, RecursiveMode::NonRecursive) {
                 Ok(()) => _ = self.watched.insert(dir.clone(), identity),
                 Err(error) => troubles.push(format!("cannot watch {}: {error}", dir.display())),
             }
         }
         troubles
+    }
+
+    fn unwatch(&mut self, dir: &Path) {
+        self.watched.remove(dir);
+        let _ = self.watcher.unwatch(dir); // there is none, or the kernel has taken it away
     }
 }
 

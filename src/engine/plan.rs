@@ -54,19 +54,53 @@ impl Engine {
     /// What `Event::Configured` with these units would do now: every unit of the set and every
     /// one that is not in it any more, by name.
     pub fn plan(&self, units: &[Arc<UnitSpec>]) -> Vec<(UnitName, Change)> {
-        let named: BTreeMap<&UnitName, &UnitSpec> =
+        let set: BTreeMap<&UnitName, &UnitSpec> =
             units.iter().map(|spec| (&spec.name, spec.as_ref())).collect();
-        let gone = self.units.iter().filter(|(name, unit)| !unit.removed && !named.contains_key(name));
+        let pulled = self.pulled_by(&set);
+        let gone = self.units.iter().filter(|(name, unit)| !unit.removed && !set.contains_key(name));
         let mut plan: BTreeMap<UnitName, Change> =
             gone.map(|(name, _)| (name.clone(), Change::Removed)).collect();
-        for (name, spec) in named {
-            let change = match self.units.get(name) {
-                Some(unit) if !unit.removed => change_of(unit, spec),
+        for (name, spec) in &set {
+            let change = match self.units.get(*name) {
+                Some(unit) if !unit.removed => {
+                    change_of(unit, spec, wants(unit, spec, pulled.contains(*name)))
+                }
                 Some(_) | None => Change::Added,
             };
-            plan.insert(name.clone(), change);
+            plan.insert((*name).clone(), change);
         }
         plan.into_iter().collect()
+    }
+
+    /// Units of a set that are wanted because a wanted one needs or wants them. One that was
+    /// pulled stays so while any unit names it: whoever pulled it may only be stopped.
+    fn pulled_by(&self, set: &BTreeMap<&UnitName, &UnitSpec>) -> BTreeSet<UnitName> {
+        let links = |spec: &UnitSpec| -> Vec<UnitName> {
+            spec.unit.requires.iter().chain(&spec.unit.wants).cloned().collect()
+        };
+        let named: BTreeSet<UnitName> = set.values().flat_map(|spec| links(spec)).collect();
+        let known = |name: &UnitName| self.units.get(name).filter(|unit| !unit.removed);
+        let ordered = |name: &UnitName| known(name).and_then(|unit| unit.durable.ordered);
+        let was = named.iter().filter(|name| known(name).is_some_and(|unit| unit.pulled));
+        let mut pulled: BTreeSet<UnitName> = was.cloned().collect();
+        let is_root = |name: &UnitName, spec: &UnitSpec| match ordered(name) {
+            Some(Desired::Up) => true,
+            Some(Desired::Down) => false,
+            None => spec.unit.enabled || pulled.contains(name),
+        };
+        let mut open: Vec<UnitName> =
+            set.iter().filter(|(name, spec)| is_root(name, spec)).map(|(name, _)| (*name).clone()).collect();
+        let mut seen = BTreeSet::new();
+        while let Some(next) = open.pop() {
+            if !seen.insert(next.clone()) || ordered(&next) == Some(Desired::Down) {
+                continue;
+            }
+            let Some(spec) = set.get(&next) else { continue };
+            let further = links(spec);
+            pulled.extend(further.iter().cloned());
+            open.extend(further);
+        }
+        pulled
     }
 
     /// The spec that a unit goes by now.
@@ -131,7 +165,8 @@ impl Engine {
         // It was removed, and has not come to rest yet.
         unit.removed = false;
         self.touched.insert(name.clone());
-        match change_of(unit, &spec) {
+        let wanted = unit.wanted();
+        match change_of(unit, &spec, wanted) {
             Change::Changed { keys, comes } => self.change_unit(now, &name, spec, &keys, comes, fx),
             Change::Unchanged | Change::Added | Change::Removed => {}
         }
@@ -293,20 +328,15 @@ impl Engine {
 
     /// What a wanted unit needs or wants is wanted too, unless an operator said no.
     pub(crate) fn pull(&mut self) {
-        let mut open: Vec<UnitName> =
-            self.units.iter().filter(|(_, unit)| unit.wanted()).map(|(name, _)| name.clone()).collect();
-        let mut seen = BTreeSet::new();
-        while let Some(next) = open.pop() {
-            if !seen.insert(next.clone()) {
-                continue;
-            }
-            let Some(unit) = self.units.get_mut(&next) else { continue };
-            if unit.durable.ordered == Some(Desired::Down) {
-                continue;
-            }
-            unit.pulled = true;
-            let section = &unit.spec_to_start().unit;
-            open.extend(section.requires.iter().chain(&section.wants).cloned());
+        let set: BTreeMap<&UnitName, &UnitSpec> = self
+            .units
+            .iter()
+            .filter(|(_, unit)| !unit.removed)
+            .map(|(n, unit)| (n, unit.spec_to_start()))
+            .collect();
+        let pulled = self.pulled_by(&set);
+        for (name, unit) in &mut self.units {
+            unit.pulled = pulled.contains(name);
         }
     }
 
@@ -355,18 +385,22 @@ impl Engine {
     }
 }
 
+/// Whether a unit is wanted with this file.
+fn wants(unit: &Unit, spec: &UnitSpec, pulled: bool) -> bool {
+    match unit.durable.ordered {
+        Some(Desired::Up) => true,
+        Some(Desired::Down) => false,
+        None => spec.unit.enabled || pulled,
+    }
+}
+
 /// What becomes of a unit in whose place the files now have `spec`.
-fn change_of(unit: &Unit, spec: &UnitSpec) -> Change {
+fn change_of(unit: &Unit, spec: &UnitSpec, wanted_then: bool) -> Change {
     let newest = unit.spec_to_start();
-    if newest == spec {
+    if newest == spec && unit.wanted() == wanted_then {
         return Change::Unchanged;
     }
     let keys = changed_keys(newest, spec);
-    let wanted_then = match unit.durable.ordered {
-        Some(Desired::Up) => true,
-        Some(Desired::Down) => false,
-        None => spec.unit.enabled || unit.pulled,
-    };
     let new_process = takes(&keys) == Some(Takes::Restart);
     let comes = match (unit.at_rest(), unit.wanted(), wanted_then) {
         (true, false, true) => Comes::Start,
