@@ -35,6 +35,8 @@ pub struct Merged {
     pub origin: BTreeMap<UnitName, String>,
     /// Files that are gone and stay in force, because one that is in force names their unit.
     pub needed: Vec<String>,
+    /// Not everything that is good by itself went together.
+    pub refused: bool,
 }
 
 /// A version of a file that may come in force.
@@ -58,9 +60,30 @@ pub fn merge(
     good: &BTreeMap<String, String>,
     lost: &BTreeSet<PathBuf>,
 ) -> Merged {
+    let mut merged = merge_once(found, good, lost);
+    // What was refused for the sake of something that was refused as well may come in now. What
+    // came in stays in, so each turn brings in one file at least, or is the last.
+    while merged.refused {
+        let next = merge_once(found, &merged.good, lost);
+        if next == merged {
+            break;
+        }
+        merged = next;
+    }
+    merged
+}
+
+fn merge_once(
+    found: &BTreeMap<String, Found>,
+    good: &BTreeMap<String, String>,
+    lost: &BTreeSet<PathBuf>,
+) -> Merged {
     let mut choice = Choice::new(found, good, lost);
-    while choice.settle_once() {}
-    choice.finish()
+    let mut refused = false;
+    while choice.settle_once() {
+        refused = true;
+    }
+    Merged { refused, ..choice.finish(lost) }
 }
 
 struct Choice<'a> {
@@ -225,13 +248,46 @@ impl<'a> Choice<'a> {
         }
     }
 
-    fn finish(self) -> Merged {
+    /// Files that are gone, and that none in force needs (any more): whoever did may have been
+    /// taken back.
+    fn drop_idle(&mut self, lost: &BTreeSet<PathBuf>) {
+        let is_gone = |file: &str| {
+            let in_lost = Path::new(file).parent().is_some_and(|dir| lost.contains(dir));
+            !self.found.contains_key(file) && !in_lost
+        };
+        if !self.chosen.keys().any(|file| is_gone(file)) {
+            return;
+        }
+        let origin = self.origin();
+        let mut specs: Vec<UnitSpec> =
+            self.chosen.values().flat_map(|version| version.specs.iter().cloned()).collect();
+        expand(&mut specs);
+        let links: BTreeMap<&UnitName, &UnitSpec> = specs.iter().map(|spec| (&spec.name, spec)).collect();
+        let file_of = |name: &UnitName| origin.get(name).copied();
+        let mut used: BTreeSet<&str> = BTreeSet::new();
+        let mut open: Vec<&str> = self.chosen.keys().copied().filter(|file| !is_gone(file)).collect();
+        while let Some(file) = open.pop() {
+            if !used.insert(file) {
+                continue;
+            }
+            let own = self.chosen.get(file).into_iter().flat_map(|version| &version.specs);
+            let named = own
+                .filter_map(|spec| links.get(&spec.name))
+                .flat_map(|spec| spec.unit.requires.iter().chain(&spec.unit.wants).filter_map(file_of));
+            open.extend(named);
+        }
+        let used: BTreeSet<String> = used.into_iter().map(str::to_string).collect();
+        self.chosen.retain(|file, _| used.contains(*file));
+    }
+
+    fn finish(mut self, lost: &BTreeSet<PathBuf>) -> Merged {
+        self.drop_idle(lost);
         let mut merged = Merged::default();
         merged.origin = self.origin().into_iter().map(|(unit, file)| (unit, file.to_string())).collect();
         let mut specs = Vec::new();
         for (file, version) in self.chosen {
-            let is_gone = version.age == Age::LastGood && !self.found.contains_key(file);
-            if is_gone {
+            let in_lost = Path::new(file).parent().is_some_and(|dir| lost.contains(dir));
+            if !self.found.contains_key(file) && !in_lost {
                 merged.needed.push(file.to_string());
             }
             merged.good.insert(file.to_string(), version.text);
