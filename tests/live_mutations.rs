@@ -9,7 +9,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -143,31 +143,11 @@ fn no_mutation_of_files_gets_half_a_set_in_force() {
         victim.write(whole_file(0, &mut luck).as_bytes());
     }
     home.daemon();
-    let still: Vec<String> = (0..4).map(|number| format!("still{number}")).collect();
-    let pids: Vec<i32> = still
-        .iter()
-        .map(|unit| {
-            home.await_state(unit, "active", SOON);
-            home.pid(unit)
-        })
-        .collect();
+    let untouched = untouched(&home);
     let (over, looks, written) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     let (home, victims, socket) = (&home, &victims, home.socket());
     let check = || {
-        let (status, body) = support::http::ask(&socket, "GET", "/v1/units", "").expect("an answer");
-        assert_eq!(status, 200);
-        let list: Value = serde_json::from_slice(&body).expect("JSON");
-        let units = list["units"].as_array().expect("units");
-        assert_eq!(units.len(), victims.len() + still.len(), "a unit came or went: {list}");
-        for (unit, pid) in still.iter().zip(&pids) {
-            let status = unit_of(&list, unit).expect("an untouched unit");
-            assert_eq!(support::pid_of(status), Some(*pid), "{unit} felt something: {status}");
-        }
-        for victim in victims {
-            let status = unit_of(&list, &victim.unit).expect("a mutated unit");
-            let valid = victim.valid.lock().expect("no writer has failed");
-            assert!(valid.contains(&shown(status)), "nobody ever wrote {status}");
-        }
+        check_list(&socket, victims, &untouched);
         looks.fetch_add(1, Ordering::Relaxed);
     };
     let rounds = wanted.div_ceil(WRITERS * ROUND);
@@ -196,6 +176,35 @@ fn no_mutation_of_files_gets_half_a_set_in_force() {
         written.load(Ordering::Relaxed),
         looks.load(Ordering::Relaxed)
     );
+}
+
+/// The units that no writer touches, with their processes.
+fn untouched(home: &Home) -> Vec<(String, i32)> {
+    let units = (0..4).map(|number| format!("still{number}"));
+    let active = units.map(|unit| {
+        home.await_state(&unit, "active", SOON);
+        let pid = home.pid(&unit);
+        (unit, pid)
+    });
+    active.collect()
+}
+
+/// One look: every unit is there, in a version that somebody wrote, and the untouched ones run on.
+fn check_list(socket: &Path, victims: &[Victim], untouched: &[(String, i32)]) {
+    let (status, body) = support::http::ask(socket, "GET", "/v1/units", "").expect("an answer");
+    assert_eq!(status, 200);
+    let list: Value = serde_json::from_slice(&body).expect("JSON");
+    let units = list["units"].as_array().expect("units");
+    assert_eq!(units.len(), victims.len() + untouched.len(), "a unit came or went: {list}");
+    for (unit, pid) in untouched {
+        let status = unit_of(&list, unit).expect("an untouched unit");
+        assert_eq!(support::pid_of(status), Some(*pid), "{unit} felt something: {status}");
+    }
+    for victim in victims {
+        let status = unit_of(&list, &victim.unit).expect("a mutated unit");
+        let valid = victim.valid.lock().expect("no writer has failed");
+        assert!(valid.contains(&shown(status)), "nobody ever wrote {status}");
+    }
 }
 
 struct OnDrop<'a>(&'a AtomicBool);

@@ -282,8 +282,8 @@ impl<'a> Choice<'a> {
 
     fn finish(mut self, lost: &BTreeSet<PathBuf>) -> Merged {
         self.drop_idle(lost);
-        let mut merged = Merged::default();
-        merged.origin = self.origin().into_iter().map(|(unit, file)| (unit, file.to_string())).collect();
+        let origin = self.origin().into_iter().map(|(unit, file)| (unit, file.to_string())).collect();
+        let mut merged = Merged { origin, ..Merged::default() };
         let mut specs = Vec::new();
         for (file, version) in self.chosen {
             let in_lost = Path::new(file).parent().is_some_and(|dir| lost.contains(dir));
