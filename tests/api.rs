@@ -124,7 +124,9 @@ fn answer(call: Call) -> Answer {
         | Call::Logs { .. }
         | Call::Events { .. }
         | Call::ConfigErrors
-        | Call::Alerts { .. } => Answer::Json(Bytes::from_static(br#"{"outcomes":[]}"#)),
+        | Call::Alerts { .. }
+        | Call::ConfigPlan
+        | Call::ConfigApply { .. } => Answer::Json(Bytes::from_static(br#"{"outcomes":[]}"#)),
     }
 }
 

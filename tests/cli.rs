@@ -429,9 +429,13 @@ async fn canned(call: Call, list: UnitList) -> Answer {
         Call::Events { follow: false, .. } => json(&EventList { events: story() }),
         Call::Events { follow: true, .. } => stream(&story()),
         Call::Alerts { .. } => json(&AlertList { alerts: vec![] }),
-        Call::Livez | Call::Readyz | Call::Health | Call::ConfigErrors | Call::RestartInactive { .. } => {
-            Answer::Plain(200, "ok")
-        }
+        Call::Livez
+        | Call::Readyz
+        | Call::Health
+        | Call::ConfigErrors
+        | Call::ConfigPlan
+        | Call::ConfigApply { .. }
+        | Call::RestartInactive { .. } => Answer::Plain(200, "ok"),
     }
 }
 

@@ -96,6 +96,10 @@ fn rows_come_back_as_they_were_saved_and_a_reboot_keeps_what_still_means_somethi
             Write::Save { unit: unit("web"), durable: full_row() },
             Write::Save { unit: unit("gone"), durable: UnitDurable::default() },
             Write::Forget { unit: unit("gone") },
+            Write::LastGood { file: "/units/web.toml".into(), text: Some("old".into()) },
+            Write::LastGood { file: "/units/web.toml".into(), text: Some("new".into()) },
+            Write::LastGood { file: "/units/gone.toml".into(), text: Some("x".into()) },
+            Write::LastGood { file: "/units/gone.toml".into(), text: None },
             Write::ReserveRuns { until: RunId(9_000) },
             Write::Life(life),
         ],
@@ -103,6 +107,8 @@ fn rows_come_back_as_they_were_saved_and_a_reboot_keeps_what_still_means_somethi
     drop(store);
     let (opened, loaded) = reopen(&path);
     assert_eq!(loaded.life, life);
+    let good = [("/units/web.toml".to_string(), "new".to_string())];
+    assert_eq!(loaded.last_good.into_iter().collect::<Vec<_>>(), good);
     assert_eq!(loaded.durable.into_iter().collect::<Vec<_>>(), [(unit("web"), full_row())]);
     assert_eq!((loaded.next_run, loaded.life), (RunId(9_000), life));
     drop(opened);

@@ -88,6 +88,13 @@ pub enum Call {
     Alerts {
         limit: u32,
     },
+    /// What a reread of the files would do.
+    ConfigPlan,
+    /// Reread the files and do it.
+    ConfigApply {
+        /// false: answered as soon as the set is in force.
+        wait: bool,
+    },
 }
 
 /// What the daemon says to a `Call`.

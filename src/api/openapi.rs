@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use crate::api::routes::{Need, Param, ROUTES, Route, Target};
 use crate::api::types::{
-    ActionReply, ActionRequest, AlertList, ConfigHealth, ErrorReply, EventList, LogLines, RecoveryRequest,
-    SignalRequest, SystemHealth, UnitCard, UnitList,
+    ActionReply, ActionRequest, AlertList, ConfigApplied, ConfigHealth, ConfigPlan, ErrorReply, EventList,
+    LogLines, RecoveryRequest, SignalRequest, SystemHealth, UnitCard, UnitList,
 };
 
 /// The document as JSON text, with a newline at its end.
@@ -118,6 +118,8 @@ fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         Target::Events => to_value(schemas.subschema_for::<EventList>()),
         Target::Alerts => to_value(schemas.subschema_for::<AlertList>()),
         Target::ConfigErrors => to_value(schemas.subschema_for::<ConfigHealth>()),
+        Target::ConfigPlan => to_value(schemas.subschema_for::<ConfigPlan>()),
+        Target::ConfigApply => to_value(schemas.subschema_for::<ConfigApplied>()),
         Target::UnitAct(_)
         | Target::UnitSignal
         | Target::Act(_)
@@ -138,7 +140,9 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         Target::RecoveryRestart | Target::RecoveryResync => {
             (to_value(schemas.subschema_for::<RecoveryRequest>()), false)
         }
-        Target::UnitAct(_) => (json!({ "type": "object", "maxProperties": 0 }), false),
+        Target::UnitAct(_) | Target::ConfigPlan | Target::ConfigApply => {
+            (json!({ "type": "object", "maxProperties": 0 }), false)
+        }
         Target::Livez
         | Target::Readyz
         | Target::Health

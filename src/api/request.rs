@@ -79,6 +79,14 @@ pub fn parse(
             limit: query.limit.unwrap_or(EVENTS_DEFAULT),
             follow,
         },
+        Target::ConfigPlan => {
+            parse_nothing(body)?;
+            Call::ConfigPlan
+        }
+        Target::ConfigApply => {
+            parse_nothing(body)?;
+            Call::ConfigApply { wait }
+        }
         Target::UnitAct(verb) => {
             parse_nothing(body)?;
             Call::Act { verb, units: vec![name()?], all: false, wait }

@@ -28,6 +28,8 @@ pub enum Target {
     Events,
     ConfigErrors,
     Alerts,
+    ConfigPlan,
+    ConfigApply,
     OpenApi,
     UnitAct(Verb),
     UnitSignal,
@@ -136,6 +138,8 @@ pub const ROUTES: &[Route] = &[
     act("/v1/actions/reload", Target::Act(Verb::Reload), WAIT, "Have several units reread their files."),
     act("/v1/actions/clear", Target::Act(Verb::Clear), WAIT, "Forget the failures of several units."),
     act("/v1/actions/resync", Target::Act(Verb::Resync), WAIT, "Restore the state of several units now."),
+    act("/v1/config/plan", Target::ConfigPlan, &[], "What a reread of the files would do, unit by unit."),
+    act("/v1/config/apply", Target::ConfigApply, WAIT, "Reread the files and do what the plan says."),
     act(
         "/api/recovery/state_resync",
         Target::RecoveryResync,

@@ -206,9 +206,52 @@ pub struct SystemHealth {
     pub uptime_s: f64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct ConfigHealth {
     pub errors: Vec<ConfigError>,
+    /// The files say something else than what is in force, and nobody applies it: `watch =
+    /// "notify"`, or safe mode. `upright plan` shows what it is.
+    #[serde(default)]
+    pub unapplied: bool,
+}
+
+/// Answer of `POST /v1/config/plan`: what a reread of the files would do.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct ConfigPlan {
+    /// Unit by unit; those that feel nothing are left out.
+    pub units: Vec<PlannedUnit>,
+    /// How many feel nothing.
+    pub unchanged: u64,
+    /// Of these files the last good version stays in force, or none at all.
+    pub errors: Vec<ConfigError>,
+    pub warnings: Vec<ConfigError>,
+    /// Keys of `upright.toml` that change, `daemon.watch`.
+    pub daemon: Vec<PlannedKey>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct PlannedUnit {
+    pub unit: String,
+    /// added | removed | live | next-start | restart | start | stop
+    pub change: String,
+    /// `service.command`, …
+    pub keys: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct PlannedKey {
+    pub key: String,
+    /// live | restart (with the next start of the daemon)
+    pub takes: String,
+}
+
+/// Answer of `POST /v1/config/apply`, sent when it is done.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct ConfigApplied {
+    pub plan: ConfigPlan,
+    /// Of the units of which something had to be awaited: they were added, removed, restarted,
+    /// started or stopped.
+    pub outcomes: Vec<UnitOutcome>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]

@@ -17,7 +17,7 @@ const TEMPLATE: &str = "{about}\n\nUsage: {usage}\n{before-help}Options:\n{optio
 pub const GROUPS: [(&str, &[&str]); 4] = [
     ("Run it", &["demo", "daemon"]),
     ("Look", &["status", "why", "logs", "events", "alert", "graph"]),
-    ("Act", &["start", "stop", "restart", "reload", "clear", "resync", "signal"]),
+    ("Act", &["start", "stop", "restart", "reload", "clear", "resync", "signal", "plan", "apply"]),
     ("Check", &["check", "simulate", "schema"]),
 ];
 
@@ -126,6 +126,18 @@ pub enum Command {
     /// Send a signal to a unit's main process
     #[command(after_help = "Examples:\n  upright signal USR1 backend\n  upright signal SIGHUP postgres")]
     Signal(SignalArgs),
+    /// Show what a reread of the files would do, unit by unit
+    #[command(
+        visible_alias = "reread",
+        after_help = "Exit codes: 0 whether or not there is something to do · 2 a file is invalid\n\nExamples:\n  upright plan\n  upright plan --json | jq '.units[] | select(.change == \"restart\")'"
+    )]
+    Plan,
+    /// Reread the files and do what `plan` says; waits until it is done
+    #[command(
+        visible_alias = "update",
+        after_help = "Exit codes: 0 done · 1 a unit did not get where it should · 2 a file is invalid; the others are applied\n\nExamples:\n  upright apply\n  upright apply --no-wait"
+    )]
+    Apply(ApplyArgs),
     /// Find every mistake in unit files, without a daemon
     #[command(
         after_help = "Examples:\n  upright check                  the unit files of this home\n  upright check units/ web.toml"
@@ -304,6 +316,16 @@ pub struct SignalArgs {
     /// Names of units
     #[arg(value_name = "UNIT", required = true)]
     pub units: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ApplyArgs {
+    /// Return as soon as the files are in force
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Wait at most this long, then exit 7; the files are in force
+    #[arg(long, value_name = "DURATION", value_parser = positive_duration)]
+    pub timeout: Option<Duration>,
 }
 
 #[derive(Debug, ClapArgs)]

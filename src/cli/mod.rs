@@ -21,6 +21,8 @@ pub mod doors;
 pub mod check;
 pub mod simulate;
 pub mod schema;
+pub mod plan;
+pub mod apply;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -75,6 +77,8 @@ fn dispatch(args: &Args) -> Result<u8, Fail> {
         Command::Why(asked) => why::run(&mut context()?, &asked.unit),
         Command::Act(act) => act::run(&mut context()?, act.verb(), act.order()),
         Command::Signal(signal) => signal::run(&mut context()?, signal),
+        Command::Plan => plan::run(&mut context()?),
+        Command::Apply(args) => apply::run(&mut context()?, args),
         Command::Logs(logs) => logs::run(&mut context()?, logs),
         Command::Alert(AlertCommand::List(list)) => alert::list(&mut context()?, list),
         Command::Events(events) => events::run(&mut context()?, events),

@@ -2,7 +2,7 @@
 //!
 //! Refuses: a second daemon on one home; tokio and SQLite in the keeper.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, OsString};
 use std::io::{self, Write};
 use std::os::fd::IntoRawFd;
@@ -17,22 +17,28 @@ use crate::alert::dispatch::{Dispatcher, Inheritance as OutboxInheritance, Keep 
 use crate::api::access::{self, Access};
 use crate::api::call::Answer;
 use crate::api::server;
+use crate::api::types::ConfigError;
 use crate::base::exit::RunId;
+use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
+use crate::config::load::load;
 use crate::config::paths::{Asked as Places, Home, Surroundings as Around};
 use crate::daemon::adopt;
 use crate::daemon::containment::Containment;
 use crate::daemon::fdstore::FdStore;
-use crate::daemon::files::{self, Reading};
+use crate::daemon::files::{self, Reading, judge};
 use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Source, Tools, stamp};
 use crate::daemon::notify::NotifySocket;
 use crate::daemon::plan::Surroundings;
+use crate::daemon::reload::Files;
 use crate::daemon::shell::{Ears, Ending, Shell};
+use crate::daemon::tag::Tag;
 use crate::engine::adopt::{Boot, Inheritance};
 use crate::engine::{Effects, Engine, Settings};
 use crate::keeper;
 use crate::keeper::client::{Attached, Client};
+use crate::keeper::wire::TableRow;
 use crate::logs::capture::Capture;
 use crate::store::open::{self, Life, Loaded, Phase, RUNS_PER_RESERVE};
 use crate::store::row::{EventQuery, Level};
@@ -255,7 +261,12 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     let boot = if engine_starts <= 1 { Boot::Fresh } else { Boot::Resumed };
     let (sources, heard) = mpsc::unbounded_channel();
     let (store, loaded) = open_store(&home, &sources)?;
-    let reading = files::read(&home, &BTreeMap::new());
+    // What the files say now, and what was in force when the last engine died.
+    let reading = judge(load(&home), &loaded.last_good);
+    let in_force = match boot {
+        Boot::Fresh => reading.clone(),
+        Boot::Resumed => in_force(&home, &loaded, &rows, &reading),
+    };
     let mut holds = Vec::new();
     let mut stored = FdStore::default();
     let held =
@@ -266,7 +277,7 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     }
     let drained = sources.clone();
     let capture = Capture::start(move |news| drop(drained.send(Source::Drained(news))))?;
-    let (outbox, first) = start_outbox(&home, &store, &loaded, &reading, &sources);
+    let (outbox, first) = start_outbox(&home, &store, &loaded, &in_force, &sources);
     let mut hands = Hands::new(Tools {
         keeper: client,
         store,
@@ -279,18 +290,19 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         fresh: broadcast::Sender::new(FRESH_EVENTS_MAX),
         reserved_until: RunId(loaded.next_run.0 + RUNS_PER_RESERVE),
     });
-    hands.specs = reading.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
+    hands.specs = in_force.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
     first.into_iter().for_each(|keep| hands.keep_of_outbox(keep, stamp(clock::monotonic())));
     let adopted = adopt::runs(rows, &mut hands);
     adopt::stored(stored, &loaded.durable, &mut hands);
     let populated = adopt::populated(&mut hands, &adopted);
-    let calls = serve(sockets.api, &reading.daemon)?;
+    let calls = serve(sockets.api, &in_force.daemon)?;
     let fatal_stops = count_fatal_stops(boot, loaded.life);
     let next_run = adopt::next_run(loaded.next_run, &adopted);
-    let settings = Settings { start_concurrency: reading.daemon.start_concurrency, seed: begun.as_ns() };
+    let settings = Settings { start_concurrency: in_force.daemon.start_concurrency, seed: begun.as_ns() };
     let now = clock::monotonic();
     let mut effects = Effects::default();
-    let Reading { units, errors, daemon, .. } = reading;
+    let files = Files::new(&in_force);
+    let units = in_force.units;
     let durable = loaded.durable.clone();
     let engine = loaded.engine.clone();
     let inherited = Inheritance { boot, units, durable, engine, adopted, populated, next_run };
@@ -302,22 +314,56 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         hands,
         notify: NotifySocket::new(sockets.notify)?,
         home,
-        config_errors: errors.clone(),
+        files,
         keeper_pid,
         started_at,
         fatal_stops,
-        shutdown_timeout: daemon.shutdown_timeout,
+        shutdown_timeout: in_force.daemon.shutdown_timeout,
         ending: Ending::No,
         requests: BTreeMap::new(),
         next_request: 0,
     };
     say_begin(&mut shell, boot, &loaded, begun);
-    if boot == Boot::Fresh {
-        shell.note_config_errors(&errors);
+    for text in shell.files.keep_all(&loaded.last_good) {
+        shell.hands.keep(text);
     }
     shell.perform(stamp(now));
     shell.tell_ends()?;
+    follow_at_boot(&mut shell, boot, reading, &loaded.engine.config_errors);
     Ok((shell, Ears { sources: heard, calls }))
+}
+
+/// What an engine goes on with: the texts that were in force when the last one died, and, should
+/// the store have lost one of them, the file of whatever lives or is remembered.
+fn in_force(home: &Home, loaded: &Loaded, rows: &[TableRow], reading: &Reading) -> Reading {
+    let mut in_force = files::in_force(home, &loaded.last_good);
+    if in_force.good.is_empty() {
+        return reading.clone(); // of a build that did not keep them
+    }
+    let living: BTreeSet<UnitName> =
+        rows.iter().filter_map(|row| Tag::from_bytes(&row.tag)).map(|tag| tag.unit).collect();
+    let known: BTreeSet<UnitName> = in_force.units.iter().map(|spec| spec.name.clone()).collect();
+    let missing = reading.units.iter().filter(|spec| {
+        let was_there = living.contains(&spec.name) || loaded.durable.contains_key(&spec.name);
+        was_there && !known.contains(&spec.name)
+    });
+    in_force.units.extend(missing.cloned());
+    in_force.units.sort_by(|a, b| a.name.cmp(&b.name));
+    in_force
+}
+
+/// Files that changed while no engine lived changed like all others.
+fn follow_at_boot(shell: &mut Shell, boot: Boot, reading: Reading, told: &[String]) {
+    match boot {
+        Boot::Fresh => shell.judge_errors(reading.errors),
+        Boot::Resumed => {
+            // The last engine told of them.
+            let is_told = |error: &&ConfigError| told.contains(&files::sentence(error));
+            shell.files.errors = reading.errors.iter().filter(is_told).cloned().collect();
+            shell.follow_now(reading);
+        }
+    }
+    shell.watch_files();
 }
 
 /// The first engine of a keeper that finds a life without an end: the whole was cut down.
@@ -389,12 +435,11 @@ fn start_outbox(
     home: &Home,
     store: &Store,
     loaded: &Loaded,
-    reading: &Reading,
+    in_force: &Reading,
     sources: &mpsc::UnboundedSender<Source>,
 ) -> (Dispatcher, Vec<Delivered>) {
-    let stand_in = || loaded.channels.is_empty().then(|| Channels::stand_in(&home.log_dir));
     let inherited = OutboxInheritance {
-        channels: reading.channels.clone().or_else(stand_in),
+        channels: Some(Channels::of(&in_force.daemon, &home.log_dir)),
         known: loaded.channels.clone(),
         last_alert: loaded.last_alert,
         seed: clock::monotonic().as_ns(),

@@ -11,10 +11,12 @@ use crate::api::types::{
     ActionReply, ConfigHealth, DaemonInfo, ErrorBody, SystemHealth, UnitCard, UnitList, UnitOutcome,
 };
 use crate::base::{name::UnitName, signal::Signal};
+use crate::daemon::reload::Reader;
 use crate::daemon::shell::Shell;
 use crate::daemon::{streams, views};
 use crate::engine::effect::Outcome;
 use crate::engine::event::Order;
+use crate::engine::safe::Mode;
 use crate::engine::view::{StateWord, UnitView};
 use crate::store::row::{EventQuery, Level, Pick};
 
@@ -69,7 +71,11 @@ impl Shell {
             Call::Readyz => Answer::Plain(200, "ready"),
             Call::Health => json(&self.health()),
             Call::Units => json(&self.unit_list()),
-            Call::ConfigErrors => json(&ConfigHealth { errors: self.config_errors.clone() }),
+            Call::ConfigErrors => json(&self.config_health()),
+            Call::ConfigPlan => return self.read_files(Reader::Plan(reply)),
+            Call::ConfigApply { wait } => {
+                return self.read_files(Reader::Apply(peer, Until::from_wait(wait), reply));
+            }
             Call::Unit { name } => return self.answer_card(&name, reply),
             Call::Act { verb, units, all, wait } => {
                 let units = match (all, verb) {
@@ -182,6 +188,7 @@ impl Shell {
             Order::Clear(_) => "clear",
             Order::Resync(_) => "resync",
             Order::Signal(..) => "signal",
+            Order::AwaitUp(_) | Order::AwaitDown(_) => "await",
             Order::Shutdown => "shutdown",
         };
         let names: Vec<&str> = units.iter().map(UnitName::as_str).collect();
@@ -205,7 +212,7 @@ impl Shell {
         json(&ActionReply { outcomes })
     }
 
-    fn state_of(&self, unit: &UnitName) -> Option<StateWord> {
+    pub(crate) fn state_of(&self, unit: &UnitName) -> Option<StateWord> {
         self.engine.view_of(unit).map(|view| view.state)
     }
 
@@ -247,7 +254,11 @@ impl Shell {
     fn daemon_info(&self) -> DaemonInfo {
         DaemonInfo {
             version: env!("CARGO_PKG_VERSION").to_string(),
-            mode: "normal".to_string(),
+            mode: match self.engine.mode(self.clocks().now) {
+                Mode::Normal => "normal",
+                Mode::Safe => "safe",
+            }
+            .to_string(),
             keeper_pid: self.keeper_pid,
             engine_pid: i32::try_from(std::process::id()).unwrap_or(0),
             started_at: self.clocks().date(self.started_at),
@@ -261,6 +272,10 @@ impl Shell {
         UnitList { schema_version: SCHEMA_VERSION, daemon: self.daemon_info(), units }
     }
 
+    fn config_health(&self) -> ConfigHealth {
+        ConfigHealth { errors: self.files.errors.clone(), unapplied: self.files.unapplied }
+    }
+
     fn health(&self) -> SystemHealth {
         let clocks = self.clocks();
         let views = self.engine.view();
@@ -268,7 +283,7 @@ impl Shell {
         SystemHealth {
             status: self.color(&views).to_string(),
             units: views::counts(&views),
-            config: ConfigHealth { errors: self.config_errors.clone() },
+            config: self.config_health(),
             fatal_stops: self.fatal_stops,
             uptime_s: uptime.as_secs_f64(),
         }
@@ -278,7 +293,7 @@ impl Shell {
     /// cannot be written. Green: all is as it should be.
     fn color(&self, views: &[UnitView]) -> &'static str {
         let failed = views.iter().any(|view| view.state == StateWord::Failed);
-        if failed || !self.config_errors.is_empty() {
+        if failed || !self.files.errors.is_empty() {
             return "red";
         }
         let missing =

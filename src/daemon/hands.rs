@@ -18,6 +18,7 @@ use crate::api::call::Answer;
 use crate::base::exit::{Exit, RunId, SpawnStep};
 use crate::base::signal::Signal;
 use crate::base::{limits, name::UnitName, time::Monotonic};
+use crate::config::load::Loaded;
 use crate::daemon::containment::Containment;
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::plan::{self, Refused, Surroundings};
@@ -57,6 +58,15 @@ pub enum Source {
     MaybeEmpty(UnitName),
     /// More news than one turn takes.
     KeeperHasMore,
+    /// Files of the configuration may have changed.
+    FilesTouched,
+    /// A mistake was seen that may be half a file; look again.
+    FilesDoubted,
+    /// The files, as they were read, and the directories that cannot be watched.
+    FilesRead {
+        loaded: Box<Loaded>,
+        troubles: Vec<String>,
+    },
 }
 
 /// What waits for a commit.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
@@ -15,16 +16,16 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::api::call::Answer;
-use crate::api::types::ConfigError;
 use crate::base::signal::Signal;
 use crate::base::{limits, time::Monotonic};
 use crate::config::paths::Home;
-use crate::daemon::files;
 use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Late, Source, stamp};
 use crate::daemon::notify::NotifySocket;
+use crate::daemon::reload::{Files, Look, Reader};
 use crate::daemon::views::Clocks;
 use crate::daemon::words::DATAGRAMS_PER_TURN;
+use crate::engine::effect::Effect;
 use crate::engine::event::{Event, Order, RequestId};
 use crate::engine::{Effects, Engine};
 use crate::keeper::wire::{News, Request};
@@ -45,7 +46,7 @@ pub struct Shell {
     pub(crate) hands: Hands,
     pub(crate) notify: NotifySocket,
     pub(crate) home: Home,
-    pub(crate) config_errors: Vec<ConfigError>,
+    pub(crate) files: Files,
     pub(crate) keeper_pid: i32,
     /// When the keeper started.
     pub(crate) started_at: Monotonic,
@@ -192,9 +193,16 @@ impl Shell {
     /// Performs what the last step said.
     pub(crate) fn perform(&mut self, stamp: Stamp) {
         for effect in self.effects.drain() {
+            if let Effect::Spawn { unit, .. } = &effect
+                && let Some(spec) = self.engine.spec_of(unit)
+            {
+                // It may have come in force with this start.
+                self.hands.specs.insert(unit.clone(), Arc::clone(spec));
+            }
             self.hands.perform(effect, stamp);
         }
         self.effects.drain_marks().for_each(drop);
+        self.keep_owed_texts();
         self.hands.end_step();
     }
 
@@ -202,6 +210,9 @@ impl Shell {
         match late {
             Late::Release(run) => self.hands.release(run),
             Late::Reply { request, outcomes } => {
+                if self.on_applied(request, Ok(&outcomes)) {
+                    return;
+                }
                 if let Some(reply) = self.requests.remove(&request) {
                     let _ = reply.send(self.action_reply(&outcomes)); // whoever asked has left
                 }
@@ -216,7 +227,12 @@ impl Shell {
     fn on_never(&mut self, late: Late, trouble: &str) {
         let reply = match late {
             Late::Release(_) => None,
-            Late::Reply { request, .. } => self.requests.remove(&request),
+            Late::Reply { request, .. } => {
+                if self.on_applied(request, Err(unwritable(trouble))) {
+                    return;
+                }
+                self.requests.remove(&request)
+            }
             Late::Answer(reply, _) => Some(reply),
             Late::Finished => {
                 self.ending = Ending::Done;
@@ -224,9 +240,7 @@ impl Shell {
             }
         };
         if let Some(reply) = reply {
-            let message = format!("the order was carried out, but cannot be written down: {trouble}");
-            let help = "make room for the store; `upright status` tells what came of the order".to_string();
-            let _ = reply.send(refuse(507, "store.trouble", message, Some(help))); // whoever asked has left
+            let _ = reply.send(unwritable(trouble)); // whoever asked has left
         }
     }
 
@@ -277,7 +291,7 @@ impl Shell {
     fn on_signal(&mut self, signal: Signal) {
         match signal {
             Signal::TERM | Signal::INT | Signal::QUIT => self.shut_down(signal),
-            Signal::HUP => self.reload(),
+            Signal::HUP => self.read_files(Reader::Signal),
             other => tracing::info!("{other} means nothing here"),
         }
     }
@@ -324,45 +338,11 @@ impl Shell {
             Source::DrainOverdue(run) => self.hands.on_drain_overdue(run),
             Source::MaybeEmpty(unit) => self.hands.on_maybe_empty(&unit),
             Source::KeeperHasMore => self.on_keeper()?,
+            Source::FilesTouched => self.read_files(Reader::Watch(Look::First)),
+            Source::FilesDoubted => self.on_files_doubted(),
+            Source::FilesRead { loaded, troubles } => self.on_files_read(*loaded, &troubles),
         }
         Ok(())
-    }
-
-    /// Reads the files again and gives the engine the whole set.
-    pub(crate) fn reload(&mut self) {
-        let reading = files::read(&self.home, &self.hands.specs);
-        let (errors, units) = (reading.errors.len(), reading.units.len());
-        let level = if errors == 0 { Level::Info } else { Level::Warn };
-        let message = format!("read the files again: {units} units, {errors} errors");
-        self.note(level, "config.loaded", message, [("units", units.into()), ("errors", errors.into())]);
-        self.note_config_errors(&reading.errors);
-        self.config_errors = reading.errors;
-        self.shutdown_timeout = reading.daemon.shutdown_timeout;
-        if let Some(channels) = reading.channels {
-            self.hands.tools.outbox.configure(channels);
-        }
-        for spec in &reading.units {
-            self.hands.specs.insert(spec.name.clone(), spec.clone());
-        }
-        self.handle(Event::Configured { units: reading.units });
-    }
-
-    pub(crate) fn note_config_errors(&mut self, errors: &[ConfigError]) {
-        for error in errors {
-            let place = match (error.line, error.column) {
-                (Some(line), Some(column)) => format!("{}:{line}:{column}", error.file),
-                (Some(_) | None, _) => error.file.clone(),
-            };
-            let message = format!("{place}: {}", error.message);
-            let data = [
-                ("file", error.file.clone().into()),
-                ("line", error.line.into()),
-                ("column", error.column.into()),
-                ("code", error.code.clone().into()),
-                ("help", error.help.clone().into()),
-            ];
-            self.note(Level::Warn, "config.error", message, data);
-        }
     }
 
     /// Writes a line of history that is the daemon's own; it is submitted with the next step.
@@ -396,7 +376,7 @@ impl Shell {
         self.handle(Event::Ordered { request, order });
     }
 
-    fn new_request(&mut self) -> RequestId {
+    pub(crate) fn new_request(&mut self) -> RequestId {
         self.next_request += 1;
         RequestId(self.next_request)
     }
@@ -416,6 +396,12 @@ impl Shell {
         }
         self.hands.leave();
     }
+}
+
+fn unwritable(trouble: &str) -> Answer {
+    let message = format!("the order was carried out, but cannot be written down: {trouble}");
+    let help = "make room for the store; `upright status` tells what came of the order".to_string();
+    refuse(507, "store.trouble", message, Some(help))
 }
 
 fn arm(timer: &TimerFd, due: Option<Monotonic>) -> io::Result<()> {

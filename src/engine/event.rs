@@ -22,6 +22,8 @@ pub enum Event {
     Tick,
     /// The files as they stand now: one complete, checked set.
     Configured { units: Vec<Arc<UnitSpec>> },
+    /// `daemon.start_concurrency` is this now.
+    Tuned { start_concurrency: u32 },
     /// The keeper forked this run.
     Spawned { run: RunId, pid: i32 },
     /// Its execve succeeded.
@@ -93,6 +95,10 @@ pub enum Order {
     Signal(UnitName, Signal),
     /// Restore the state of these units now, whatever their requirements did.
     Resync(Vec<UnitName>),
+    /// Nothing is changed: answered when each of these is up, or will not come.
+    AwaitUp(Vec<UnitName>),
+    /// The same for those that go down, or out of the files.
+    AwaitDown(Vec<UnitName>),
     /// Stop everything in reverse order and end; what was asked for stays as it is.
     Shutdown,
 }

@@ -16,7 +16,7 @@ pub mod event;
 mod health;
 mod order;
 pub mod outbox;
-mod plan;
+pub mod plan;
 mod restart;
 mod resync;
 pub mod safe;
@@ -113,6 +113,7 @@ impl Engine {
         match event {
             Event::Tick => self.on_tick(now, fx),
             Event::Configured { units } => self.on_configured(now, units, fx),
+            Event::Tuned { start_concurrency } => self.on_tuned(start_concurrency),
             Event::Spawned { run, pid } => self.on_spawned(run, pid, fx),
             Event::Executed { run } => self.on_executed(now, run, fx),
             Event::Exited { run, at, exit, rest } => self.on_exited(now, run, at, exit, rest, fx),

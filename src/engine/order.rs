@@ -34,6 +34,20 @@ pub(crate) struct Job {
     outcomes: Vec<(UnitName, Outcome)>,
 }
 
+impl Job {
+    pub(crate) fn new(goal: Goal) -> Job {
+        Job { goal, waiting: BTreeSet::new(), outcomes: Vec::new() }
+    }
+
+    pub(crate) fn wait_for(&mut self, unit: UnitName) {
+        self.waiting.insert(unit);
+    }
+
+    pub(crate) fn answer(&mut self, unit: UnitName, outcome: Outcome) {
+        self.outcomes.push((unit, outcome));
+    }
+}
+
 impl Engine {
     pub(crate) fn on_ordered(&mut self, now: Monotonic, request: RequestId, order: Order, fx: &mut Effects) {
         match order {
@@ -77,6 +91,8 @@ impl Engine {
                     this.order_resync(now, name)
                 })
             }
+            Order::AwaitUp(units) => self.await_units(request, Goal::Up, units),
+            Order::AwaitDown(units) => self.await_units(request, Goal::Down, units),
             Order::Shutdown => self.order_shutdown(fx),
         }
     }

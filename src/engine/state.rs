@@ -318,7 +318,7 @@ impl Unit {
         match self.durable.ordered {
             Some(Desired::Up) => !self.removed,
             Some(Desired::Down) => false,
-            None => !self.removed && (self.spec.unit.enabled || self.pulled),
+            None => !self.removed && (self.spec_to_start().unit.enabled || self.pulled),
         }
     }
 

@@ -391,7 +391,11 @@ impl Oracle {
                     self.resynced.remove(unit);
                 }
             }
-            Order::Stop(_) | Order::Reload(_) | Order::Signal(..) => {}
+            Order::Stop(_)
+            | Order::Reload(_)
+            | Order::Signal(..)
+            | Order::AwaitUp(_)
+            | Order::AwaitDown(_) => {}
         }
         if !matches!(order, Order::Shutdown) {
             self.open_requests.insert(request, order.clone());

@@ -108,8 +108,11 @@ impl Oracle {
                 })
             };
             let excused = match order {
-                Order::Start(units) | Order::Restart(units) => units.iter().any(waits),
+                Order::Start(units) | Order::Restart(units) | Order::AwaitUp(units) => {
+                    units.iter().any(waits)
+                }
                 Order::Stop(_)
+                | Order::AwaitDown(_)
                 | Order::Reload(_)
                 | Order::Resync(_)
                 | Order::Clear(_)

@@ -125,6 +125,8 @@ pub struct Loaded {
     pub durable: BTreeMap<UnitName, UnitDurable>,
     /// The row of the engine itself.
     pub engine: EngineDurable,
+    /// File → the text of it that was in force last.
+    pub last_good: BTreeMap<String, String>,
     /// Of the boot before this open; none in a new home.
     pub boot_id: Option<String>,
     /// No run of this home had this id or a greater one; `RUNS_PER_RESERVE` ids from here
@@ -289,6 +291,7 @@ fn look(db: &Connection, boot_id: &str) -> Result<(Loaded, Vec<Write>), StoreErr
     let loaded = Loaded {
         durable,
         engine,
+        last_good: row::load_last_good(db)?,
         boot_id: old_boot,
         next_run: RunId(next_run),
         last_event_id: last_event_id(db)?,

@@ -112,6 +112,7 @@ pub(crate) fn write(db: &Connection, write: &Write) -> Result<(), rusqlite::Erro
         Write::SaveEngine(durable) => save_engine(db, durable),
         Write::Delivery { delivery, ts_us } => alert::save_delivery(db, delivery, *ts_us),
         Write::Channels(known) => alert::save_channels(db, known),
+        Write::LastGood { file, text } => save_last_good(db, file, text.as_deref()),
         Write::Event(_) | Write::Alert { .. } => Ok(()),
     }
 }
@@ -266,6 +267,23 @@ fn save_engine(db: &Connection, row: &EngineDurable) -> Result<(), rusqlite::Err
     open::write_meta(db, "config_errors", &Value::from(row.config_errors.clone()).to_string())?;
     open::write_meta(db, "engine_deaths", &deaths.join(" "))?;
     open::write_meta(db, "safe_since", &safe_since)
+}
+
+fn save_last_good(db: &Connection, file: &str, text: Option<&str>) -> Result<(), rusqlite::Error> {
+    match text {
+        Some(text) => db
+            .prepare_cached("INSERT OR REPLACE INTO last_good (file, text) VALUES (?1, ?2)")?
+            .execute([file, text]),
+        None => db.prepare_cached("DELETE FROM last_good WHERE file = ?1")?.execute([file]),
+    }?;
+    Ok(())
+}
+
+/// File → the text of it that was in force last.
+pub(crate) fn load_last_good(db: &Connection) -> Result<BTreeMap<String, String>, StoreError> {
+    let mut statement = db.prepare("SELECT file, text FROM last_good")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// The row of the engine itself; what cannot be read is as in a new home.

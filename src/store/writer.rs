@@ -62,6 +62,11 @@ pub enum Write {
     ReserveRuns {
         until: RunId,
     },
+    /// The text of a file that is in force; None = none of it is any more.
+    LastGood {
+        file: String,
+        text: Option<String>,
+    },
     Life(Life),
     /// The boot that the times in the rows belong to.
     Boot {
@@ -284,9 +289,11 @@ impl Writer {
                 Write::Save { unit, .. } | Write::Forget { unit } => {
                     units.insert(unit.clone(), write);
                 }
-                Write::Alert { .. } | Write::Delivery { .. } | Write::Channels(_) | Write::SaveEngine(_) => {
-                    rest.push_back(write);
-                }
+                Write::Alert { .. }
+                | Write::Delivery { .. }
+                | Write::Channels(_)
+                | Write::SaveEngine(_)
+                | Write::LastGood { .. } => rest.push_back(write),
                 Write::Event(_) | Write::ReserveRuns { .. } | Write::Life(_) | Write::Boot { .. } => {
                     rest.push_back(write);
                 }
@@ -431,6 +438,7 @@ fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option<Write> {
         | Write::Delivery { .. }
         | Write::Channels(_)
         | Write::SaveEngine(_)
+        | Write::LastGood { .. }
         | Write::ReserveRuns { .. }
         | Write::Life(_)
         | Write::Boot { .. } => None,

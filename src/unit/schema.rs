@@ -58,6 +58,8 @@ fn property(key: &Key) -> Value {
         InForce::NotYet => format!("{} (Not in force yet.)", key.doc),
     };
     property["description"] = json!(doc);
+    // An editor shows nothing of it; a tool can tell what a change will cost.
+    property["x-upright-takes"] = json!(key.takes.as_str());
     if let Some(default) = key.default.and_then(default_json) {
         property["default"] = default;
     }
