@@ -267,14 +267,8 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         Boot::Fresh => reading.clone(),
         Boot::Resumed => in_force(&home, &loaded, &rows, &reading),
     };
-    let mut holds = Vec::new();
     let mut stored = FdStore::default();
-    let held =
-        held.into_iter().filter_map(|(name, fd)| Some((name.clone(), stored.adopt(&name, fd)?))).collect();
-    let sockets = adopt::sockets(held, &home.socket, &home.notify_socket, |hold| holds.push(hold))?;
-    for hold in holds {
-        client.send(hold)?;
-    }
+    let sockets = sockets_and_stored(&home, &mut client, held, &mut stored)?;
     let drained = sources.clone();
     let capture = Capture::start(move |news| drop(drained.send(Source::Drained(news))))?;
     let (outbox, first) = start_outbox(&home, &store, &loaded, &in_force, &sources);
@@ -331,6 +325,24 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     shell.tell_ends()?;
     follow_at_boot(&mut shell, boot, reading, &loaded.engine.config_errors);
     Ok((shell, Ears { sources: heard, calls }))
+}
+
+/// The fds that the keeper holds: our sockets, bound and held if they are new, and what
+/// services have stored.
+fn sockets_and_stored(
+    home: &Home,
+    client: &mut Client,
+    held: Vec<(Vec<u8>, OwnedFd)>,
+    stored: &mut FdStore,
+) -> Result<adopt::Sockets, Box<dyn std::error::Error>> {
+    let mut holds = Vec::new();
+    let ours =
+        held.into_iter().filter_map(|(name, fd)| Some((name.clone(), stored.adopt(&name, fd)?))).collect();
+    let sockets = adopt::sockets(ours, &home.socket, &home.notify_socket, |hold| holds.push(hold))?;
+    for hold in holds {
+        client.send(hold)?;
+    }
+    Ok(sockets)
 }
 
 /// What an engine goes on with: the texts that were in force when the last one died, and, should

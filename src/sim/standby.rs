@@ -198,7 +198,8 @@ impl<'a> World<'a> {
         for effect in effects {
             match effect {
                 Effect::Spawn { unit, run, role } => self.spawn(unit, run, role),
-                Effect::End { run, signal } => self.end(run, signal),
+                // Nobody orders signals here: it is the end of a failed run.
+                Effect::End { run, signal } | Effect::Signal { run, signal } => self.end(run, signal),
                 Effect::KillAll { unit } => {
                     let runs: Vec<RunId> = self
                         .processes
@@ -233,7 +234,6 @@ impl<'a> World<'a> {
                 Effect::Probe { .. }
                 | Effect::WatchLog { .. }
                 | Effect::Record(_)
-                | Effect::Signal { .. }
                 | Effect::SignalAll { .. }
                 | Effect::Release { .. }
                 | Effect::Resync { .. }
