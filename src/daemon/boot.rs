@@ -290,7 +290,6 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     adopt::stored(stored, &loaded.durable, &mut hands);
     let populated = adopt::populated(&mut hands, &adopted);
     let calls = serve(sockets.api, &in_force.daemon)?;
-    let fatal_stops = count_fatal_stops(boot, loaded.life);
     let next_run = adopt::next_run(loaded.next_run, &adopted);
     let settings = Settings { start_concurrency: in_force.daemon.start_concurrency, seed: begun.as_ns() };
     let now = clock::monotonic();
@@ -311,7 +310,7 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         files,
         keeper_pid,
         started_at,
-        fatal_stops,
+        fatal_stops: count_fatal_stops(boot, loaded.life),
         shutdown_timeout: in_force.daemon.shutdown_timeout,
         ending: Ending::No,
         requests: BTreeMap::new(),

@@ -12,6 +12,7 @@ use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::event::RequestId;
+use crate::engine::plan::Comes;
 use crate::engine::view::StateWord;
 
 /// Which of the unit's commands a run executes.
@@ -192,6 +193,11 @@ pub enum RecordKind {
         attempt: u32,
         why: String,
         next_ms: Option<u64>,
+    },
+    /// Its file has changed: which keys, and how that comes in force.
+    Reconfigured {
+        keys: Vec<String>,
+        comes: Comes,
     },
     /// Another state, where no other record of the same step tells why.
     Changed {

@@ -184,6 +184,8 @@ impl Engine {
         let Some(unit) = self.units.get_mut(name) else { return };
         self.touched.insert(name.clone());
         let new_process = takes(keys) == Some(Takes::Restart);
+        let paths = keys.iter().map(|key| key.path()).collect();
+        fx.record(name, unit.main, RecordKind::Reconfigured { keys: paths, comes });
         if comes == Comes::Restart {
             unit.next_spec = Some(spec).filter(|spec| *spec != unit.spec);
             unit.restarting = true;

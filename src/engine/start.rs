@@ -77,10 +77,10 @@ impl Engine {
 
     /// Units that this one is only ordered after (not those that it requires).
     fn predecessors(&self, name: &UnitName) -> impl Iterator<Item = UnitName> {
-        let own = self.units.get(name).map(|unit| unit.spec.clone());
-        let required = own.as_ref().map(|spec| spec.unit.requires.clone()).unwrap_or_default();
+        let own = self.units.get(name).map(|unit| &unit.spec_to_start().unit);
+        let required = own.map(|section| section.requires.clone()).unwrap_or_default();
         let mut found: BTreeSet<UnitName> =
-            own.map(|spec| spec.unit.after.iter().cloned().collect()).unwrap_or_default();
+            own.map(|section| section.after.iter().cloned().collect()).unwrap_or_default();
         let around = self.neighbours.get(name).into_iter().flatten();
         found.extend(around.filter(|other| self.is_before(other, name)).cloned());
         found.into_iter().filter(move |other| !required.contains(other))
@@ -94,7 +94,10 @@ impl Engine {
     pub(crate) fn rivals(&self, name: &UnitName) -> Vec<UnitName> {
         let around = self.neighbours.get(name).into_iter().flatten();
         let names = |a: &UnitName, b: &UnitName| {
-            self.units.get(a).is_some_and(|unit| unit.spec.unit.conflicts.contains(b))
+            self.units.get(a).is_some_and(|unit| {
+                let sections = [&unit.spec.unit, &unit.spec_to_start().unit];
+                sections.iter().any(|section| section.conflicts.contains(b))
+            })
         };
         around.filter(|other| names(name, other) || names(other, name)).cloned().collect()
     }

@@ -15,6 +15,7 @@ use crate::engine::view::{StateWord, UnitView};
 use crate::sim::oracle::{Broken, Oracle, Verdict, broken};
 use crate::sim::promises;
 use crate::sim::world::World;
+use crate::unit::spec::OnLoss;
 
 /// A deadline that is this late was lost: ticks come late by 200 ms at most.
 const WAKE_UP_LATE_MAX: Duration = Duration::from_millis(500);
@@ -162,5 +163,27 @@ impl Oracle {
             }
         }
         Ok(())
+    }
+
+    /// Whether `other` is ordered after `unit`, in whatever way.
+    pub(crate) fn follows(&self, other: &UnitName, unit: &UnitName) -> bool {
+        let section = |name: &UnitName| self.specs.get(name).map(|spec| &spec.unit);
+        other != unit
+            && (section(other).is_some_and(|o| o.requires.contains(unit) || o.after.contains(unit))
+                || section(unit).is_some_and(|own| own.before.contains(other)))
+    }
+
+    /// Whether the loss of `other` takes `unit` down.
+    pub(crate) fn falls_with(&self, unit: &UnitName, other: &UnitName) -> bool {
+        let edge = self.specs.get(unit).and_then(|spec| spec.dependency.get(other));
+        edge.is_some_and(|edge| edge.on_loss != OnLoss::Degrade)
+    }
+
+    /// Whether restarts are rare by policy: its own, and of all that it goes down with.
+    pub(crate) fn is_slow(&self, unit: &UnitName) -> bool {
+        let Some(spec) = self.specs.get(unit) else { return true };
+        spec.restart.delays.iter().all(|delay| *delay >= Duration::from_secs(5))
+            && spec.restart.reset_after >= Duration::from_secs(60)
+            && spec.unit.requires.iter().all(|other| !self.falls_with(unit, other) || self.is_slow(other))
     }
 }

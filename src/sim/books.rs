@@ -2,7 +2,7 @@
 //!
 //! Refuses: looking at the engine. What no commit kept did not happen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::base::exit::RunId;
@@ -32,10 +32,17 @@ struct Account {
 #[derive(Debug, Default)]
 pub struct Books {
     accounts: BTreeMap<UnitName, Account>,
+    /// Units whose `[alert]` has changed: which failure is due an alert depends on when it was
+    /// made, and that is not when it is committed.
+    undecided: BTreeSet<UnitName>,
     events_seen: usize,
 }
 
 impl Books {
+    pub(crate) fn forget_due(&mut self, unit: &UnitName) {
+        self.undecided.insert(unit.clone());
+    }
+
     /// Everything that was committed since the last look.
     ///
     /// # Errors
@@ -45,7 +52,8 @@ impl Books {
             self.events_seen += 1;
             if let Some(unit) = &record.unit {
                 let account = self.accounts.entry(unit.clone()).or_default();
-                account.alerts(world, unit, record, specs.get(unit))?;
+                let spec = specs.get(unit).filter(|_| !self.undecided.contains(unit));
+                account.alerts(world, unit, record, spec)?;
                 account.read(unit, record, &world.events[self.events_seen..])?;
             }
         }
@@ -75,7 +83,8 @@ impl Account {
                     return broken(promises::I13, unit, detail);
                 }
             }
-            (RecordKind::EpisodeEnded { .. }, _) => {
+            (RecordKind::EpisodeEnded { .. }, None) => self.own = 0,
+            (RecordKind::EpisodeEnded { .. }, Some(_)) => {
                 self.own = 0;
                 self.recoveries += usize::from(std::mem::take(&mut self.alerted));
                 let of_unit =

@@ -18,7 +18,7 @@ use crate::sim::audit::LastStep;
 use crate::sim::books::Books;
 use crate::sim::promises;
 use crate::sim::world::World;
-use crate::unit::spec::{OnLoss, RestartPolicy, ServiceType, UnitSpec};
+use crate::unit::spec::{RestartPolicy, ServiceType, UnitSpec};
 
 /// What went wrong, when, and which promise it breaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,8 @@ pub struct Oracle {
     /// Earliest next spawn: failure plus delay. Lifted by an operator.
     not_before: BTreeMap<UnitName, (Monotonic, RunId)>,
     /// When the unit was first asked to end, since it last came to rest.
-    asked_at: BTreeMap<UnitName, Monotonic>,
+    /// With the grace that was in force then.
+    asked_at: BTreeMap<UnitName, (Monotonic, Duration)>,
     pub(crate) killed: BTreeSet<UnitName>,
     /// Stops whose answer was given.
     down: BTreeSet<UnitName>,
@@ -75,6 +76,8 @@ pub struct Oracle {
     pub(crate) last: LastStep,
     /// Gave up, and no operator came since.
     parked: BTreeSet<UnitName>,
+    /// The files have changed once: what is in force is what the engine goes by.
+    pub(crate) reconfigured: bool,
     pub shutting_down: bool,
     pub finished: bool,
 }
@@ -82,15 +85,34 @@ pub struct Oracle {
 impl Oracle {
     pub fn new(specs: &[Arc<UnitSpec>], cap: u32) -> Oracle {
         let mut oracle = Oracle { cap, ..Oracle::default() };
-        oracle.reconfigure(specs);
+        oracle.reconfigure(Monotonic::ZERO, specs);
+        oracle.reconfigured = false;
         oracle
     }
 
-    pub fn reconfigure(&mut self, specs: &[Arc<UnitSpec>]) {
+    pub fn reconfigure(&mut self, now: Monotonic, specs: &[Arc<UnitSpec>]) {
         // A running unit goes by its old file: the longer delay, the older edges stay in force.
         self.files = specs.iter().map(|spec| spec.name.clone()).collect();
         for spec in specs {
-            self.specs.insert(spec.name.clone(), spec.clone());
+            let known = self.specs.insert(spec.name.clone(), spec.clone());
+            // A changed command is another program: what held of the old one is over.
+            if known.as_ref().is_some_and(|known| known.alert != spec.alert) {
+                self.books.forget_due(&spec.name);
+            }
+            if known.is_some_and(|known| known != *spec) {
+                self.not_before.remove(&spec.name);
+                self.parked.remove(&spec.name);
+                self.forgive_starts(&spec.name);
+                self.short_at.insert(spec.name.clone(), now); // its checks begin anew
+            }
+        }
+        self.reconfigured = true;
+    }
+
+    /// What is in force: a step may have brought a changed file in.
+    pub(crate) fn sync(&mut self, engine: &Engine) {
+        if self.reconfigured {
+            self.specs.extend(engine.specs().map(|spec| (spec.name.clone(), spec.clone())));
         }
     }
 
@@ -100,6 +122,10 @@ impl Oracle {
             Effect::Spawn { unit, run, role } => self.on_spawn(world, engine, unit, *run, *role),
             Effect::Signal { run, .. } | Effect::End { run, .. } => {
                 let Some(process) = world.table.get(run) else {
+                    // It may not even have been forked; that news is on its way.
+                    if let Some(unit) = engine.unit_of(*run) {
+                        self.asks(world.now, unit);
+                    }
                     let known = run.0 <= world.run_max;
                     let unit = UnitName::parse("unknown").map_err(|_| never_named())?;
                     return if known { Ok(()) } else { broken(promises::I22, &unit, format!("run {run}")) };
@@ -107,12 +133,12 @@ impl Oracle {
                 // A failed run is signalled without the keeper being told that its end is wanted.
                 let going = engine.view_of(&process.unit).map(|view| view.state);
                 if matches!(effect, Effect::End { .. }) || going == Some(StateWord::Deactivating) {
-                    self.asked_at.entry(process.unit.clone()).or_insert(world.now);
+                    self.asks(world.now, &process.unit);
                 }
                 Ok(())
             }
             Effect::SignalAll { unit, .. } => {
-                self.asked_at.entry(unit.clone()).or_insert(world.now);
+                self.asks(world.now, unit);
                 Ok(())
             }
             Effect::KillAll { unit } => self.on_kill(world, unit),
@@ -154,7 +180,7 @@ impl Oracle {
         }
         let first = matches!(role, Role::Main | Role::StartPre(0));
         if matches!(role, Role::StopPost(_)) {
-            self.asked_at.entry(unit.clone()).or_insert(world.now);
+            self.asks(world.now, unit);
         }
         if role == Role::StopCommand {
             let mains = world.lives_in(unit).filter(|(_, process)| process.role == Role::Main);
@@ -244,12 +270,19 @@ impl Oracle {
         Ok(())
     }
 
+    /// Asked to end for the first time since it last came to rest.
+    fn asks(&mut self, now: Monotonic, unit: &UnitName) {
+        let grace = self.specs.get(unit).map_or(Duration::ZERO, |spec| spec.stop.timeout);
+        self.asked_at.entry(unit.clone()).or_insert((now, grace));
+    }
+
     fn on_kill(&mut self, world: &World, unit: &UnitName) -> Verdict {
         self.killed.insert(unit.clone());
-        let Some(spec) = self.specs.get(unit) else { return Ok(()) };
+        // An engine that takes over goes by the file as it is then.
+        let newest = self.specs.get(unit).map_or(Duration::MAX, |spec| spec.stop.timeout);
         match self.asked_at.get(unit) {
-            Some(asked) if world.now >= *asked + spec.stop.timeout => Ok(()),
-            Some(asked) => broken(promises::I21, unit, format!("after {:?}", world.now.since(*asked))),
+            Some((asked, grace)) if world.now >= *asked + newest.min(*grace) => Ok(()),
+            Some((asked, _)) => broken(promises::I21, unit, format!("after {:?}", world.now.since(*asked))),
             None => broken(promises::I21, unit, "never asked"),
         }
     }
@@ -297,6 +330,7 @@ impl Oracle {
             | RecordKind::ResyncFailed { .. }
             | RecordKind::AlertRaised { .. }
             | RecordKind::Changed { .. }
+            | RecordKind::Reconfigured { .. }
             | RecordKind::Recovered { .. }
             | RecordKind::Stuck
             | RecordKind::Stopping
@@ -317,14 +351,6 @@ impl Oracle {
                 Ok(())
             }
         }
-    }
-
-    /// Whether `other` is ordered after `unit`, in whatever way.
-    pub(crate) fn follows(&self, other: &UnitName, unit: &UnitName) -> bool {
-        let section = |name: &UnitName| self.specs.get(name).map(|spec| &spec.unit);
-        other != unit
-            && (section(other).is_some_and(|o| o.requires.contains(unit) || o.after.contains(unit))
-                || section(unit).is_some_and(|own| own.before.contains(other)))
     }
 
     fn on_failed(&self, world: &World, unit: &UnitName, run: RunId, cause: &Cause) -> Verdict {
@@ -501,20 +527,6 @@ impl Oracle {
         if process.role == Role::Main && !process.asked && !expected {
             self.owed.insert(run, process.unit.clone());
         }
-    }
-
-    /// Whether the loss of `other` takes `unit` down.
-    pub(crate) fn falls_with(&self, unit: &UnitName, other: &UnitName) -> bool {
-        let edge = self.specs.get(unit).and_then(|spec| spec.dependency.get(other));
-        edge.is_some_and(|edge| edge.on_loss != OnLoss::Degrade)
-    }
-
-    /// Whether restarts are rare by policy: its own, and of all that it goes down with.
-    fn is_slow(&self, unit: &UnitName) -> bool {
-        let Some(spec) = self.specs.get(unit) else { return true };
-        spec.restart.delays.iter().all(|delay| *delay >= Duration::from_secs(5))
-            && spec.restart.reset_after >= Duration::from_secs(60)
-            && spec.unit.requires.iter().all(|other| !self.falls_with(unit, other) || self.is_slow(other))
     }
 
     /// What was committed since the last look.

@@ -8,6 +8,7 @@ use crate::engine::Engine;
 use crate::engine::durable::Desired;
 use crate::engine::effect::RecordKind;
 use crate::engine::event::Order;
+use crate::engine::plan::Comes;
 use crate::engine::view::StateWord;
 use crate::sim::oracle::{Oracle, Verdict, broken, never_named};
 use crate::sim::promises;
@@ -54,6 +55,7 @@ impl Oracle {
             RecordKind::Ordered { verb } => matches!(*verb, "stop" | "restart"),
             RecordKind::Stopping | RecordKind::Stopped { .. } | RecordKind::Removed => true,
             RecordKind::Failed { .. } => record.run >= Some(run),
+            RecordKind::Reconfigured { comes, .. } => *comes != Comes::Live,
             // It goes down with what it lost, as soon as those that need it are down.
             RecordKind::Degraded { for_units } => for_units.iter().any(|other| self.falls_with(unit, other)),
             _no_reason_to_end => false,
@@ -86,9 +88,11 @@ impl Oracle {
             );
             let excused = !view.wanted
                 || view.state == StateWord::Failed
-                || view.requires.iter().any(|name| !stands(name))
+                || view.requires.iter().chain(&view.waiting_for).any(|name| !stands(name))
                 || rivals.iter().any(stands)
                 || (view.state == StateWord::Inactive && spec.restart.policy != RestartPolicy::Always)
+                // Done under another policy: a changed one does not start it again.
+                || (self.reconfigured && view.reason.starts_with("finished"))
                 || matches!(view.state, StateWord::Active | StateWord::Degraded);
             if !excused {
                 return broken(promises::I44, &view.name, format!("{:?}: {}", view.state, view.reason));

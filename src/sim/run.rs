@@ -341,6 +341,9 @@ impl Sim {
         if let Some(bug) = self.bug {
             effects = bug.effects(effects, &mut self.memory);
         }
+        if let Some(engine) = &self.engine {
+            self.oracle.sync(engine);
+        }
         self.oracle.on_effects(&effects)?;
         let count = effects.len();
         let mut durable = Vec::new();

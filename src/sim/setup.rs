@@ -15,6 +15,7 @@ use crate::unit::spec::{
 
 /// A long world: half a day in which processes live for hours.
 const LONG_S: u64 = 43_200;
+pub const LONG: Duration = Duration::from_secs(LONG_S);
 
 /// Which kinds of trouble this seed has, and how much (swarm testing: a random subset
 /// each, so that rare combinations are met).
@@ -118,7 +119,7 @@ pub fn draw(tape: &mut Tape) -> Setup {
 }
 
 /// Checks of a long world are far apart: they are most of its steps, and teach nothing new.
-fn slow_down(spec: &mut UnitSpec) {
+pub fn slow_down(spec: &mut UnitSpec) {
     if let Some(health) = &mut spec.health {
         health.interval *= 60;
         if let HealthCheck::Watchdog(every) = &mut health.check {

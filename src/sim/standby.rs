@@ -432,6 +432,7 @@ impl<'a> World<'a> {
             | RecordKind::Degraded { .. }
             | RecordKind::Restored
             | RecordKind::Changed { .. }
+            | RecordKind::Reconfigured { .. }
             | RecordKind::HealthChanged { healthy: true, .. }
             | RecordKind::ResyncStarted { .. }
             | RecordKind::Resynced { .. }

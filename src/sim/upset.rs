@@ -21,7 +21,7 @@ use crate::sim::run::Sim;
 use crate::sim::setup;
 use crate::sim::tape::Domain;
 use crate::sim::world::Happening;
-use crate::unit::spec::UnitSpec;
+use crate::unit::spec::{Command, ServiceType, UnitSpec};
 
 impl Sim {
     /// The store's outages and the machine's sleeps, some time within the chaos.
@@ -128,6 +128,31 @@ impl Sim {
         Ok(())
     }
 
+    /// The unit after somebody has edited its file: some sections are new.
+    fn changed(&mut self, old: UnitSpec, index: u64) -> UnitSpec {
+        let mut new = setup::unit(&mut self.world.tape, index);
+        if self.setup.chaos >= setup::LONG {
+            setup::slow_down(&mut new);
+        }
+        // The edges stay: an edge that comes in force under a living unit is not judged here.
+        (new.unit, new.dependency) = (old.unit, old.dependency);
+        (new.service, new.readiness) = (old.service, old.readiness);
+        let mut keeps = || self.world.tape.chance(Domain::Operator, 500);
+        if keeps() || new.service.kind == ServiceType::Oneshot {
+            (new.health, new.resync) = (old.health, old.resync);
+        }
+        if !keeps() {
+            new.service.command = Command { argv: vec![format!("/bin/{}-again", new.name)] };
+        }
+        if keeps() {
+            (new.restart, new.stop) = (old.restart, old.stop);
+        }
+        if keeps() {
+            new.alert = old.alert;
+        }
+        new
+    }
+
     /// A change of the files: the same again, or units less, or units changed.
     pub(super) fn reconfigure(&mut self) -> Result<(), Broken> {
         if self.engine.as_ref().and_then(Engine::next_deadline).is_some_and(|at| at <= self.world.now) {
@@ -156,23 +181,12 @@ impl Sim {
             }
             _ => {
                 let index = self.world.tape.below(Domain::Operator, self.files.len() as u64);
-                let changed = Arc::new(setup::unit(&mut self.world.tape, index));
-                let calm = UnitSpec {
-                    unit: self.files[index as usize].unit.clone(),
-                    restart: self.files[index as usize].restart.clone(),
-                    stop: self.files[index as usize].stop.clone(),
-                    service: self.files[index as usize].service.clone(),
-                    readiness: self.files[index as usize].readiness.clone(),
-                    health: self.files[index as usize].health.clone(),
-                    alert: self.files[index as usize].alert.clone(),
-                    dependency: self.files[index as usize].dependency.clone(),
-                    resync: self.files[index as usize].resync.clone(),
-                    ..UnitSpec::clone(&changed)
-                };
-                self.files[index as usize] = Arc::new(calm);
+                let old = UnitSpec::clone(&self.files[index as usize]);
+                let changed = self.changed(old, index);
+                self.files[index as usize] = Arc::new(changed);
             }
         }
-        self.oracle.reconfigure(&self.files);
+        self.oracle.reconfigure(self.world.now, &self.files);
         for spec in &self.files {
             self.world.specs.insert(spec.name.clone(), UnitSpec::clone(spec));
         }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use crate::base::{duration::Pretty, exit::Exit, name::UnitName, time::Monotonic};
 use crate::engine::effect::{AlertKind, Cause, Record, RecordKind};
 use crate::engine::outbox::{Delivery, DeliveryState, Row};
+use crate::engine::plan::Comes;
 use crate::engine::view::StateWord;
 use crate::store::row::{Level, NewEvent};
 
@@ -155,6 +156,7 @@ fn say(kind: &RecordKind) -> Said {
         RecordKind::Resynced { attempt, took_ms } => resynced(*attempt, *took_ms),
         RecordKind::ResyncFailed { attempt, why, next_ms } => resync_failed(*attempt, why, *next_ms),
         RecordKind::Changed { from, to, why } => changed(*from, *to, why),
+        RecordKind::Reconfigured { keys, comes } => reconfigured(keys, *comes),
         RecordKind::AlertRaised { key, kind, message } => alert_raised(key, *kind, message),
     }
 }
@@ -232,6 +234,18 @@ fn degraded(for_units: &[UnitName]) -> Said {
 fn changed(from: StateWord, to: StateWord, why: &str) -> Said {
     let data = vec![("from", from.as_str().into()), ("to", to.as_str().into())];
     said(Level::Info, "unit.state", format!("is {}: {why}", to.as_str()), data)
+}
+
+fn reconfigured(keys: &[String], comes: Comes) -> Said {
+    let (word, then) = match comes {
+        Comes::Live => ("live", "in force at once"),
+        Comes::NextStart => ("next-start", "in force with its next start"),
+        Comes::Restart => ("restart", "it is restarted for that"),
+        Comes::Start => ("start", "it is wanted now"),
+        Comes::Stop => ("stop", "it is not wanted any more"),
+    };
+    let data = vec![("keys", keys.to_vec().into()), ("comes", word.into())];
+    said(Level::Info, "unit.reconfigured", format!("has a changed file ({}); {then}", keys.join(", ")), data)
 }
 
 fn alert_raised(key: &str, kind: AlertKind, message: &str) -> Said {
