@@ -17,6 +17,7 @@ pub mod keeper;
 pub mod logs;
 pub mod probe;
 pub mod store;
+pub mod alert;
 pub mod telemetry;
 pub mod api;
 pub mod daemon;

@@ -18,11 +18,11 @@ use upright::api::access::Access;
 use upright::api::call::{Answer, Call, Peer, Verb};
 use upright::api::server;
 use upright::api::types::{
-    ActionReply, DaemonInfo, ErrorBody, EventLine, EventList, LogLine, LogLines, Unit, UnitCard, UnitList,
-    UnitOutcome,
+    ActionReply, AlertDelivery, AlertLine, AlertList, DaemonInfo, ErrorBody, EventLine, EventList, LogLine,
+    LogLines, Unit, UnitCard, UnitList, UnitOutcome,
 };
 use upright::cli::render::{Look, Paint};
-use upright::cli::{act, events, graph, logs, status};
+use upright::cli::{act, alert, events, graph, logs, status};
 
 const NOW: &str = "2026-11-21T20:00:00Z";
 
@@ -162,6 +162,8 @@ fn tables_read_as_they_should() {
         unit: zoo().units.swap_remove(0),
         log_tail: names(&["listening", "\u{1b}[31mred"]),
         history: story(),
+        causes: vec![],
+        removed: false,
     };
     check("status/card", &status::render_card(&card, now(), &look(None, Paint::Plain)));
 }
@@ -247,6 +249,60 @@ fn every_help_text_is_the_one_in_the_repository() {
             check(&format!("help/{verb}"), &text);
         }
     }
+    let (code, text, _) = ran(&mut upright(&["alert", "list", "--help"]));
+    assert_eq!(code, 0);
+    check("help/alert-list", &text);
+}
+
+#[test]
+fn alerts_say_where_they_went_or_why_not() {
+    let channel = |channel: &str, state: &str, attempts: u32, error: Option<&str>| AlertDelivery {
+        channel: channel.into(),
+        state: state.into(),
+        attempts,
+        at: None,
+        error: error.map(String::from),
+    };
+    let alert = |unit: Option<&str>, kind: &str, message: &str, channels: Vec<AlertDelivery>| AlertLine {
+        id: format!("{}/3/{kind}/4", unit.unwrap_or("upright")),
+        ts: "2026-11-21T19:56:48Z".into(),
+        unit: unit.map(String::from),
+        kind: kind.into(),
+        severity: "critical".into(),
+        message: message.into(),
+        failures: 4,
+        episode: 3,
+        affected: vec![],
+        channels,
+    };
+    let full = Some("cannot append to /mnt/alerts.jsonl: No space left on device (os error 28)");
+    let list = AlertList {
+        alerts: vec![
+            alert(
+                Some("web"),
+                "recovered",
+                "web has recovered after 5 failures",
+                vec![channel("file", "pending", 0, None)],
+            ),
+            alert(
+                Some("web"),
+                "failing",
+                "web failed 4 times in a row: said \u{1b}[2J\nand more; affected: shop",
+                vec![channel("file", "delivered", 2, None), channel("mount", "pending", 7, full)],
+            ),
+            alert(
+                Some("mail"),
+                "stuck",
+                "mail is stuck",
+                vec![channel("ops", "parked", 1, Some("channel is gone"))],
+            ),
+            alert(None, "config-error", "web.toml is broken", vec![]),
+        ],
+    };
+    check("alert/plain", &alert::render_table(&list, now(), &look(None, Paint::Plain)));
+    check("alert/colored", &alert::render_table(&list, now(), &look(Some(110), Paint::Colored)));
+    let none = AlertList { alerts: vec![] };
+    check("alert/empty", &alert::render_table(&none, now(), &look(None, Paint::Plain)));
 }
 
 #[test]
@@ -357,7 +413,9 @@ async fn canned(call: Call, list: UnitList) -> Answer {
     match call {
         Call::Units => json(&list),
         Call::Unit { name } => match known(&name) {
-            Some(unit) => json(&UnitCard { unit, log_tail: vec![], history: vec![] }),
+            Some(unit) => {
+                json(&UnitCard { unit, log_tail: vec![], history: vec![], causes: vec![], removed: false })
+            }
             None => unknown(&name),
         },
         Call::Act { units, .. } if units == ["hang"] => std::future::pending().await,
@@ -370,9 +428,14 @@ async fn canned(call: Call, list: UnitList) -> Answer {
         Call::Logs { follow: true, .. } => stream(&lines()),
         Call::Events { follow: false, .. } => json(&EventList { events: story() }),
         Call::Events { follow: true, .. } => stream(&story()),
-        Call::Livez | Call::Readyz | Call::Health | Call::ConfigErrors | Call::RestartInactive { .. } => {
-            Answer::Plain(200, "ok")
-        }
+        Call::Alerts { .. } => json(&AlertList { alerts: vec![] }),
+        Call::Livez
+        | Call::Readyz
+        | Call::Health
+        | Call::ConfigErrors
+        | Call::ConfigPlan
+        | Call::ConfigApply { .. }
+        | Call::RestartInactive { .. } => Answer::Plain(200, "ok"),
     }
 }
 
@@ -437,7 +500,7 @@ fn orders_tell_their_outcome() {
     let (code, out, err) = ran(&mut daemon.upright(&["start", "mailer", "postgres"]));
     assert_eq!(code, 1);
     assert_eq!(out, "mailer: cannot start: exited (code 1) (active)\npostgres: started (active)\n");
-    assert_eq!(err, "help: look at `upright status mailer` and `upright logs mailer`\n");
+    assert_eq!(err, "help: look at `upright why mailer` and `upright logs mailer`\n");
     let (code, out, _) = ran(&mut daemon.upright(&["restart", "redis", "--no-wait"]));
     assert_eq!((code, out.as_str()), (0, "redis: restart ordered\n"));
     let want = Call::Act { verb: Verb::Restart, units: names(&["redis"]), all: false, wait: false };

@@ -119,7 +119,9 @@ fn a_session_accepted_while_the_database_is_away_is_written_back_once() {
     stack.await_health(200);
     assert_eq!(stack.post("/api/chat", r#"{"id":"d","message":"m"}"#).0, 200, "sent again");
     let (status, counts) = stack.post("/api/recovery/state_resync", "");
-    assert_eq!((status, &counts["written"], &counts["known"]), (200, &2.into(), &1.into()), "{counts}");
+    // Nothing is left to write when the database was ready as the backend started: it did it then.
+    let done = counts["written"].as_u64().zip(counts["known"].as_u64());
+    assert!(status == 200 && (done == Some((2, 1)) || done == Some((0, 0))), "{counts}");
     let (_, sessions) = ask(stack.port, "GET", "/api/sessions", "").expect("an answer");
     assert_eq!((&sessions["count"], &sessions["journal"]), (&4.into(), &0.into()));
     for puppet in [&mut stack.api, &mut stack.cache, &mut stack.db] {
@@ -145,12 +147,11 @@ fn every_fault_can_be_asked_for_and_ends() {
     assert_eq!(ended(&mut stack.api.0).code(), Some(7));
 }
 
-#[test]
-fn the_demo_shows_its_stack_and_leaves_nothing_behind() {
-    let temporary = tempfile::Builder::new().prefix("upright-demo-test-").tempdir().expect("a directory");
+/// `upright demo` in a directory of its own, once it has shown what to try.
+fn demo(temporary: &Path) -> (Child, String) {
     let mut demo = Command::new(UPRIGHT)
         .arg("demo")
-        .env("TMPDIR", temporary.path())
+        .env("TMPDIR", temporary)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -159,7 +160,7 @@ fn the_demo_shows_its_stack_and_leaves_nothing_behind() {
     let mut shown = String::new();
     // Ends by itself when the demo does: its own limit is 30 s.
     let mut lines = BufReader::new(demo.stdout.take().expect("a pipe"));
-    while !shown.contains("kill -9 ") {
+    while !shown.contains("kill -STOP ") {
         let before = shown.len();
         lines.read_line(&mut shown).expect("UTF-8");
         if shown.len() == before {
@@ -168,6 +169,60 @@ fn the_demo_shows_its_stack_and_leaves_nothing_behind() {
             panic!("the demo ended early:\n{shown}\n{said}");
         }
     }
+    (demo, shown)
+}
+
+/// Ctrl-C; nothing of it may be left.
+fn end_demo(mut demo: Child, temporary: &Path) {
+    kill(Pid::from_raw(demo.id().cast_signed()), Signal::SIGINT).expect("it lives");
+    let status = eventually("the demo ends", Duration::from_secs(40), || demo.try_wait().expect("our child"));
+    assert_eq!(status.code(), Some(0));
+    let left: Vec<_> = fs::read_dir(temporary).expect("readable").collect();
+    assert!(left.is_empty(), "{left:?}");
+    let alive = proc::naming(temporary);
+    assert!(alive.is_empty(), "{alive:?}");
+}
+
+#[test]
+fn the_demo_heals_when_its_database_is_killed() {
+    let temporary = tempfile::Builder::new().prefix("upright-demo-test-").tempdir().expect("a directory");
+    let (demo, shown) = demo(temporary.path());
+    let home = shown.lines().find_map(|line| line.strip_prefix("home:")).expect("its home").trim();
+    let socket = Path::new(home).join("run/upright.sock");
+    let unit = |name: &str| -> Value {
+        let (_, body) = http::ask(&socket, "GET", "/v1/units", "").expect("the daemon answers");
+        let list: Value = serde_json::from_slice(&body).expect("JSON");
+        support::unit_of(&list, name).expect("the unit").clone()
+    };
+    let text = fs::read_to_string(Path::new(home).join("units/backend.toml")).expect("backend.toml");
+    let file: toml::Table = text.parse().expect("TOML");
+    let words = file["service"]["command"].as_array().expect("an array");
+    let port = words.iter().skip_while(|word| word.as_str() != Some("--port")).nth(1).expect("a port");
+    let port: u16 = port.as_str().expect("text").parse().expect("a number");
+    let chat = |id: &str| ask(port, "POST", "/api/chat", &format!(r#"{{"id":"{id}","message":"m"}}"#));
+    assert_eq!(chat("a").expect("an answer").0, 200);
+    let backend = unit("backend")["pid"].clone();
+    let database = support::pid_of(&unit("database")).expect("it runs");
+    kill(Pid::from_raw(database), Signal::SIGKILL).expect("it lives");
+    eventually("the backend is degraded", SOON, || {
+        let status = unit("backend");
+        (status["state"] == "degraded" && status["reason"] == "waiting: database").then_some(())
+    });
+    assert_eq!(chat("b").expect("an answer").0, 202);
+    eventually("its state is restored", SOON, || {
+        let status = unit("backend");
+        (status["state"] == "active" && status["reason"] == "ready").then_some(())
+    });
+    let (_, sessions) = ask(port, "GET", "/api/sessions", "").expect("an answer");
+    assert_eq!((&sessions["count"], &sessions["journal"]), (&2.into(), &0.into()), "{sessions}");
+    assert_eq!((&unit("backend")["pid"], &unit("backend")["health"]), (&backend, &"healthy".into()));
+    end_demo(demo, temporary.path());
+}
+
+#[test]
+fn the_demo_shows_its_stack_and_leaves_nothing_behind() {
+    let temporary = tempfile::Builder::new().prefix("upright-demo-test-").tempdir().expect("a directory");
+    let (demo, shown) = demo(temporary.path());
     for unit in ["database", "cache", "backend"] {
         assert!(shown.contains(unit), "{shown}");
     }
@@ -176,11 +231,5 @@ fn the_demo_shows_its_stack_and_leaves_nothing_behind() {
     let tried = Command::new("sh").args(["-c", next]).output().expect("sh runs");
     assert_eq!(tried.status.code(), Some(0), "{next}: {}", String::from_utf8_lossy(&tried.stderr));
     assert!(!proc::naming(temporary.path()).is_empty(), "the stack runs in there");
-    kill(Pid::from_raw(demo.id().cast_signed()), Signal::SIGINT).expect("it lives");
-    let status = eventually("the demo ends", Duration::from_secs(40), || demo.try_wait().expect("our child"));
-    assert_eq!(status.code(), Some(0));
-    let left: Vec<_> = fs::read_dir(temporary.path()).expect("readable").collect();
-    assert!(left.is_empty(), "{left:?}");
-    let alive = proc::naming(temporary.path());
-    assert!(alive.is_empty(), "{alive:?}");
+    end_demo(demo, temporary.path());
 }

@@ -4,22 +4,14 @@
 
 mod support;
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
-use serde_json::Value;
-
-use support::{Home, eventually, http, of, pid_of};
-
-const UNITS: [&str; 3] = ["postgres", "redis", "backend"];
-
-/// PostgreSQL's recovery and Python's imports on a loaded machine of two cores.
-const ACTIVE: Duration = Duration::from_secs(60);
+use support::stack::{ACTIVE, Stack, UNITS, lacking, postgres_bin};
+use support::{Home, eventually, of, pid_of};
 
 /// How late a scheduled restart may be, in ns (design: "never earlier, ≤ 10 ms later").
 const LATE_NS_MAX: i64 = 10_000_000;
@@ -30,56 +22,19 @@ const DELAYS_NS: [i64; 4] = [5_000_000_000, 10_000_000_000, 15_000_000_000, 15_0
 /// How long a SIGKILL may take until it is reaped, in ns.
 const REAPED_NS_MAX: i64 = 100_000_000;
 
-struct Stack {
-    home: Home,
-    backend: u16,
+/// What this test asks of the stack.
+trait Asked {
+    fn pids(&self) -> Vec<Option<i32>>;
+    fn kill_and_await(&self, unit: &str, delay_ns: i64);
 }
 
-fn lacking() -> Option<&'static str> {
-    let on_path = |name: &str| {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path).any(|dir| dir.join(name).exists())
-    };
-    if postgres_bin().is_none() {
-        return Some("PostgreSQL (postgresql-15)");
-    }
-    if !on_path("redis-server") {
-        return Some("redis-server");
-    }
-    (!venv().join("bin/uvicorn").exists()).then_some("target/fastapi-venv (tests/run makes it)")
+fn start() -> Stack {
+    let mut stack = Stack::prepare();
+    stack.start();
+    stack
 }
 
-fn venv() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/fastapi-venv")
-}
-
-fn postgres_bin() -> Option<PathBuf> {
-    let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
-    versions.filter_map(|entry| Some(entry.ok()?.path().join("bin"))).find(|bin| bin.join("initdb").exists())
-}
-
-impl Stack {
-    fn start() -> Stack {
-        let mut home = Home::new();
-        let setup = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/fastapi/setup.sh");
-        let done =
-            Command::new(setup).arg("--venv").arg(venv()).arg(home.path()).output().expect("setup.sh runs");
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        let ports = fs::read_to_string(home.path().join("ports")).expect("ports");
-        let backend = ports.split_whitespace().nth(2).expect("three ports").parse().expect("a port");
-        home.upright_exits(&["check"], 0);
-        home.daemon();
-        for unit in UNITS {
-            home.await_state(unit, "active", ACTIVE);
-        }
-        Stack { home, backend }
-    }
-
-    fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
-        let (status, body) = http::ask_tcp(self.backend, method, path, body).expect("the backend answers");
-        (status, serde_json::from_slice(&body).expect("JSON"))
-    }
-
+impl Asked for Stack {
     fn pids(&self) -> Vec<Option<i32>> {
         UNITS.iter().map(|unit| pid_of(&self.home.status(unit))).collect()
     }
@@ -130,7 +85,7 @@ fn the_stack_starts_in_order_and_each_part_comes_back_alone_after_five_seconds()
     if support::skip_tool(lacking()) {
         return;
     }
-    let stack = Stack::start();
+    let stack = start();
     let since = |unit: &str| stack.home.status(unit)["since"].as_str().expect("since").to_owned();
     assert!(
         since("postgres") < since("backend") && since("redis") < since("backend"),
@@ -151,7 +106,7 @@ fn repeated_kills_are_answered_after_5_10_15_and_15_seconds() {
     if support::skip_tool(lacking()) {
         return;
     }
-    let stack = Stack::start();
+    let stack = start();
     let before = stack.pids();
     for delay_ns in DELAYS_NS {
         stack.kill_and_await("redis", delay_ns);
@@ -169,7 +124,7 @@ fn sessions_accepted_while_postgres_is_away_are_all_there_once() {
     if support::skip_tool(lacking()) {
         return;
     }
-    let stack = Stack::start();
+    let stack = start();
     let chat = |number: u32| {
         let id = format!("00000000-0000-4000-8000-{number:012}");
         stack.ask("POST", "/api/chat", &format!(r#"{{"id":"{id}","user":"u","message":"m"}}"#)).0
@@ -182,8 +137,11 @@ fn sessions_accepted_while_postgres_is_away_are_all_there_once() {
     assert!(accepted.iter().all(|status| *status == 202), "{accepted:?}");
     stack.home.await_state("postgres", "active", ACTIVE);
     assert_eq!(chat(19), 200, "sent again, now to the database");
+    stack.home.await_unit("backend", "its state is restored", ACTIVE, |status| {
+        status["state"] == "active" && status["reason"] == "ready"
+    });
     let (status, counts) = stack.ask("POST", "/api/recovery/state_resync", "");
-    assert_eq!((status, &counts["written"], &counts["known"]), (200, &18.into(), &2.into()), "{counts}");
+    assert_eq!((status, &counts["written"], &counts["known"]), (200, &0.into(), &0.into()), "{counts}");
     let (_, sessions) = stack.ask("GET", "/api/sessions", "");
     assert_eq!((&sessions["count"], &sessions["journal"]), (&20.into(), &0.into()), "{sessions}");
 }
@@ -193,7 +151,7 @@ fn stop_all_stops_in_reverse_order_and_postgres_shuts_down_cleanly() {
     if support::skip_tool(lacking()) {
         return;
     }
-    let mut stack = Stack::start();
+    let mut stack = start();
     let last = stack.home.last_event();
     stack.home.upright_exits(&["stop", "--all"], 0);
     for unit in UNITS {

@@ -13,7 +13,9 @@ use upright::keeper::codec::{
     CodecError, MESSAGE_BYTES_MAX, decode_news, decode_plan, decode_request, encode_news, encode_plan,
     encode_request,
 };
-use upright::keeper::wire::{FDS_MAX, FdUse, Ids, News, Request, SpawnPlan, TAG_LEN_MAX, TableRow};
+use upright::keeper::wire::{
+    FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Request, SpawnPlan, TAG_LEN_MAX, TableRow,
+};
 use upright::sys::pipe;
 
 fn fd() -> OwnedFd {
@@ -47,10 +49,24 @@ fn plan() -> impl Strategy<Value = SpawnPlan> {
         .prop_map(|(uid, gid, groups)| Ids { uid, gid, groups });
     let numbers = (any::<u32>(), any::<Option<i32>>(), any::<Option<i32>>(), any::<bool>());
     let rlimits = prop::collection::vec(any::<(u32, u64, u64)>(), 0..4);
-    (bytes(40), texts(), texts(), prop::option::of(bytes(40)), prop::option::of(ids), numbers, rlimits)
-        .prop_map(|(path, argv, env, cwd, ids, (umask, nice, oom_score_adj, no_new_privs), rlimits)| {
-            SpawnPlan { path, argv, env, cwd, ids, umask, rlimits, nice, oom_score_adj, no_new_privs }
-        })
+    let lists = (texts(), texts(), texts());
+    (bytes(40), lists, prop::option::of(bytes(40)), prop::option::of(ids), numbers, rlimits).prop_map(
+        |(path, (argv, env, pid_env), cwd, ids, (umask, nice, oom_score_adj, no_new_privs), rlimits)| {
+            SpawnPlan {
+                path,
+                argv,
+                env,
+                pid_env,
+                cwd,
+                ids,
+                umask,
+                rlimits,
+                nice,
+                oom_score_adj,
+                no_new_privs,
+            }
+        },
+    )
 }
 
 fn fd_use() -> impl Strategy<Value = FdUse> {
@@ -74,7 +90,9 @@ fn request() -> impl Strategy<Value = Request> {
         }),
         run().prop_map(|run| Request::NoteReady { run }),
         run().prop_map(|run| Request::Release { run }),
-        bytes(TAG_LEN_MAX).prop_map(|name| Request::Hold { name, fd: fd() }),
+        (run(), any::<i32>()).prop_map(|(run, pid)| Request::NoteMain { run, pid, process: fd() }),
+        bytes(HOLD_NAME_LEN_MAX).prop_map(|name| Request::Hold { name, fd: fd() }),
+        bytes(HOLD_NAME_LEN_MAX).prop_map(|name| Request::LetGo { name }),
         any::<u8>().prop_map(|code| Request::End { code }),
     ]
 }
@@ -97,11 +115,12 @@ fn news() -> impl Strategy<Value = News> {
             let said_ready = run.0 % 2 == 0;
             News::Row(TableRow { run, tag, pid, spawned_at, executed, end_asked, said_ready, ended, held })
         }),
-        bytes(TAG_LEN_MAX).prop_map(|name| News::Held { name, fd: fd() }),
+        bytes(HOLD_NAME_LEN_MAX).prop_map(|name| News::Held { name, fd: fd() }),
         Just(()).prop_map(|()| News::TableEnd),
         (run(), any::<i32>()).prop_map(|(run, pid)| News::Spawned { run, pid }),
         (run(), any::<i32>()).prop_map(|(run, errno)| News::SpawnShort { run, errno }),
         run().prop_map(|run| News::Executed { run }),
+        (run(), any::<i32>()).prop_map(|(run, pid)| News::Main { run, pid }),
         (run(), time(), exit()).prop_map(|(run, at, exit)| News::Exited { run, at, exit }),
         Just(()).prop_map(|()| News::OrphanReaped),
         (1..=64).prop_map(|n| News::Signalled { signal: Signal::from_number(n).expect("signal") }),
@@ -183,7 +202,8 @@ fn what_is_too_long_is_refused_at_the_sender() {
     assert!(encode_request(spawn(TAG_LEN_MAX, FDS_MAX - 1)).is_ok());
     assert!(encode_request(spawn(TAG_LEN_MAX + 1, 0)).is_err());
     assert!(encode_request(spawn(0, FDS_MAX)).is_err());
-    assert!(encode_request(Request::Hold { name: vec![0; TAG_LEN_MAX + 1], fd: fd() }).is_err());
+    assert!(encode_request(Request::Hold { name: vec![0; HOLD_NAME_LEN_MAX + 1], fd: fd() }).is_err());
+    assert!(encode_request(Request::LetGo { name: vec![0; HOLD_NAME_LEN_MAX + 1] }).is_err());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use upright::base::{exit::RunId, luck::Luck, name::UnitName, time::Monotonic};
 use upright::engine::durable::{Desired, UnitDurable};
 use upright::store::StoreError;
 use upright::store::open::{self, Life, Loaded, Opened, Phase, RUNS_PER_RESERVE};
-use upright::store::row::{EventQuery, EventRow, Level, NewEvent};
+use upright::store::row::{EventQuery, EventRow, Level, NewEvent, Pick};
 use upright::store::writer::{Batch, Committed, Write};
 
 const WRITER_PATH: &str = "UPRIGHT_TEST_STORE_PATH";
@@ -75,6 +75,10 @@ fn full_row() -> UnitDurable {
         ready: Some((RunId(40), Monotonic::from_ns(3))),
         held: Some("gave up".into()),
         finished: true,
+        own_failures: 2,
+        alerted: true,
+        owed: [UnitName::parse("redis").expect("name")].into(),
+        resync_failed: true,
     }
 }
 
@@ -92,6 +96,10 @@ fn rows_come_back_as_they_were_saved_and_a_reboot_keeps_what_still_means_somethi
             Write::Save { unit: unit("web"), durable: full_row() },
             Write::Save { unit: unit("gone"), durable: UnitDurable::default() },
             Write::Forget { unit: unit("gone") },
+            Write::LastGood { file: "/units/web.toml".into(), text: Some("old".into()) },
+            Write::LastGood { file: "/units/web.toml".into(), text: Some("new".into()) },
+            Write::LastGood { file: "/units/gone.toml".into(), text: Some("x".into()) },
+            Write::LastGood { file: "/units/gone.toml".into(), text: None },
             Write::ReserveRuns { until: RunId(9_000) },
             Write::Life(life),
         ],
@@ -99,6 +107,8 @@ fn rows_come_back_as_they_were_saved_and_a_reboot_keeps_what_still_means_somethi
     drop(store);
     let (opened, loaded) = reopen(&path);
     assert_eq!(loaded.life, life);
+    let good = [("/units/web.toml".to_string(), "new".to_string())];
+    assert_eq!(loaded.last_good.into_iter().collect::<Vec<_>>(), good);
     assert_eq!(loaded.durable.into_iter().collect::<Vec<_>>(), [(unit("web"), full_row())]);
     assert_eq!((loaded.next_run, loaded.life), (RunId(9_000), life));
     drop(opened);
@@ -121,7 +131,7 @@ fn a_failure_said_twice_is_one_row_and_takes_no_number() {
     }
     let mut rows = Vec::new();
     loop {
-        let Committed { through, events } = told.recv_timeout(PATIENCE).expect("commits");
+        let Committed { through, events, .. } = told.recv_timeout(PATIENCE).expect("commits");
         rows.extend(events);
         if through == store.submitted() {
             break;
@@ -134,6 +144,42 @@ fn a_failure_said_twice_is_one_row_and_takes_no_number() {
     store.reader().events(query, move |answer| drop(tell.send(answer)));
     let newest = told.recv_timeout(PATIENCE).expect("answers").expect("reads");
     assert_eq!(newest, rows[1..], "the newest two, oldest first");
+}
+
+#[test]
+fn causes_are_the_newest_of_each_kind_and_who_gave_the_orders() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mut store = reopen(&dir.path().join("upright.db")).0.start(|_| {}).expect("thread");
+    let line = |name: &str, unit_name: Option<&str>, run: u64, data: serde_json::Value| {
+        let data = data.as_object().expect("an object").clone();
+        NewEvent { unit: unit_name.map(unit), run: Some(RunId(run)), data, ..event(name, run) }
+    };
+    let none = serde_json::json!({});
+    let verb = |verb: &str| serde_json::json!({ "verb": verb, "units": ["web", "db"] });
+    let mut lines = vec![
+        line("order.asked", None, 1, serde_json::json!({ "verb": "stop", "units": ["db"] })),
+        line("order.asked", None, 1, verb("stop")),
+        line("order.taken", Some("web"), 1, verb("stop")),
+        line("order.taken", Some("db"), 1, verb("stop")),
+        line("order.taken", Some("web"), 1, verb("clear")),
+    ];
+    for run in 1..=40 {
+        lines.extend(["unit.started", "unit.failed"].map(|name| line(name, Some("web"), run, none.clone())));
+    }
+    store.submit(Batch { writes: lines.into_iter().map(Write::Event).collect() });
+    let (tell, told) = mpsc::channel();
+    let query = EventQuery { unit: Some(unit("web")), pick: Pick::NewestOfEachKind, ..EventQuery::default() };
+    store.reader().events(query, move |answer| drop(tell.send(answer)));
+    let rows = told.recv_timeout(PATIENCE).expect("answers").expect("reads");
+    let found: Vec<(u64, &str)> = rows.iter().map(|row| (row.id, row.event.event.as_str())).collect();
+    let want = [
+        (2, "order.asked"),
+        (3, "order.taken"),
+        (5, "order.taken"),
+        (84, "unit.started"),
+        (85, "unit.failed"),
+    ];
+    assert_eq!(found, want);
 }
 
 #[test]

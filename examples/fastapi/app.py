@@ -2,7 +2,8 @@
 
 A chat becomes a row of the session log in PostgreSQL and a count in Redis. The answer says
 where the session is: 200 = in PostgreSQL, 202 = in the local journal (PostgreSQL is away),
-503 = nowhere, send it again. Sent again with the same id, it is stored once.
+503 = nowhere, send it again. Sent again with the same id, it is stored once. What waits in the
+journal is written back when the backend starts, and when it is asked for a resync.
 
 Settings come from the environment: DATABASE_URL, REDIS_URL, JOURNAL (a file).
 """
@@ -26,7 +27,8 @@ log = logging.getLogger("uvicorn.error")
 # shutting down or out of connections.
 AWAY = (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError,
         asyncpg.CannotConnectNowError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError,
-        asyncpg.TooManyConnectionsError)
+        asyncpg.TooManyConnectionsError,
+        asyncpg.InternalClientError)  # what asyncpg says of a connection that is cut in mid-sentence
 
 # Below the 3 s that a health check waits by default, so that it hears "postgres is down"
 # instead of nothing.
@@ -40,7 +42,16 @@ CREATE TABLE IF NOT EXISTS session_log (
     at      timestamptz NOT NULL DEFAULT now()
 )"""
 
-INSERT = 'INSERT INTO session_log (id, "user", message) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING'
+INSERT = """
+INSERT INTO session_log (id, "user", message)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[]) ON CONFLICT (id) DO NOTHING"""
+
+# Sessions a statement: each has to be done within TIMEOUT_S.
+BATCH = 500
+
+# Largest journal. Beyond it a session is refused (503) instead of accepted: a full disk would
+# take PostgreSQL's files with it.
+JOURNAL_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Chat(BaseModel):
@@ -78,9 +89,10 @@ class Database:
         async with pool.acquire(timeout=TIMEOUT_S) as connection:
             return await connection.fetchval(sql)
 
-    async def store(self, chat: Chat) -> bool:
-        """True when the row is new, False when it was there."""
-        return await self.execute(INSERT, chat.id, chat.user, chat.message) == "INSERT 0 1"
+    async def store(self, chats: list[Chat]) -> int:
+        """How many rows are new; the others were there. All of them are when this returns."""
+        columns = [chat.id for chat in chats], [chat.user for chat in chats], [chat.message for chat in chats]
+        return int((await self.execute(INSERT, *columns)).removeprefix("INSERT 0 "))
 
     def close(self):
         if self.pool is not None:
@@ -92,6 +104,7 @@ class Journal:
 
     def __init__(self, path: Path):
         self.path, self.lock = path, asyncio.Lock()
+        self.cleared = 0  # how often all of it was written back
         self.fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         # A last line without its newline was being written when the process died, so nobody
         # was told that it is kept.
@@ -105,6 +118,8 @@ class Journal:
     def append(self, chat: Chat):
         line = chat.model_dump_json().encode() + b"\n"
         before = os.fstat(self.fd).st_size
+        if before + len(line) > JOURNAL_BYTES_MAX:
+            raise OSError("the journal is full")
         try:
             written = os.write(self.fd, line)
             if written != len(line):
@@ -120,6 +135,7 @@ class Journal:
     def clear(self):
         os.ftruncate(self.fd, 0)
         os.fsync(self.fd)
+        self.cleared += 1
 
 
 @contextlib.asynccontextmanager
@@ -128,14 +144,29 @@ async def lifespan(app: FastAPI):
     app.state.cache = redis.from_url(os.environ["REDIS_URL"], socket_timeout=TIMEOUT_S,
                                      socket_connect_timeout=TIMEOUT_S)
     app.state.journal = Journal(Path(os.environ["JOURNAL"]))
-    waiting = len(app.state.journal.sessions())
-    log.info("%d sessions wait in the journal", waiting)
+    try:
+        done = await write_back()  # of a run that died before its resync
+        log.info("the journal is in step: %(written)d sessions written back, %(known)d known", done)
+    except AWAY as error:
+        log.warning("the journal waits for a resync, %s", why(error))
     yield
     app.state.database.close()
     await app.state.cache.aclose()
 
 
 app = FastAPI(title="Chat backend", lifespan=lifespan)
+
+
+async def write_back() -> dict:
+    """Empties the journal into PostgreSQL. The lock keeps new sessions out of it meanwhile, so
+    that clearing it forgets nothing; the ids keep a row that is there already from being doubled."""
+    async with app.state.journal.lock:
+        sessions = app.state.journal.sessions()
+        written = 0
+        for start in range(0, len(sessions), BATCH):
+            written += await app.state.database.store(sessions[start : start + BATCH])
+        app.state.journal.clear()
+    return {"written": written, "known": len(sessions) - written, "left": 0}
 
 
 def why(error: BaseException) -> str:
@@ -171,42 +202,46 @@ async def health(response: Response):
 
 @app.post("/api/chat")
 async def chat(chat: Chat, response: Response):
+    cleared = app.state.journal.cleared
     try:
-        await app.state.database.store(chat)
+        await app.state.database.store([chat])
         stored = "postgres"
     except AWAY as error:
-        async with app.state.journal.lock:
-            try:
-                app.state.journal.append(chat)
-            except OSError as worse:
-                raise HTTPException(503, f"the session is stored nowhere: {error}; {worse}") from worse
-        log.warning("session %s goes to the journal: %s", chat.id, why(error))
-        stored, response.status_code = "journal", 202
+        stored = await keep(chat, error, cleared)
+    if stored == "journal":
+        response.status_code = 202
     with contextlib.suppress(redis.RedisError, OSError):  # a count is a convenience
         await app.state.cache.incr("chats")
     return {"id": str(chat.id), "stored": stored}
 
 
+async def keep(chat: Chat, error: BaseException, cleared: int) -> str:
+    """PostgreSQL is away: into the journal. Unless a resync has passed since then: PostgreSQL is
+    back, and what came into the journal now would lie there until the next outage."""
+    async with app.state.journal.lock:
+        if app.state.journal.cleared != cleared:
+            try:
+                await app.state.database.store([chat])
+                return "postgres"
+            except AWAY as again:
+                error = again
+        try:
+            app.state.journal.append(chat)
+        except OSError as worse:
+            raise HTTPException(503, f"the session is stored nowhere: {error}; {worse}") from worse
+    log.warning("session %s goes to the journal: %s", chat.id, why(error))
+    return "journal"
+
+
 @app.post("/api/recovery/state_resync")
 async def state_resync():
-    """Writes the journal back. The lock keeps new sessions out of it meanwhile, so that
-    clearing it forgets nothing; the ids keep a row that is there already from being doubled."""
-    async with app.state.journal.lock:
-        sessions = app.state.journal.sessions()
-        written = known = 0
-        for session in sessions:
-            try:
-                if await app.state.database.store(session):
-                    written += 1
-                else:
-                    known += 1
-            except AWAY as error:
-                left = len(sessions) - written - known
-                raise HTTPException(503, f"{left} sessions are left in the journal, {why(error)}") from error
-        if sessions:
-            app.state.journal.clear()
-    log.info("state is in step again: %d sessions written back, %d known", written, known)
-    return {"written": written, "known": known, "left": 0}
+    """200 only when all is in PostgreSQL; otherwise the journal is as it was."""
+    try:
+        done = await write_back()
+    except AWAY as error:
+        raise HTTPException(503, f"the journal waits on, {why(error)}") from error
+    log.info("state is in step again: %(written)d sessions written back, %(known)d known", done)
+    return done
 
 
 @app.get("/api/sessions")

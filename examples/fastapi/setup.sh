@@ -184,9 +184,20 @@ $(user_line "$postgres_user")
 postgres = "127.0.0.1:$postgres_port"         # "starting up" is not ready yet
 timeout  = "60s"                              # recovery after a crash takes its time
 
+[health]
+postgres  = "127.0.0.1:$postgres_port"        # a server that hangs answers nothing; "too many clients" is alive
+interval  = "5s"
+timeout   = "3s"
+threshold = 3                                 # bad checks in a row: found within 3 × 5 s + 3 s
+
 [restart]
 policy = "always"
-delays = ["5s", "10s", "15s"]
+delays = ["5s", "10s", "15s"]                 # after the 1st, 2nd, 3rd failure in a row; the last repeats
+reset_after = "60s"                           # this long ready, and the count begins anew
+
+[alert]
+after_failures = 4                            # when the list of delays is used up, somebody is told
+repeat_every   = 4                            # and again at the 8th, the 12th, …
 
 [stop]
 signal  = "SIGINT"                            # the fast shutdown; SIGTERM would wait for clients
@@ -208,9 +219,20 @@ $(user_line "$redis_user")
 redis   = "127.0.0.1:$redis_port"
 timeout = "30s"
 
+[health]
+redis     = "127.0.0.1:$redis_port"           # PING; also one long command makes it miss the answer
+interval  = "5s"
+timeout   = "3s"
+threshold = 3
+
 [restart]
 policy = "always"
-delays = ["5s", "10s", "15s"]
+delays = ["5s", "10s", "15s"]                 # after the 1st, 2nd, 3rd failure in a row; the last repeats
+reset_after = "60s"                           # this long ready, and the count begins anew
+
+[alert]
+after_failures = 4                            # when the list of delays is used up, somebody is told
+repeat_every   = 4                            # and again at the 8th, the 12th, …
 UNIT
 
 write_unit backend <<UNIT
@@ -234,12 +256,39 @@ PYTHONUNBUFFERED         = "1"
 PYTHONDONTWRITEBYTECODE  = "1"
 
 [readiness]
-http    = "http://127.0.0.1:$backend_port/api/system/health"
+http    = "http://127.0.0.1:$backend_port/api/system/health"   # can it do its work: 503 without PostgreSQL
 timeout = "60s"
+
+[health]
+# Does the process itself answer? Not the address above: that one is bad while PostgreSQL is
+# away, and a restart of the backend would not bring PostgreSQL back.
+http      = "http://127.0.0.1:$backend_port/livez"
+interval  = "5s"
+timeout   = "3s"
+threshold = 3
+
+[dependency.postgres]
+on_loss   = "degrade"                         # keep running: sessions wait in the journal
+on_return = "resync"                          # then write them back
+
+[dependency.redis]
+on_loss   = "degrade"                         # the chat works without its count
+on_return = "resync"
+
+[resync]
+# Acknowledged by 2xx: every session of the journal is in PostgreSQL. Anything else is tried again.
+http    = "POST http://127.0.0.1:$backend_port/api/recovery/state_resync"
+timeout = "30s"
+delays  = ["5s", "10s", "15s"]                # when the last try fails too, somebody is told
 
 [restart]
 policy = "always"
-delays = ["5s", "10s", "15s"]
+delays = ["5s", "10s", "15s"]                 # after the 1st, 2nd, 3rd failure in a row; the last repeats
+reset_after = "60s"                           # this long ready, and the count begins anew
+
+[alert]
+after_failures = 4                            # when the list of delays is used up, somebody is told
+repeat_every   = 4                            # and again at the 8th, the 12th, …
 
 [stop]
 timeout = "10s"

@@ -22,10 +22,12 @@ pub enum Verb {
     Restart,
     Reload,
     Clear,
+    Resync,
 }
 
 impl Verb {
-    pub const ALL: [Verb; 5] = [Verb::Start, Verb::Stop, Verb::Restart, Verb::Reload, Verb::Clear];
+    pub const ALL: [Verb; 6] =
+        [Verb::Start, Verb::Stop, Verb::Restart, Verb::Reload, Verb::Clear, Verb::Resync];
 
     /// As it stands in a path and on the command line.
     pub fn as_str(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Verb {
             Verb::Restart => "restart",
             Verb::Reload => "reload",
             Verb::Clear => "clear",
+            Verb::Resync => "resync",
         }
     }
 }
@@ -82,6 +85,16 @@ pub enum Call {
         follow: bool,
     },
     ConfigErrors,
+    Alerts {
+        limit: u32,
+    },
+    /// What a reread of the files would do.
+    ConfigPlan,
+    /// Reread the files and do it.
+    ConfigApply {
+        /// false: answered as soon as the set is in force.
+        wait: bool,
+    },
 }
 
 /// What the daemon says to a `Call`.

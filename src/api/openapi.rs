@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use crate::api::routes::{Need, Param, ROUTES, Route, Target};
 use crate::api::types::{
-    ActionReply, ActionRequest, ConfigHealth, ErrorReply, EventList, LogLines, RecoveryRequest,
-    SignalRequest, SystemHealth, UnitCard, UnitList,
+    ActionReply, ActionRequest, AlertList, ConfigApplied, ConfigHealth, ConfigPlan, ErrorReply, EventList,
+    LogLines, RecoveryRequest, SignalRequest, SystemHealth, UnitCard, UnitList,
 };
 
 /// The document as JSON text, with a newline at its end.
@@ -116,10 +116,15 @@ fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         Target::Unit => to_value(schemas.subschema_for::<UnitCard>()),
         Target::UnitLogs | Target::Logs => to_value(schemas.subschema_for::<LogLines>()),
         Target::Events => to_value(schemas.subschema_for::<EventList>()),
+        Target::Alerts => to_value(schemas.subschema_for::<AlertList>()),
         Target::ConfigErrors => to_value(schemas.subschema_for::<ConfigHealth>()),
-        Target::UnitAct(_) | Target::UnitSignal | Target::Act(_) | Target::RecoveryRestart => {
-            to_value(schemas.subschema_for::<ActionReply>())
-        }
+        Target::ConfigPlan => to_value(schemas.subschema_for::<ConfigPlan>()),
+        Target::ConfigApply => to_value(schemas.subschema_for::<ConfigApplied>()),
+        Target::UnitAct(_)
+        | Target::UnitSignal
+        | Target::Act(_)
+        | Target::RecoveryRestart
+        | Target::RecoveryResync => to_value(schemas.subschema_for::<ActionReply>()),
     };
     let mut content = json!({ "application/json": { "schema": schema } });
     if route.params.contains(&Param::Follow) {
@@ -132,8 +137,12 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
     let (schema, required) = match target {
         Target::UnitSignal => (to_value(schemas.subschema_for::<SignalRequest>()), true),
         Target::Act(_) => (to_value(schemas.subschema_for::<ActionRequest>()), true),
-        Target::RecoveryRestart => (to_value(schemas.subschema_for::<RecoveryRequest>()), false),
-        Target::UnitAct(_) => (json!({ "type": "object", "maxProperties": 0 }), false),
+        Target::RecoveryRestart | Target::RecoveryResync => {
+            (to_value(schemas.subschema_for::<RecoveryRequest>()), false)
+        }
+        Target::UnitAct(_) | Target::ConfigPlan | Target::ConfigApply => {
+            (json!({ "type": "object", "maxProperties": 0 }), false)
+        }
         Target::Livez
         | Target::Readyz
         | Target::Health
@@ -143,6 +152,7 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         | Target::Logs
         | Target::Events
         | Target::ConfigErrors
+        | Target::Alerts
         | Target::OpenApi => return None,
     };
     Some(json!({ "required": required, "content": { "application/json": { "schema": schema } } }))

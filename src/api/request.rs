@@ -69,6 +69,7 @@ pub fn parse(
         Target::Health => Call::Health,
         Target::Units => Call::Units,
         Target::ConfigErrors => Call::ConfigErrors,
+        Target::Alerts => Call::Alerts { limit: query.limit.unwrap_or(EVENTS_DEFAULT) },
         Target::Unit => Call::Unit { name: name()? },
         Target::UnitLogs => Call::Logs { units: vec![name()?], lines, follow },
         Target::Logs => Call::Logs { units: query.units, lines, follow },
@@ -78,6 +79,14 @@ pub fn parse(
             limit: query.limit.unwrap_or(EVENTS_DEFAULT),
             follow,
         },
+        Target::ConfigPlan => {
+            parse_nothing(body)?;
+            Call::ConfigPlan
+        }
+        Target::ConfigApply => {
+            parse_nothing(body)?;
+            Call::ConfigApply { wait }
+        }
         Target::UnitAct(verb) => {
             parse_nothing(body)?;
             Call::Act { verb, units: vec![name()?], all: false, wait }
@@ -90,6 +99,10 @@ pub fn parse(
         Target::RecoveryRestart => match parse_json_or_default::<RecoveryRequest>(body)?.unit {
             Some(unit) => Call::Act { verb: Verb::Restart, units: vec![unit_name(&unit)?], all: false, wait },
             None => Call::RestartInactive { wait },
+        },
+        Target::RecoveryResync => match parse_json_or_default::<RecoveryRequest>(body)?.unit {
+            Some(unit) => Call::Act { verb: Verb::Resync, units: vec![unit_name(&unit)?], all: false, wait },
+            None => Call::Act { verb: Verb::Resync, units: Vec::new(), all: true, wait },
         },
     }))
 }

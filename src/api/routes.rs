@@ -27,11 +27,15 @@ pub enum Target {
     Logs,
     Events,
     ConfigErrors,
+    Alerts,
+    ConfigPlan,
+    ConfigApply,
     OpenApi,
     UnitAct(Verb),
     UnitSignal,
     Act(Verb),
     RecoveryRestart,
+    RecoveryResync,
 }
 
 /// A query parameter.
@@ -70,7 +74,7 @@ impl Param {
             Param::AfterId => "Only events with a greater id.",
             Param::Since => "Only events at or after this time, RFC 3339.",
             Param::Limit => {
-                "Most events to answer with, 1 to 10000. Default 1000. With after_id the oldest that fit, else the newest."
+                "Most entries to answer with, 1 to 10000. Default 1000. With after_id the oldest that fit, else the newest."
             }
             Param::Wait => "false: answer as soon as the order is taken. Default true.",
         }
@@ -100,6 +104,7 @@ const fn act(pattern: &'static str, target: Target, params: &'static [Param], wh
 const UNIT_LOGS: &[Param] = &[Param::Lines, Param::Follow];
 const LOGS: &[Param] = &[Param::Unit, Param::Lines, Param::Follow];
 const EVENTS: &[Param] = &[Param::AfterId, Param::Since, Param::Limit, Param::Follow];
+const ALERTS: &[Param] = &[Param::Limit];
 const WAIT: &[Param] = &[Param::Wait];
 
 /// Every route there is.
@@ -113,18 +118,34 @@ pub const ROUTES: &[Route] = &[
     read("/v1/logs", Target::Logs, LOGS, "What several units wrote."),
     read("/v1/events", Target::Events, EVENTS, "What happened, oldest first."),
     read("/v1/config/errors", Target::ConfigErrors, &[], "What is wrong in the unit files."),
+    read(
+        "/v1/alerts",
+        Target::Alerts,
+        ALERTS,
+        "What people were to be told, newest first, with its channels.",
+    ),
     read("/openapi.json", Target::OpenApi, &[], "This document."),
     act("/v1/units/{name}/start", Target::UnitAct(Verb::Start), WAIT, "Start a unit and what it requires."),
     act("/v1/units/{name}/stop", Target::UnitAct(Verb::Stop), WAIT, "Stop a unit; it stays stopped."),
     act("/v1/units/{name}/restart", Target::UnitAct(Verb::Restart), WAIT, "Stop a unit, then start it."),
     act("/v1/units/{name}/reload", Target::UnitAct(Verb::Reload), WAIT, "Have a unit reread its files."),
     act("/v1/units/{name}/clear", Target::UnitAct(Verb::Clear), WAIT, "Forget a unit's failures."),
+    act("/v1/units/{name}/resync", Target::UnitAct(Verb::Resync), WAIT, "Restore a unit's state now."),
     act("/v1/units/{name}/signal", Target::UnitSignal, &[], "Send a signal to a unit's main process."),
     act("/v1/actions/start", Target::Act(Verb::Start), WAIT, "Start several units, requirements first."),
     act("/v1/actions/stop", Target::Act(Verb::Stop), WAIT, "Stop several units in reverse order."),
     act("/v1/actions/restart", Target::Act(Verb::Restart), WAIT, "Restart several units."),
     act("/v1/actions/reload", Target::Act(Verb::Reload), WAIT, "Have several units reread their files."),
     act("/v1/actions/clear", Target::Act(Verb::Clear), WAIT, "Forget the failures of several units."),
+    act("/v1/actions/resync", Target::Act(Verb::Resync), WAIT, "Restore the state of several units now."),
+    act("/v1/config/plan", Target::ConfigPlan, &[], "What a reread of the files would do, unit by unit."),
+    act("/v1/config/apply", Target::ConfigApply, WAIT, "Reread the files and do what the plan says."),
+    act(
+        "/api/recovery/state_resync",
+        Target::RecoveryResync,
+        WAIT,
+        "Restore the state of one unit, or of every unit that has a resync; answers with each outcome.",
+    ),
     act(
         "/api/recovery/restart",
         Target::RecoveryRestart,

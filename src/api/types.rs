@@ -57,6 +57,13 @@ pub struct UnitCard {
     pub unit: Unit,
     pub log_tail: Vec<String>,
     pub history: Vec<EventLine>,
+    /// Of each kind of event the newest, oldest first, whatever came after it; and the
+    /// `order.asked` lines that say who gave its orders. What `upright why` goes by.
+    #[serde(default)]
+    pub causes: Vec<EventLine>,
+    /// Gone from the files; it is being stopped and will be forgotten.
+    #[serde(default)]
+    pub removed: bool,
 }
 
 /// One line of history: `GET /v1/events`, `upright events`, `system_resilience.log`.
@@ -85,6 +92,49 @@ pub struct EventLine {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct EventList {
     pub events: Vec<EventLine>,
+}
+
+/// `GET /v1/alerts`, `upright alert list --json`: newest first.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct AlertList {
+    pub alerts: Vec<AlertLine>,
+}
+
+/// Something that people were to be told, and whether they were.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct AlertLine {
+    /// Stable: the same alert has the same id wherever it is sent, however often.
+    pub id: String,
+    /// When it was raised, RFC 3339 with microseconds.
+    pub ts: String,
+    /// None: of the daemon itself.
+    pub unit: Option<String>,
+    /// failing | recovered | gave-up | stuck | resync-failed | engine-restarted | safe-mode |
+    /// config-error | config-mended
+    pub kind: String,
+    /// critical | warning | info
+    pub severity: String,
+    pub message: String,
+    pub failures: u32,
+    pub episode: u64,
+    /// Units that need this one.
+    pub affected: Vec<String>,
+    /// Empty: no channel takes it.
+    pub channels: Vec<AlertDelivery>,
+}
+
+/// How far an alert is with one channel.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct AlertDelivery {
+    pub channel: String,
+    /// pending | delivered | parked (refused for good, or the channel is gone)
+    pub state: String,
+    /// Sends so far.
+    pub attempts: u32,
+    /// Of the last change, RFC 3339; None: not sent yet.
+    pub at: Option<String>,
+    /// What the last send was told, when it failed.
+    pub error: Option<String>,
 }
 
 /// One line a service wrote; also the item of a followed log.
@@ -156,9 +206,52 @@ pub struct SystemHealth {
     pub uptime_s: f64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct ConfigHealth {
     pub errors: Vec<ConfigError>,
+    /// The files say something else than what is in force, and nobody applies it: `watch =
+    /// "notify"`, or safe mode. `upright plan` shows what it is.
+    #[serde(default)]
+    pub unapplied: bool,
+}
+
+/// Answer of `POST /v1/config/plan`: what a reread of the files would do.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct ConfigPlan {
+    /// Unit by unit; those that feel nothing are left out.
+    pub units: Vec<PlannedUnit>,
+    /// How many feel nothing.
+    pub unchanged: u64,
+    /// Of these files the last good version stays in force, or none at all.
+    pub errors: Vec<ConfigError>,
+    pub warnings: Vec<ConfigError>,
+    /// Keys of `upright.toml` that change, `daemon.watch`.
+    pub daemon: Vec<PlannedKey>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct PlannedUnit {
+    pub unit: String,
+    /// added | removed | live | next-start | restart | start | stop
+    pub change: String,
+    /// `service.command`, …
+    pub keys: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct PlannedKey {
+    pub key: String,
+    /// live | restart (with the next start of the daemon)
+    pub takes: String,
+}
+
+/// Answer of `POST /v1/config/apply`, sent when it is done.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct ConfigApplied {
+    pub plan: ConfigPlan,
+    /// Of the units of which something had to be awaited: they were added, removed, restarted,
+    /// started or stopped.
+    pub outcomes: Vec<UnitOutcome>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]

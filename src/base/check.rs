@@ -40,10 +40,12 @@ pub enum NetCheck {
     Unix(PathBuf),
     /// Any 2xx answer.
     Http(HttpTarget),
-    /// PostgreSQL's start-up packet is answered with anything but "starting up" or
-    /// "shutting down" (57P03): authentication asked for means that it accepts clients.
+    /// PostgreSQL's start-up packet is answered with anything but "starting up", "in recovery"
+    /// or "shutting down" (57P01-57P03): authentication asked for means that it accepts
+    /// clients, "too many clients" (53300) that it serves them.
     Postgres(Endpoint),
-    /// `PING` is answered with `+PONG` (or `-NOAUTH`); `-LOADING` is not ready.
+    /// `PING` is answered with `+PONG`, or by a server that is up and refuses us (`-NOAUTH`,
+    /// `-NOPERM`, `-MISCONF`, too many clients); `-LOADING` is not ready.
     Redis(Endpoint),
 }
 
@@ -53,6 +55,8 @@ pub enum ProbeOutcome {
     Ok,
     /// One line, at most 200 characters: "connection refused", "HTTP 503", …
     Failed(String),
+    /// We were short of fds or memory and could not ask: nothing is known about the service.
+    Short(String),
 }
 
 impl fmt::Display for HostPort {

@@ -80,7 +80,7 @@ fn has_failed_again(verb: Verb, outcome: &UnitOutcome) -> bool {
     let is_down = matches!(outcome.state.as_str(), "backoff" | "failed");
     match verb {
         Verb::Start | Verb::Restart => outcome.outcome == "done" && is_down,
-        Verb::Stop | Verb::Reload | Verb::Clear => false,
+        Verb::Stop | Verb::Reload | Verb::Clear | Verb::Resync => false,
     }
 }
 
@@ -118,7 +118,10 @@ pub fn render_outcomes(
                     (Verb::Start | Verb::Restart, Some(after)) => {
                         format!("{} (active in {})", done_word(verb), took(after))
                     }
-                    (Verb::Start | Verb::Restart | Verb::Stop | Verb::Reload | Verb::Clear, _) => {
+                    (
+                        Verb::Start | Verb::Restart | Verb::Stop | Verb::Reload | Verb::Clear | Verb::Resync,
+                        _,
+                    ) => {
                         format!("{} ({state})", done_word(verb))
                     }
                 }
@@ -158,6 +161,7 @@ fn done_word(verb: Verb) -> &'static str {
         Verb::Restart => "restarted",
         Verb::Reload => "reloaded",
         Verb::Clear => "cleared",
+        Verb::Resync => "state restored",
     }
 }
 
@@ -166,7 +170,7 @@ fn point_to_failures(verb: Verb, reply: &ActionReply) {
     let failed = |outcome: &&UnitOutcome| outcome.outcome == "failed" || has_failed_again(verb, outcome);
     for outcome in reply.outcomes.iter().filter(failed) {
         let unit = escape_line(&outcome.unit);
-        let _ = writeln!(err, "help: look at `upright status {unit}` and `upright logs {unit}`"); // nobody to tell
+        let _ = writeln!(err, "help: look at `upright why {unit}` and `upright logs {unit}`"); // nobody to tell
     }
 }
 

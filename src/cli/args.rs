@@ -16,9 +16,9 @@ const TEMPLATE: &str = "{about}\n\nUsage: {usage}\n{before-help}Options:\n{optio
 /// The verbs as `--help` groups them. A test holds this against the list of subcommands.
 pub const GROUPS: [(&str, &[&str]); 4] = [
     ("Run it", &["demo", "daemon"]),
-    ("Look", &["status", "logs", "events", "graph"]),
-    ("Act", &["start", "stop", "restart", "reload", "clear", "signal"]),
-    ("Check", &["check", "schema"]),
+    ("Look", &["status", "why", "logs", "events", "alert", "graph"]),
+    ("Act", &["start", "stop", "restart", "reload", "clear", "resync", "signal", "plan", "apply"]),
+    ("Check", &["check", "simulate", "schema"]),
 ];
 
 const EXIT_CODES: &str = "\
@@ -95,6 +95,11 @@ pub enum Command {
         after_help = "Examples:\n  upright status             every unit, a line each; exit 3 when a wanted one is not active\n  upright status backend     one unit, with its history and last lines\n  upright status --json | jq '.units[] | select(.state != \"active\")'"
     )]
     Status(StatusArgs),
+    /// Tell why a unit is as it is, down to the cause, and what to type
+    #[command(
+        after_help = "Examples:\n  upright why backend\n  upright why backend --json | jq -r '.because[].sentence'"
+    )]
+    Why(WhyArgs),
     /// Show what units wrote
     #[command(
         after_help = "Examples:\n  upright logs backend -n 100\n  upright logs -f                 every unit, as it happens\n  upright logs backend redis -f"
@@ -105,6 +110,14 @@ pub enum Command {
         after_help = "Examples:\n  upright events --since 10m\n  upright events --since 2026-11-21T20:00:00Z\n  upright events -f --json"
     )]
     Events(EventsArgs),
+    /// Show what people were to be told, and whether they were
+    #[command(
+        subcommand,
+        subcommand_value_name = "VERB",
+        disable_help_subcommand = true,
+        after_help = "Examples:\n  upright alert list          the newest alerts, each with its channels\n  upright alert list --json | jq '.alerts[] | select(.channels == [])'"
+    )]
+    Alert(AlertCommand),
     /// Show who needs whom, with states
     #[command(after_help = "Examples:\n  upright graph\n  upright graph --dot | dot -Tsvg > units.svg")]
     Graph(GraphArgs),
@@ -113,11 +126,28 @@ pub enum Command {
     /// Send a signal to a unit's main process
     #[command(after_help = "Examples:\n  upright signal USR1 backend\n  upright signal SIGHUP postgres")]
     Signal(SignalArgs),
+    /// Show what a reread of the files would do, unit by unit
+    #[command(
+        visible_alias = "reread",
+        after_help = "Exit codes: 0 whether or not there is something to do · 2 a file is invalid\n\nExamples:\n  upright plan\n  upright plan --json | jq '.units[] | select(.change == \"restart\")'"
+    )]
+    Plan,
+    /// Reread the files and do what `plan` says; waits until it is done
+    #[command(
+        visible_alias = "update",
+        after_help = "Exit codes: 0 done · 1 a unit did not get where it should · 2 a file is invalid; the others are applied\n\nExamples:\n  upright apply\n  upright apply --no-wait"
+    )]
+    Apply(ApplyArgs),
     /// Find every mistake in unit files, without a daemon
     #[command(
         after_help = "Examples:\n  upright check                  the unit files of this home\n  upright check units/ web.toml"
     )]
     Check(CheckArgs),
+    /// Show when a unit would be restarted and who would be told, were it to fail
+    #[command(
+        after_help = "The daemon's own engine is given the unit file and a world in which nothing else goes wrong.\n\nExamples:\n  upright simulate backend\n  upright simulate units/backend.toml --failures 4\n  upright simulate backend --how hang       found by [health], killed, restarted\n  upright simulate backend --every 2m       each run is ready for two minutes first"
+    )]
+    Simulate(SimulateArgs),
     /// Print the JSON Schema of unit files, for editors
     #[command(after_help = "Examples:\n  upright schema > units/unit.schema.json")]
     Schema(SchemaArgs),
@@ -147,6 +177,9 @@ pub enum ActCommand {
     /// Forget the failures of units, so that their next delay is the first again
     #[command(after_help = "Examples:\n  upright clear backend")]
     Clear(OrderArgs),
+    /// Have units restore their state now, as after the return of a requirement
+    #[command(after_help = "Examples:\n  upright resync backend\n  upright resync --all")]
+    Resync(OrderArgs),
 }
 
 impl ActCommand {
@@ -157,6 +190,7 @@ impl ActCommand {
             ActCommand::Restart(_) => Verb::Restart,
             ActCommand::Reload(_) => Verb::Reload,
             ActCommand::Clear(_) => Verb::Clear,
+            ActCommand::Resync(_) => Verb::Resync,
         }
     }
 
@@ -166,7 +200,8 @@ impl ActCommand {
             | ActCommand::Stop(order)
             | ActCommand::Restart(order)
             | ActCommand::Reload(order)
-            | ActCommand::Clear(order) => order,
+            | ActCommand::Clear(order)
+            | ActCommand::Resync(order) => order,
         }
     }
 }
@@ -195,6 +230,38 @@ pub struct StatusArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+pub struct WhyArgs {
+    /// Name of a unit
+    #[arg(value_name = "UNIT")]
+    pub unit: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct SimulateArgs {
+    /// Name of a unit, or its file
+    #[arg(value_name = "UNIT")]
+    pub unit: String,
+    /// Fail so many times, then stay up
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub failures: u32,
+    /// In what way: exit, hang (found by [health]), never-ready (found by readiness.timeout)
+    #[arg(long, value_name = "HOW", value_enum, hide_possible_values = true, default_value_t = HowToFail::Exit)]
+    pub how: HowToFail,
+    /// Be ready for so long before each failure
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = any_duration)]
+    pub every: Duration,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum HowToFail {
+    // No docstrings, as above.
+    #[default]
+    Exit,
+    Hang,
+    NeverReady,
+}
+
+#[derive(Debug, ClapArgs)]
 pub struct LogsArgs {
     /// Names of units; none = all
     #[arg(value_name = "UNIT")]
@@ -220,6 +287,20 @@ pub struct EventsArgs {
     pub lines: u32,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum AlertCommand {
+    /// Show the newest alerts, newest first, each with its channels
+    #[command(after_help = "Examples:\n  upright alert list -n 5")]
+    List(AlertListArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct AlertListArgs {
+    /// At most the newest N
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub lines: u32,
+}
+
 #[derive(Debug, ClapArgs)]
 pub struct GraphArgs {
     /// Print Graphviz DOT
@@ -235,6 +316,16 @@ pub struct SignalArgs {
     /// Names of units
     #[arg(value_name = "UNIT", required = true)]
     pub units: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ApplyArgs {
+    /// Return as soon as the files are in force
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Wait at most this long, then exit 7; the files are in force
+    #[arg(long, value_name = "DURATION", value_parser = positive_duration)]
+    pub timeout: Option<Duration>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -295,11 +386,15 @@ pub fn with_called_name(mut words: Vec<OsString>) -> Vec<OsString> {
 }
 
 fn positive_duration(text: &str) -> Result<Duration, String> {
-    match duration::parse(text) {
+    match any_duration(text) {
         Ok(Duration::ZERO) => Err("it must be longer than zero".into()),
-        Ok(duration) => Ok(duration),
-        Err(error) => Err(error.help.map_or(error.why.clone(), |help| format!("{}; {help}", error.why))),
+        other => other,
     }
+}
+
+fn any_duration(text: &str) -> Result<Duration, String> {
+    duration::parse(text)
+        .map_err(|error| error.help.map_or(error.why.clone(), |help| format!("{}; {help}", error.why)))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Refuses: talking to a daemon, and writing to the terminal (the caller does).
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -42,6 +42,21 @@ pub fn run(paths: &[PathBuf], asked: &Asked, format: Format) -> (String, u8) {
         Format::Json => format!("{:#}\n", as_json(&loaded)),
     };
     (text, code)
+}
+
+/// The same of one unit's file only; `stem` is its name without `.toml`.
+pub fn of_file(loaded: &Loaded, stem: &str, format: Format) -> String {
+    let mut only = Loaded { units: Vec::new(), ..loaded.clone() };
+    only.diagnostics.retain(|diagnostic| is_file_of(&diagnostic.file, stem));
+    match format {
+        Format::Text(colour) => as_text(&only, &[], colour),
+        Format::Json => format!("{:#}\n", as_json(&only)),
+    }
+}
+
+/// Whether this is the file of the unit or template `stem`.
+pub fn is_file_of(file: &str, stem: &str) -> bool {
+    Path::new(file).file_stem().is_some_and(|found| found == stem)
 }
 
 fn as_text(loaded: &Loaded, looked_in: &[PathBuf], colour: Colour) -> String {

@@ -46,7 +46,11 @@ pub fn schema(args: &SchemaArgs) -> Result<u8, Fail> {
     print(schema::run(if args.daemon { schema::Of::Daemon } else { schema::Of::Unit }))
 }
 
-fn print((text, code): (String, u8)) -> Result<u8, Fail> {
+/// What a command has to say, and its exit code.
+///
+/// # Errors
+/// Stdout cannot be written; a reader that left is no error.
+pub fn print((text, code): (String, u8)) -> Result<u8, Fail> {
     let mut out = Out::stdout();
     let _ = out.write(&text)?; // Break: nothing else is to be written
     let _ = out.flush()?; // the same

@@ -9,21 +9,27 @@ pub mod context;
 pub mod find;
 pub mod when;
 pub mod status;
+pub mod told;
+pub mod why;
 pub mod act;
 pub mod signal;
 pub mod logs;
 pub mod events;
+pub mod alert;
 pub mod graph;
 pub mod doors;
 pub mod check;
+pub mod simulate;
 pub mod schema;
+pub mod plan;
+pub mod apply;
 
 use std::ffi::OsString;
 use std::io::Write;
 
 use clap::FromArgMatches;
 
-use crate::cli::args::{Args, Command};
+use crate::cli::args::{AlertCommand, Args, Command};
 use crate::cli::context::{Context, Fail};
 
 /// The wrong words were given, or a file is invalid (the contract's exit codes).
@@ -65,11 +71,16 @@ fn dispatch(args: &Args) -> Result<u8, Fail> {
         Command::Demo(demo) => Ok(doors::demo(demo)),
         Command::Puppet(puppet) => Ok(doors::puppet(&puppet.words)),
         Command::Check(check) => doors::check(global, &check.paths),
+        Command::Simulate(asked) => simulate::run(global, asked),
         Command::Schema(schema) => doors::schema(schema),
         Command::Status(status) => status::run(&mut context()?, &status.units),
+        Command::Why(asked) => why::run(&mut context()?, &asked.unit),
         Command::Act(act) => act::run(&mut context()?, act.verb(), act.order()),
         Command::Signal(signal) => signal::run(&mut context()?, signal),
+        Command::Plan => plan::run(&mut context()?),
+        Command::Apply(args) => apply::run(&mut context()?, args),
         Command::Logs(logs) => logs::run(&mut context()?, logs),
+        Command::Alert(AlertCommand::List(list)) => alert::list(&mut context()?, list),
         Command::Events(events) => events::run(&mut context()?, events),
         Command::Graph(graph) => graph::run(&mut context()?, graph.form()),
     }

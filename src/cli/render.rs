@@ -136,6 +136,29 @@ pub fn cut(text: &str, columns: usize) -> String {
     out
 }
 
+/// Fewest columns that text is wrapped to: below this a line is a word and the reader lost.
+const WRAP_COLUMNS_MIN: usize = 16;
+
+/// `text` in lines of at most `columns`, broken between words; None = one line. A word that
+/// is longer than a line is left whole: it may be a path that somebody wants to copy.
+pub fn wrap(text: &str, columns: Option<usize>) -> Vec<String> {
+    let Some(columns) = columns else { return vec![text.to_string()] };
+    let columns = columns.max(WRAP_COLUMNS_MIN);
+    let mut lines = vec![String::new()];
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
+        let Some(line) = lines.last_mut() else { continue };
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.width() + 1 + word.width() <= columns {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_string());
+        }
+    }
+    lines
+}
+
 /// `3m 12s`: the two largest units, enough for a person.
 pub fn rough(duration: Duration) -> String {
     let seconds = duration.as_secs();
@@ -200,6 +223,18 @@ mod tests {
         assert_eq!(cut("日本語", 5), "日本…");
         assert_eq!(cut("日本語", 4), "日…");
         assert_eq!(cut("x", 0), "…");
+    }
+
+    #[test]
+    fn lines_are_broken_between_words() {
+        assert_eq!(wrap("one two", None), ["one two"]);
+        let text = "restart 4 follows in 15 seconds /a/very/long/path/to/something and more";
+        let lines = wrap(text, Some(20));
+        assert_eq!(
+            lines,
+            ["restart 4 follows in", "15 seconds", "/a/very/long/path/to/something", "and more"]
+        );
+        assert_eq!(lines.join(" "), text);
     }
 
     #[test]

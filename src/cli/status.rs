@@ -9,11 +9,11 @@ use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
 use crate::api::client::escaped;
-use crate::api::types::{DaemonInfo, Unit, UnitCard, UnitList};
+use crate::api::types::{ConfigHealth, DaemonInfo, Unit, UnitCard, UnitList};
 use crate::cli::context::{Context, EXIT_FAILED, EXIT_NOT_ACTIVE, Fail, Form, now};
-use crate::cli::events;
 use crate::cli::render::{Look, cut, escape_line, mark};
 use crate::cli::when;
+use crate::cli::{events, plan};
 
 const HEADER: [&str; 7] = ["UNIT", "STATE", "SINCE", "PID", "RESTARTS", "HEALTH", "REASON"];
 const GAP: usize = 2;
@@ -79,7 +79,9 @@ fn run_table(context: &mut Context, names: &[String]) -> Result<u8, Fail> {
             context.print_json(&object)?;
         }
         Form::Text => {
-            let text = render_table(&list, now(), &context.look);
+            // A daemon that cannot say it now has just said the rest.
+            let config = context.client.get::<ConfigHealth>("/v1/config/errors").unwrap_or_default();
+            let text = render_table(&list, now(), &context.look) + &render_config(&config, &context.look);
             context.print(&text)?;
         }
     }
@@ -138,6 +140,15 @@ pub fn render_table(list: &UnitList, now: Timestamp, look: &Look) -> String {
     text + &notes(&list.daemon, list.units.len())
 }
 
+/// What is to be known about the files: nothing where all is well.
+pub fn render_config(config: &ConfigHealth, look: &Look) -> String {
+    let mut text = plan::render_errors(&config.errors, look);
+    if config.unapplied {
+        text.push_str("note: files have changed and are not applied; `upright plan` shows what `upright apply` would do\n");
+    }
+    text
+}
+
 fn cells(unit: &Unit, now: Timestamp) -> [String; 7] {
     [
         escape_line(&unit.name),
@@ -179,7 +190,7 @@ fn notes(daemon: &DaemonInfo, units: usize) -> String {
     }
     if daemon.mode != "normal" {
         text.push_str(&format!(
-            "note: {} mode: units are supervised, orders are refused; see `upright events`\n",
+            "note: {} mode: units are supervised, changed files wait for `upright apply`; see `upright events`\n",
             escape_line(&daemon.mode)
         ));
     }
@@ -205,6 +216,8 @@ pub fn render_card(card: &UnitCard, now: Timestamp, look: &Look) -> String {
     let names = |names: &[String]| escape_line(&names.join(", "));
     line("description", escape_line(&unit.description));
     line("reason", escape_line(&unit.reason));
+    let ails = (unit.wanted && unit.state != "active") || unit.health == "unhealthy";
+    line("why", if ails { format!("`upright why {}`", escape_line(&unit.name)) } else { String::new() });
     line("since", format!("{} ({})", when::local(&unit.since, &look.zone), when::ago(&unit.since, now)));
     line("pid", unit.pid.map(|pid| pid.to_string()).unwrap_or_default());
     line("run", unit.run.map(|run| run.to_string()).unwrap_or_default());

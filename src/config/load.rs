@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::base::limits;
 use crate::base::name::UnitName;
+use crate::config::merge::Found;
 use crate::config::paths::Home;
 use crate::config::read::{ReadError, Trust, check_dir, read};
 use crate::graph::check::{check, expand};
@@ -31,6 +32,22 @@ pub struct Loaded {
     pub diagnostics: Vec<Diagnostic>,
     /// File → its text, for `unit::render`.
     pub texts: BTreeMap<String, String>,
+    /// Every unit file that is there.
+    pub found: BTreeMap<String, Found>,
+    /// Unit directories that are not there, or cannot be read.
+    pub lost: BTreeSet<PathBuf>,
+    /// `upright.toml` where there is one: its text, and its meaning unless it is wrong.
+    pub config: Option<ConfigFound>,
+}
+
+/// The config file as it was found.
+#[derive(Clone, Debug)]
+pub struct ConfigFound {
+    pub file: String,
+    /// None: it cannot be read.
+    pub text: Option<String>,
+    /// None: it has a mistake.
+    pub spec: Option<DaemonSpec>,
 }
 
 impl Loaded {
@@ -54,6 +71,8 @@ pub fn load(home: &Home) -> Loaded {
     for dir in &home.unit_dirs {
         if home.units_named || dir.symlink_metadata().is_ok() {
             set.add_dir(dir);
+        } else {
+            set.lost.insert(dir.clone());
         }
     }
     set.finish()
@@ -125,6 +144,9 @@ struct Set {
     /// (stem, message) of what was found between units: the instances of a template say the same.
     reported: BTreeSet<(UnitName, String)>,
     texts: BTreeMap<String, String>,
+    found: BTreeMap<String, Found>,
+    lost: BTreeSet<PathBuf>,
+    config: Option<ConfigFound>,
 }
 
 impl Set {
@@ -141,6 +163,9 @@ impl Set {
             diagnostics: Vec::new(),
             reported: BTreeSet::new(),
             texts: BTreeMap::new(),
+            found: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            config: None,
         }
     }
 
@@ -153,14 +178,19 @@ impl Set {
         if !self.seen.insert(path.to_path_buf()) {
             return;
         }
+        let display = path.display().to_string();
         let text = match read(path, self.trust) {
             Ok(text) => text,
-            Err(error) => return self.refuse(path, "daemon", error),
+            Err(error) => {
+                self.config = Some(ConfigFound { file: display, text: None, spec: None });
+                return self.refuse(path, "daemon", error);
+            }
         };
-        let display = path.display().to_string();
         let parsed = daemon_file::parse(&display, &text);
-        self.daemon = parsed.spec;
+        self.daemon = parsed.spec.clone();
         self.diagnostics.extend(parsed.diagnostics);
+        let file = display.clone();
+        self.config = Some(ConfigFound { file, text: Some(text.clone()), spec: parsed.spec });
         self.texts.insert(display, text);
     }
 
@@ -168,16 +198,21 @@ impl Set {
         if self.trust == Trust::Deployed
             && let Err(error) = check_dir(dir)
         {
+            self.lost.insert(dir.to_path_buf());
             return self.refuse(dir, "unit", error);
         }
-        let entries = match std::fs::read_dir(dir) {
-            Ok(entries) => entries,
+        // Half a listing would make the other half of the units look removed.
+        let listed = std::fs::read_dir(dir).and_then(|entries| {
+            entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<PathBuf>, _>>()
+        });
+        let mut names = match listed {
+            Ok(names) => names,
             Err(cause) => {
+                self.lost.insert(dir.to_path_buf());
                 let why = format!("cannot read the directory: {cause}");
                 return self.refuse(dir, "unit", ReadError { code: "unreadable", why, help: None });
             }
         };
-        let mut names: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
         names.retain(|path| is_unit_file_name(path));
         names.sort();
         for path in &names {
@@ -216,6 +251,9 @@ impl Set {
             && let Some(first) = self.files.get(name)
         {
             let why = format!("a second file for the unit `{name}`; the first is {}", first.display);
+            let text = read(path, self.trust).ok();
+            let specs = text.as_ref().map(|text| parse(&display, &stem, text).specs).unwrap_or_default();
+            self.found.insert(display, Found { text, specs });
             let help = Some("rename or delete one of them".to_string());
             return self.refuse(path, "unit", ReadError { code: "duplicate", why, help });
         }
@@ -231,6 +269,8 @@ impl Set {
             }
         };
         self.diagnostics.extend(parsed.diagnostics);
+        let text = self.texts.get(&display).cloned();
+        self.found.insert(display.clone(), Found { text, specs: parsed.specs.clone() });
         let Ok(name) = name else { return };
         if parsed.specs.is_empty() {
             self.broken.insert(name.clone());
@@ -269,6 +309,9 @@ impl Set {
             broken: self.broken,
             diagnostics: self.diagnostics,
             texts: self.texts,
+            found: self.found,
+            lost: self.lost,
+            config: self.config,
         }
     }
 

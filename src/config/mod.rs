@@ -4,8 +4,10 @@
 //! Refuses: writing a file, and waiting for one: a FIFO or a device is refused, not read.
 
 pub mod load;
+pub mod merge;
 pub mod paths;
 pub mod read;
 
 pub use load::{Loaded, load, load_paths};
+pub use merge::{Found, Merged, merge};
 pub use paths::{Asked, Home, Surroundings};

@@ -3,21 +3,25 @@
 //!
 //! Refuses: starting over. A socket or a pipe that the keeper holds is used again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use crate::base::exit::RunId;
+use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
+use crate::daemon::fdstore::FdStore;
 use crate::daemon::follow;
 use crate::daemon::hands::{Hands, Live};
 use crate::daemon::tag::Tag;
+use crate::daemon::words::Handover;
+use crate::engine::durable::UnitDurable;
 use crate::engine::event::Rest;
 use crate::engine::{Adopted, Asked};
 use crate::keeper::wire::{HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT, Request, TableRow};
 use crate::logs::Stream;
 use crate::sys::socket;
+use crate::unit::spec::ServiceType;
 
 /// Names under which the keeper holds our sockets.
 const API_SOCKET: &[u8] = b"api";
@@ -74,7 +78,27 @@ pub fn sockets(
 /// Enters the keeper's rows into the hands and says them as the engine wants them. Their
 /// pipes are read on from where the last engine left off.
 pub fn runs(rows: Vec<TableRow>, hands: &mut Hands) -> Vec<Adopted> {
-    rows.into_iter().filter_map(|row| run(row, hands)).collect()
+    let mut adopted: Vec<Adopted> = rows.into_iter().filter_map(|row| run(row, hands)).collect();
+    adopted.iter_mut().for_each(|row| hold_end_back(row, hands));
+    adopted
+}
+
+/// A main process that ended well and left others behind may have handed its run over with its
+/// last word, which no engine has heard yet. It is told as living; its end follows, if it is the
+/// run's, once the words are heard (`Shell::tell_ends`).
+fn hold_end_back(row: &mut Adopted, hands: &mut Hands) {
+    let Some(end @ (_, Exit::Code(0))) = row.ended else { return };
+    let service = hands.specs.get(&row.unit).is_some_and(|spec| spec.service.kind != ServiceType::Oneshot);
+    let newest = hands.mains.get(&row.unit) == Some(&row.run);
+    let unasked = row.asked == Asked::No && service && newest;
+    if unasked
+        && hands.tools.containment.rest(&row.unit, &[]) == Rest::Alive
+        && let Some(live) = hands.runs.get_mut(&row.run)
+    {
+        live.ended = false;
+        live.handover.end = Some(end);
+        row.ended = None;
+    }
 }
 
 fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
@@ -84,9 +108,14 @@ fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
         return None;
     };
     let asked = if end_asked { Asked::ToEnd } else { Asked::No };
-    let ended_now = ended.is_some();
-    let live = Live { unit: unit.clone(), role, pid: Some(pid), log_from, ended: ended_now };
-    hands.runs.insert(run, live);
+    let live = Live {
+        said_ready,
+        pid: Some(pid),
+        ended: ended.is_some(),
+        handover: Handover { end_asked, ..Handover::default() },
+        ..Live::new(unit.clone(), role, log_from)
+    };
+    hands.insert_run(run, live);
     hands.tools.containment.on_spawned(&unit, pid);
     for (label, fd) in held {
         let stream = match label {
@@ -104,6 +133,15 @@ fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
         }
     }
     Some(Adopted { unit, run, role, pid, spawned_at, executed, said_ready, ended, asked })
+}
+
+/// Gives the hands what services stored, but for units that are at rest or gone.
+pub fn stored(stored: FdStore, rows: &BTreeMap<UnitName, UnitDurable>, hands: &mut Hands) {
+    hands.stored = stored;
+    for (unit, row) in rows {
+        hands.keep_stored_by(unit, row);
+    }
+    hands.drop_stored_of_unknown();
 }
 
 /// Units in which anything lives now, also those of no run and of no file.

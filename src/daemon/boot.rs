@@ -2,7 +2,7 @@
 //!
 //! Refuses: a second daemon on one home; tokio and SQLite in the keeper.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, OsString};
 use std::io::{self, Write};
 use std::os::fd::IntoRawFd;
@@ -12,24 +12,33 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::alert::Channels;
+use crate::alert::dispatch::{Dispatcher, Inheritance as OutboxInheritance, Keep as Delivered};
 use crate::api::access::{self, Access};
 use crate::api::call::Answer;
 use crate::api::server;
+use crate::api::types::ConfigError;
 use crate::base::exit::RunId;
+use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
+use crate::config::load::load;
 use crate::config::paths::{Asked as Places, Home, Surroundings as Around};
 use crate::daemon::adopt;
 use crate::daemon::containment::Containment;
-use crate::daemon::files::{self, Reading};
+use crate::daemon::fdstore::FdStore;
+use crate::daemon::files::{self, Reading, judge};
 use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Source, Tools, stamp};
 use crate::daemon::notify::NotifySocket;
 use crate::daemon::plan::Surroundings;
+use crate::daemon::reload::Files;
 use crate::daemon::shell::{Ears, Ending, Shell};
+use crate::daemon::tag::Tag;
 use crate::engine::adopt::{Boot, Inheritance};
 use crate::engine::{Effects, Engine, Settings};
 use crate::keeper;
 use crate::keeper::client::{Attached, Client};
+use crate::keeper::wire::TableRow;
 use crate::logs::capture::Capture;
 use crate::store::open::{self, Life, Loaded, Phase, RUNS_PER_RESERVE};
 use crate::store::row::{EventQuery, Level};
@@ -252,17 +261,21 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     let boot = if engine_starts <= 1 { Boot::Fresh } else { Boot::Resumed };
     let (sources, heard) = mpsc::unbounded_channel();
     let (store, loaded) = open_store(&home, &sources)?;
-    let reading = files::read(&home, &BTreeMap::new());
-    let mut holds = Vec::new();
-    let sockets = adopt::sockets(held, &home.socket, &home.notify_socket, |hold| holds.push(hold))?;
-    for hold in holds {
-        client.send(hold)?;
-    }
+    // What the files say now, and what was in force when the last engine died.
+    let reading = judge(load(&home), &loaded.last_good);
+    let in_force = match boot {
+        Boot::Fresh => reading.clone(),
+        Boot::Resumed => in_force(&home, &loaded, &rows, &reading),
+    };
+    let mut stored = FdStore::default();
+    let sockets = sockets_and_stored(&home, &mut client, held, &mut stored)?;
     let drained = sources.clone();
     let capture = Capture::start(move |news| drop(drained.send(Source::Drained(news))))?;
+    let (outbox, first) = start_outbox(&home, &store, &loaded, &in_force, &sources);
     let mut hands = Hands::new(Tools {
         keeper: client,
         store,
+        outbox,
         capture,
         containment: Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid),
         logs: home.log_dir.clone(),
@@ -271,40 +284,97 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         fresh: broadcast::Sender::new(FRESH_EVENTS_MAX),
         reserved_until: RunId(loaded.next_run.0 + RUNS_PER_RESERVE),
     });
-    hands.specs = reading.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
+    hands.specs = in_force.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
+    first.into_iter().for_each(|keep| hands.keep_of_outbox(keep, stamp(clock::monotonic())));
     let adopted = adopt::runs(rows, &mut hands);
+    adopt::stored(stored, &loaded.durable, &mut hands);
     let populated = adopt::populated(&mut hands, &adopted);
-    let calls = serve(sockets.api, &reading.daemon)?;
-    let fatal_stops = count_fatal_stops(boot, loaded.life);
+    let calls = serve(sockets.api, &in_force.daemon)?;
     let next_run = adopt::next_run(loaded.next_run, &adopted);
-    let settings = Settings { start_concurrency: reading.daemon.start_concurrency, seed: begun.as_ns() };
+    let settings = Settings { start_concurrency: in_force.daemon.start_concurrency, seed: begun.as_ns() };
     let now = clock::monotonic();
     let mut effects = Effects::default();
-    let Reading { units, errors, daemon } = reading;
+    let files = Files::new(&in_force);
+    let units = in_force.units;
     let durable = loaded.durable.clone();
-    let inherited = Inheritance { boot, units, durable, adopted, populated, next_run };
+    let engine = loaded.engine.clone();
+    let inherited = Inheritance { boot, units, durable, engine, adopted, populated, next_run };
     let take_over = if to_end { Engine::new_to_end } else { Engine::new };
     let engine = take_over(now, settings, inherited, &mut effects);
     let mut shell = Shell {
         engine,
         effects,
         hands,
+        notify: NotifySocket::new(sockets.notify)?,
         home,
-        config_errors: errors.clone(),
+        files,
         keeper_pid,
         started_at,
-        fatal_stops,
-        shutdown_timeout: daemon.shutdown_timeout,
+        fatal_stops: count_fatal_stops(boot, loaded.life),
+        shutdown_timeout: in_force.daemon.shutdown_timeout,
         ending: Ending::No,
         requests: BTreeMap::new(),
         next_request: 0,
     };
     say_begin(&mut shell, boot, &loaded, begun);
-    if boot == Boot::Fresh {
-        shell.note_config_errors(&errors);
+    for text in shell.files.keep_all(&loaded.last_good) {
+        shell.hands.keep(text);
     }
     shell.perform(stamp(now));
-    Ok((shell, Ears { sources: heard, calls, notify: NotifySocket::new(sockets.notify)? }))
+    shell.tell_ends()?;
+    follow_at_boot(&mut shell, boot, reading, &loaded.engine.config_errors);
+    Ok((shell, Ears { sources: heard, calls }))
+}
+
+/// The fds that the keeper holds: our sockets, bound and held if they are new, and what
+/// services have stored.
+fn sockets_and_stored(
+    home: &Home,
+    client: &mut Client,
+    held: Vec<(Vec<u8>, OwnedFd)>,
+    stored: &mut FdStore,
+) -> Result<adopt::Sockets, Box<dyn std::error::Error>> {
+    let mut holds = Vec::new();
+    let ours =
+        held.into_iter().filter_map(|(name, fd)| Some((name.clone(), stored.adopt(&name, fd)?))).collect();
+    let sockets = adopt::sockets(ours, &home.socket, &home.notify_socket, |hold| holds.push(hold))?;
+    for hold in holds {
+        client.send(hold)?;
+    }
+    Ok(sockets)
+}
+
+/// What an engine goes on with: the texts that were in force when the last one died, and, should
+/// the store have lost one of them, the file of whatever lives or is remembered.
+fn in_force(home: &Home, loaded: &Loaded, rows: &[TableRow], reading: &Reading) -> Reading {
+    let mut in_force = files::in_force(home, &loaded.last_good);
+    if in_force.good.is_empty() {
+        return reading.clone(); // of a build that did not keep them
+    }
+    let living: BTreeSet<UnitName> =
+        rows.iter().filter_map(|row| Tag::from_bytes(&row.tag)).map(|tag| tag.unit).collect();
+    let known: BTreeSet<UnitName> = in_force.units.iter().map(|spec| spec.name.clone()).collect();
+    let missing = reading.units.iter().filter(|spec| {
+        let was_there = living.contains(&spec.name) || loaded.durable.contains_key(&spec.name);
+        was_there && !known.contains(&spec.name)
+    });
+    in_force.units.extend(missing.cloned());
+    in_force.units.sort_by(|a, b| a.name.cmp(&b.name));
+    in_force
+}
+
+/// Files that changed while no engine lived changed like all others.
+fn follow_at_boot(shell: &mut Shell, boot: Boot, reading: Reading, told: &[String]) {
+    match boot {
+        Boot::Fresh => shell.judge_errors(reading.errors),
+        Boot::Resumed => {
+            // The last engine told of them.
+            let is_told = |error: &&ConfigError| told.contains(&files::sentence(error));
+            shell.files.errors = reading.errors.iter().filter(is_told).cloned().collect();
+            shell.follow_now(reading);
+        }
+    }
+    shell.watch_files();
 }
 
 /// The first engine of a keeper that finds a life without an end: the whole was cut down.
@@ -368,6 +438,26 @@ fn open_store(
         let _ = told.send(Source::Committed(committed)); // the loop has ended
     })?;
     Ok((store, loaded))
+}
+
+/// The dispatcher of alerts, and what it wants kept before anything else. Where `upright.toml`
+/// is broken and no channel is known yet, the stand-in is better than none.
+fn start_outbox(
+    home: &Home,
+    store: &Store,
+    loaded: &Loaded,
+    in_force: &Reading,
+    sources: &mpsc::UnboundedSender<Source>,
+) -> (Dispatcher, Vec<Delivered>) {
+    let inherited = OutboxInheritance {
+        channels: Some(Channels::of(&in_force.daemon, &home.log_dir)),
+        known: loaded.channels.clone(),
+        last_alert: loaded.last_alert,
+        seed: clock::monotonic().as_ns(),
+        reader: store.reader().clone(),
+    };
+    let keep = sources.clone();
+    Dispatcher::start(inherited, move |wanted| drop(keep.send(Source::Outbox(wanted))))
 }
 
 fn surroundings(home: &Home, loaded: &Loaded) -> Surroundings {

@@ -16,6 +16,7 @@ use crate::base::name::UnitName;
 use crate::base::signal::Signal;
 use crate::engine::event::Rest;
 use crate::sys::cgroup::{Tree, UnitGroup};
+use crate::sys::pidfd;
 use crate::sys::proctree::{self, Marks};
 use crate::sys::watched::{Wake, watched};
 use crate::unit::spec::Resources;
@@ -167,15 +168,41 @@ impl Containment {
         }
     }
 
-    /// Whether process `pid` is the unit's.
-    pub fn contains(&self, unit: &UnitName, pid: i32) -> bool {
+    /// The unit that process `pid` belongs to; `process` is its pidfd, where there is one. With
+    /// it the answer is about this process even when it has ended (Linux 6.17 on), and never about
+    /// another one that got its pid.
+    pub fn owner(&self, pid: i32, process: Option<&OwnedFd>) -> Option<UnitName> {
+        let alive = |process: &OwnedFd| !pidfd::has_ended(process);
         match &self.kind {
-            Kind::Groups { units, .. } => units.get(unit).is_some_and(|group| group.contains(pid)),
+            Kind::Groups { tree, units } => {
+                if let Some(unit) = tree.unit_of(pid).filter(|_| process.is_none_or(alive)) {
+                    return UnitName::parse(&unit).ok();
+                }
+                let id = pidfd::cgroup_id(process?)?;
+                units.iter().find(|(_, group)| group.id() == id).map(|(unit, _)| unit.clone())
+            }
             Kind::Weak { sessions } => {
-                let known = known_sessions(sessions, unit);
-                proctree::members(marks(unit, self.keeper_pid, &known)).contains(&pid)
+                let shown = proctree::shown(pid, self.keeper_pid).filter(|_| process.is_none_or(alive))?;
+                let mut by_session = sessions.iter().filter(|(_, known)| known.contains(&shown.session));
+                let marked = || UnitName::parse(shown.mark.as_deref()?).ok();
+                by_session.next().map(|(unit, _)| unit.clone()).or_else(marked)
             }
         }
+    }
+
+    /// The one process of the unit whose parent is the keeper: what a daemon that went to the
+    /// background has become. None when there are several, or none.
+    pub fn only_child(&self, unit: &UnitName) -> Option<i32> {
+        let pids = match &self.kind {
+            Kind::Groups { units, .. } => units.get(unit)?.pids(),
+            Kind::Weak { sessions } => {
+                let known = known_sessions(sessions, unit);
+                proctree::members(marks(unit, self.keeper_pid, &known))
+            }
+        };
+        let mut own = pids.into_iter().filter(|pid| proctree::parent_of(*pid) == Some(self.keeper_pid));
+        let only = own.next()?;
+        own.next().is_none().then_some(only)
     }
 
     /// Something to wait on while the unit is not empty.

@@ -34,6 +34,29 @@ pub fn run_probe(run: RunId, check: NetCheck, timeout: Duration, sources: Unboun
     });
 }
 
+/// Runs one health check of a run and tells what it saw.
+pub fn run_check(run: RunId, check: NetCheck, timeout: Duration, sources: UnboundedSender<Source>) {
+    tokio::spawn(async move {
+        let outcome = probe(&check, timeout).await;
+        let _ = sources.send(Source::Event(Event::Checked { run, outcome })); // the loop has ended
+    });
+}
+
+/// Sends one resync request for a run and tells how it was answered, unless the task is aborted
+/// before: then the connection is closed and nothing is told.
+pub fn run_resync(
+    run: RunId,
+    request: NetCheck,
+    timeout: Duration,
+    sources: UnboundedSender<Source>,
+) -> AbortHandle {
+    let asking = tokio::spawn(async move {
+        let outcome = probe(&request, timeout).await;
+        let _ = sources.send(Source::Event(Event::Resynced { run, outcome })); // the loop has ended
+    });
+    asking.abort_handle()
+}
+
 /// Tells once when a line of the run matches. The pattern was checked when the file was parsed.
 pub fn watch_log(run: RunId, spool: Arc<Spool>, from: u64, pattern: &str, sources: UnboundedSender<Source>) {
     let mut matcher = match LineMatcher::new(spool, Stream::Stdout, from, pattern) {

@@ -11,12 +11,14 @@ use crate::api::types::{
     ActionReply, ConfigHealth, DaemonInfo, ErrorBody, SystemHealth, UnitCard, UnitList, UnitOutcome,
 };
 use crate::base::{name::UnitName, signal::Signal};
+use crate::daemon::reload::Reader;
 use crate::daemon::shell::Shell;
 use crate::daemon::{streams, views};
 use crate::engine::effect::Outcome;
 use crate::engine::event::Order;
+use crate::engine::safe::Mode;
 use crate::engine::view::{StateWord, UnitView};
-use crate::store::row::{EventQuery, Level};
+use crate::store::row::{EventQuery, Level, Pick};
 
 /// Last log lines and last events on a unit's card.
 const CARD_LINES: usize = 10;
@@ -69,10 +71,18 @@ impl Shell {
             Call::Readyz => Answer::Plain(200, "ready"),
             Call::Health => json(&self.health()),
             Call::Units => json(&self.unit_list()),
-            Call::ConfigErrors => json(&ConfigHealth { errors: self.config_errors.clone() }),
+            Call::ConfigErrors => json(&self.config_health()),
+            Call::ConfigPlan => return self.read_files(Reader::Plan(reply)),
+            Call::ConfigApply { wait } => {
+                return self.read_files(Reader::Apply(peer, Until::from_wait(wait), reply));
+            }
             Call::Unit { name } => return self.answer_card(&name, reply),
             Call::Act { verb, units, all, wait } => {
-                let units = if all { Ok(self.every_unit()) } else { self.known(&units) };
+                let units = match (all, verb) {
+                    (true, Verb::Resync) => Ok(self.units_with_resync()),
+                    (true, _) => Ok(self.every_unit()),
+                    (false, _) => self.known(&units),
+                };
                 match units {
                     Ok(units) => return self.act(peer, verb, units, Until::from_wait(wait), reply),
                     Err(answer) => *answer,
@@ -107,12 +117,23 @@ impl Shell {
                     Err(answer) => *answer,
                 }
             }
+            Call::Alerts { limit } => {
+                let routes = self.hands.tools.outbox.routes();
+                return streams::answer_alerts(&self.hands.history().reader, routes, limit, reply);
+            }
             Call::Events { after_id, since, limit, follow } => {
                 let query = streams::EventsAsked { after_id, since, limit, follow };
                 return streams::answer_events(&self.hands.history(), query, reply);
             }
         };
         let _ = reply.send(answer); // whoever asked has left
+    }
+
+    /// Those that "every unit" can mean when state is to be restored.
+    fn units_with_resync(&self) -> Vec<UnitName> {
+        let mut units = self.every_unit();
+        units.retain(|unit| self.hands.specs.get(unit).is_some_and(|spec| spec.resync.is_some()));
+        units
     }
 
     fn act(
@@ -133,6 +154,7 @@ impl Shell {
             Verb::Restart => Order::Restart(units.clone()),
             Verb::Reload => Order::Reload(units.clone()),
             Verb::Clear => Order::Clear(units.clone()),
+            Verb::Resync => Order::Resync(units.clone()),
         };
         self.order(peer, order, &units, until, reply);
     }
@@ -164,7 +186,9 @@ impl Shell {
             Order::Restart(_) => "restart",
             Order::Reload(_) => "reload",
             Order::Clear(_) => "clear",
+            Order::Resync(_) => "resync",
             Order::Signal(..) => "signal",
+            Order::AwaitUp(_) | Order::AwaitDown(_) => "await",
             Order::Shutdown => "shutdown",
         };
         let names: Vec<&str> = units.iter().map(UnitName::as_str).collect();
@@ -188,7 +212,7 @@ impl Shell {
         json(&ActionReply { outcomes })
     }
 
-    fn state_of(&self, unit: &UnitName) -> Option<StateWord> {
+    pub(crate) fn state_of(&self, unit: &UnitName) -> Option<StateWord> {
         self.engine.view_of(unit).map(|view| view.state)
     }
 
@@ -230,7 +254,11 @@ impl Shell {
     fn daemon_info(&self) -> DaemonInfo {
         DaemonInfo {
             version: env!("CARGO_PKG_VERSION").to_string(),
-            mode: "normal".to_string(),
+            mode: match self.engine.mode(self.clocks().now) {
+                Mode::Normal => "normal",
+                Mode::Safe => "safe",
+            }
+            .to_string(),
             keeper_pid: self.keeper_pid,
             engine_pid: i32::try_from(std::process::id()).unwrap_or(0),
             started_at: self.clocks().date(self.started_at),
@@ -244,6 +272,10 @@ impl Shell {
         UnitList { schema_version: SCHEMA_VERSION, daemon: self.daemon_info(), units }
     }
 
+    fn config_health(&self) -> ConfigHealth {
+        ConfigHealth { errors: self.files.errors.clone(), unapplied: self.files.unapplied }
+    }
+
     fn health(&self) -> SystemHealth {
         let clocks = self.clocks();
         let views = self.engine.view();
@@ -251,7 +283,7 @@ impl Shell {
         SystemHealth {
             status: self.color(&views).to_string(),
             units: views::counts(&views),
-            config: ConfigHealth { errors: self.config_errors.clone() },
+            config: self.config_health(),
             fatal_stops: self.fatal_stops,
             uptime_s: uptime.as_secs_f64(),
         }
@@ -261,7 +293,7 @@ impl Shell {
     /// cannot be written. Green: all is as it should be.
     fn color(&self, views: &[UnitView]) -> &'static str {
         let failed = views.iter().any(|view| view.state == StateWord::Failed);
-        if failed || !self.config_errors.is_empty() {
+        if failed || !self.files.errors.is_empty() {
             return "red";
         }
         let missing =
@@ -275,16 +307,20 @@ impl Shell {
             Err(answer) => return drop(reply.send(*answer)),
         };
         let Some(view) = self.engine.view_of(&unit) else { return };
-        let card = views::unit(&view, self.clocks());
+        let (card, removed) = (views::unit(&view, self.clocks()), view.removed);
         let query = EventQuery { unit: Some(unit.clone()), limit: CARD_EVENTS, ..EventQuery::default() };
+        let why = EventQuery { pick: Pick::NewestOfEachKind, ..query.clone() };
         let sources = self.hands.log_sources(&[unit]);
         let history = self.hands.history();
         tokio::spawn(async move {
             let rows = history.ask(query).await.unwrap_or_default();
+            let causes = history.ask(why).await.unwrap_or_default();
             let lines = streams::last_lines(sources, CARD_LINES).await;
             let log_tail = lines.into_iter().map(|line| line.line).collect();
             let history = rows.iter().map(views::event).collect();
-            let _ = reply.send(json(&UnitCard { unit: card, log_tail, history })); // whoever asked has left
+            let causes = causes.iter().map(views::event).collect();
+            let card = UnitCard { unit: card, log_tail, history, causes, removed };
+            let _ = reply.send(json(&card)); // whoever asked has left
         });
     }
 }

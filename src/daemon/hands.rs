@@ -13,15 +13,20 @@ use nix::errno::Errno;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
+use crate::alert::dispatch::{Dispatcher, Keep};
 use crate::api::call::Answer;
 use crate::base::exit::{Exit, RunId, SpawnStep};
 use crate::base::signal::Signal;
 use crate::base::{limits, name::UnitName, time::Monotonic};
+use crate::config::load::Loaded;
 use crate::daemon::containment::Containment;
+use crate::daemon::fdstore::FdStore;
 use crate::daemon::plan::{self, Refused, Surroundings};
 use crate::daemon::streams::{History, LogSource};
 use crate::daemon::tag::Tag;
+use crate::daemon::words::Handover;
 use crate::daemon::{follow, launch};
+use crate::engine::durable::UnitDurable;
 use crate::engine::effect::{Effect, Outcome, Record, Role};
 use crate::engine::event::{Event, RequestId, Rest};
 use crate::keeper::client::Client;
@@ -33,8 +38,8 @@ use crate::store::open::RUNS_PER_RESERVE;
 use crate::store::row::{EventRow, Level, NewEvent};
 use crate::store::writer::{Batch, Committed, Store, Write};
 use crate::sys::clock;
-use crate::telemetry::observe::{Stamp, observe};
-use crate::unit::spec::{ReadyWhen, StderrTo, UnitSpec, WhenFull};
+use crate::telemetry::observe::{Stamp, delivery_event, observe};
+use crate::unit::spec::{HealthCheck, ReadyWhen, ResyncBy, StderrTo, UnitSpec, WhenFull};
 
 /// How long a run's last words may take to reach the disk before the keeper lets go of its
 /// pipe all the same (a full disk, or a grandchild that goes on writing).
@@ -46,11 +51,22 @@ pub enum Source {
     Event(Event),
     Committed(Committed),
     Drained(Drained),
+    /// How far an alert is with a channel.
+    Outbox(Keep),
     DrainOverdue(RunId),
     /// Somebody saw the unit empty; look again.
     MaybeEmpty(UnitName),
     /// More news than one turn takes.
     KeeperHasMore,
+    /// Files of the configuration may have changed.
+    FilesTouched,
+    /// A mistake was seen that may be half a file; look again.
+    FilesDoubted,
+    /// The files, as they were read, and the directories that cannot be watched.
+    FilesRead {
+        loaded: Box<Loaded>,
+        troubles: Vec<String>,
+    },
 }
 
 /// What waits for a commit.
@@ -69,12 +85,23 @@ pub struct Live {
     /// Where in the spool its words begin.
     pub log_from: u64,
     pub ended: bool,
+    /// The keeper knows that it said READY=1.
+    pub said_ready: bool,
+    pub handover: Handover,
+}
+
+impl Live {
+    pub fn new(unit: UnitName, role: Role, log_from: u64) -> Live {
+        let handover = Handover::default();
+        Live { unit, role, pid: None, log_from, ended: false, said_ready: false, handover }
+    }
 }
 
 /// What the hands are made of when an engine begins.
 pub struct Tools {
     pub keeper: Client,
     pub store: Store,
+    pub outbox: Dispatcher,
     pub capture: Capture,
     pub containment: Containment,
     pub logs: PathBuf,
@@ -89,6 +116,9 @@ pub struct Hands {
     pub(crate) tools: Tools,
     pub(crate) specs: BTreeMap<UnitName, Arc<UnitSpec>>,
     pub(crate) runs: BTreeMap<RunId, Live>,
+    /// The newest main run of each unit.
+    pub(crate) mains: BTreeMap<UnitName, RunId>,
+    pub(crate) stored: FdStore,
     /// Answers known at once, to be told before anything else.
     pub(crate) answers: VecDeque<Event>,
     spools: BTreeMap<(UnitName, Stream), Arc<Spool>>,
@@ -97,6 +127,8 @@ pub struct Hands {
     releasing: BTreeMap<RunId, BTreeSet<Stream>>,
     /// Units of which somebody waits to hear that they are empty.
     watched: BTreeMap<UnitName, AbortHandle>,
+    /// The newest resync request of a unit.
+    resyncs: BTreeMap<UnitName, AbortHandle>,
     writes: Vec<Write>,
     lates: Vec<Late>,
     waiting: VecDeque<(u64, Late)>,
@@ -109,11 +141,14 @@ impl Hands {
             tools,
             specs: BTreeMap::new(),
             runs: BTreeMap::new(),
+            mains: BTreeMap::new(),
+            stored: FdStore::default(),
             answers: VecDeque::new(),
             spools: BTreeMap::new(),
             pipes: BTreeMap::new(),
             releasing: BTreeMap::new(),
             watched: BTreeMap::new(),
+            resyncs: BTreeMap::new(),
             writes: Vec::new(),
             lates: Vec::new(),
             waiting: VecDeque::new(),
@@ -126,10 +161,21 @@ impl Hands {
         match effect {
             Effect::Spawn { unit, run, role } => self.spawn(unit, run, role, stamp.at),
             Effect::Signal { run, signal } => self.ask_keeper(Request::Signal { run, signal }),
-            Effect::End { run, signal } => self.ask_keeper(Request::SignalToEnd { run, signal }),
+            Effect::End { run, signal } => {
+                if let Some(live) = self.runs.get_mut(&run) {
+                    live.handover.end_asked = true;
+                }
+                self.ask_keeper(Request::SignalToEnd { run, signal });
+                if signal != Signal::KILL {
+                    // One that is stopped (SIGSTOP, a debugger) would hear nothing but SIGKILL.
+                    self.ask_keeper(Request::Signal { run, signal: Signal::CONT });
+                }
+            }
             Effect::SignalAll { unit, signal } => {
-                if let Err(error) = self.tools.containment.signal_all(&unit, signal) {
-                    tracing::warn!("cannot send {signal} to everything of {unit}: {error}");
+                for signal in [signal, Signal::CONT] {
+                    if let Err(error) = self.tools.containment.signal_all(&unit, signal) {
+                        tracing::warn!("cannot send {signal} to everything of {unit}: {error}");
+                    }
                 }
             }
             Effect::KillAll { unit } => {
@@ -141,10 +187,20 @@ impl Hands {
             }
             Effect::Release { run } => self.lates.push(Late::Release(run)),
             Effect::Probe { unit, run } => self.probe(&unit, run),
+            Effect::Check { unit, run } => self.check(&unit, run),
+            Effect::Resync { unit, run } => self.resync(&unit, run),
+            Effect::Alert(alert) => self.writes.push(Write::Alert { alert, ts_us: stamp.ts_us }),
             Effect::WatchLog { unit, run } => self.watch_log(&unit, run),
-            Effect::Save { unit, durable } => self.writes.push(Write::Save { unit, durable }),
+            Effect::SaveEngine(row) => self.writes.push(Write::SaveEngine(row)),
+            Effect::Save { unit, durable } => {
+                self.keep_stored_by(&unit, &durable);
+                self.writes.push(Write::Save { unit, durable });
+            }
             Effect::Forget { unit } => {
                 self.specs.remove(&unit);
+                self.resyncs.remove(&unit);
+                self.mains.remove(&unit);
+                self.drop_stored_of_unknown();
                 self.tools.containment.forget(&unit);
                 self.writes.push(Write::Forget { unit });
             }
@@ -194,9 +250,25 @@ impl Hands {
 
     pub fn on_committed(&mut self, committed: Committed) {
         self.committed = self.committed.max(committed.through);
+        self.tools.outbox.committed(committed.alerts);
+        self.tools.outbox.kept(committed.deliveries);
         for row in committed.events {
             let _ = self.tools.fresh.send(row); // nobody follows
         }
+    }
+
+    /// A delivery and its record are kept together; the dispatcher hears when they are.
+    pub fn keep_of_outbox(&mut self, keep: Keep, stamp: Stamp) {
+        match keep {
+            Keep::Channels(known) => self.keep(Write::Channels(known)),
+            Keep::Delivery { row, delivery } => {
+                if let Some(event) = delivery_event(&row, &delivery, stamp) {
+                    self.note(event);
+                }
+                self.keep(Write::Delivery { delivery, ts_us: stamp.ts_us });
+            }
+        }
+        self.end_step();
     }
 
     pub fn keep(&mut self, write: Write) {
@@ -224,9 +296,7 @@ impl Hands {
     /// The talk is kept in order and never waited for. A keeper that is gone ends the loop,
     /// which reads the same socket.
     pub fn ask_keeper(&mut self, request: Request) {
-        if let Err(error) = self.tools.keeper.send(request) {
-            tracing::error!("cannot ask the keeper: {error}");
-        }
+        ask(&mut self.tools.keeper, request);
     }
 
     fn spawn(&mut self, unit: UnitName, run: RunId, role: Role, now: Monotonic) {
@@ -250,7 +320,7 @@ impl Hands {
             let why = "its file is gone".to_string();
             return Err(Refused { step: SpawnStep::Prepare, errno: Errno::ENOENT as i32, why });
         };
-        let plan = plan::plan(&spec, role, run, &self.tools.around)?;
+        let mut plan = plan::plan(&spec, role, run, &self.tools.around)?;
         let cgroup =
             self.tools.containment.enter(unit, &spec.resources).map_err(refused_at(SpawnStep::Cgroup))?;
         let out = self.spool_or_nothing(unit, Stream::Stdout);
@@ -259,7 +329,12 @@ impl Hands {
             StderrTo::Separate => self.spool_or_nothing(unit, Stream::Stderr),
         };
         let log_from = out.as_ref().map_or(0, |spool| spool.stored_bytes());
-        let prepared = launch::fds(&spec, role, out, err, cgroup).map_err(refused_at(SpawnStep::Prepare))?;
+        let mut prepared =
+            launch::fds(&spec, role, out, err, cgroup).map_err(refused_at(SpawnStep::Prepare))?;
+        if role == Role::Main {
+            let stored = self.stored.duplicates(unit).map_err(refused_at(SpawnStep::Prepare))?;
+            launch::give_back(&spec, stored, &mut plan, &mut prepared);
+        }
         let tag = Tag { unit: unit.clone(), role, log_from }.to_bytes();
         let request = Request::Spawn { run, tag, plan, fds: prepared.fds };
         self.tools.keeper.send(request).map_err(refused_at(SpawnStep::Prepare))?;
@@ -269,8 +344,29 @@ impl Hands {
         if let Some(pipe) = prepared.notify_fd {
             follow::watch_notify_fd(run, pipe, self.tools.sources.clone());
         }
-        self.runs.insert(run, Live { unit: unit.clone(), role, pid: None, log_from, ended: false });
+        self.insert_run(run, Live::new(unit.clone(), role, log_from));
         Ok(())
+    }
+
+    /// A run that the keeper has in its table, or soon will.
+    pub fn insert_run(&mut self, run: RunId, live: Live) {
+        if live.role == Role::Main {
+            let newest = self.mains.entry(live.unit.clone()).or_insert(run);
+            *newest = run.max(*newest);
+        }
+        self.runs.insert(run, live);
+    }
+
+    /// What the unit stored is kept as its row has it.
+    pub fn keep_stored_by(&mut self, unit: &UnitName, row: &UnitDurable) {
+        let Hands { stored, tools, .. } = self;
+        stored.on_saved(unit, row, |request| ask(&mut tools.keeper, request));
+    }
+
+    /// Lets go of what units stored whose files are gone.
+    pub fn drop_stored_of_unknown(&mut self) {
+        let Hands { stored, tools, specs, .. } = self;
+        stored.retain(|unit| specs.contains_key(unit), |request| ask(&mut tools.keeper, request));
     }
 
     /// Far enough ahead that the reserve is on the disk before an id of it is used.
@@ -313,6 +409,26 @@ impl Hands {
             let within = spec.readiness.timeout.unwrap_or(limits::READINESS_PROBE_TIMEOUT);
             let timeout = within.min(limits::READINESS_PROBE_TIMEOUT);
             follow::run_probe(run, check.clone(), timeout, self.tools.sources.clone());
+        }
+    }
+
+    fn check(&self, unit: &UnitName, run: RunId) {
+        let Some(health) = self.specs.get(unit).and_then(|spec| spec.health.clone()) else { return };
+        if let HealthCheck::Net(check) = health.check {
+            follow::run_check(run, check, health.timeout, self.tools.sources.clone());
+        }
+    }
+
+    fn resync(&mut self, unit: &UnitName, run: RunId) {
+        let Some(resync) = self.specs.get(unit).and_then(|spec| spec.resync.clone()) else { return };
+        if let ResyncBy::Net(request) = resync.by {
+            let sources = self.tools.sources.clone();
+            let asking = follow::run_resync(run, request, resync.timeout, sources);
+            // An older one that the engine waits for no more (its requirement was lost again)
+            // must not be taken for the answer to this one.
+            if let Some(older) = self.resyncs.insert(unit.clone(), asking) {
+                older.abort();
+            }
         }
     }
 
@@ -447,6 +563,12 @@ impl Hands {
 
     pub fn containment_word(&self) -> &'static str {
         self.tools.containment.word()
+    }
+}
+
+pub fn ask(keeper: &mut Client, request: Request) {
+    if let Err(error) = keeper.send(request) {
+        tracing::error!("cannot ask the keeper: {error}");
     }
 }
 

@@ -7,11 +7,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::engine::effect::Role;
-use crate::keeper::wire::{FdUse, HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT};
+use crate::keeper::wire::{FdUse, HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT, SpawnPlan};
 use crate::logs::Stream;
 use crate::logs::spool::Spool;
 use crate::sys::pipe;
 use crate::unit::spec::{ReadyWhen, UnitSpec};
+
+/// SD_LISTEN_FDS_START of sd_listen_fds(3).
+const LISTEN_FDS_START: i32 = 3;
 
 /// What goes to the keeper and what stays here.
 pub struct Prepared {
@@ -61,6 +64,27 @@ pub fn fds(
         prepared.fds.push((FdUse::Cgroup, procs));
     }
     Ok(prepared)
+}
+
+/// Adds what the unit stored, from fd 3 on, and the variables that say so (sd_listen_fds(3)).
+/// They win over what the unit sets itself: wrong ones would name fds that are not there.
+pub fn give_back(
+    spec: &UnitSpec,
+    stored: Vec<(String, OwnedFd)>,
+    plan: &mut SpawnPlan,
+    prepared: &mut Prepared,
+) {
+    if stored.is_empty() || matches!(spec.readiness.when, ReadyWhen::NotifyFd(_)) {
+        return;
+    }
+    let own = [&b"LISTEN_PID="[..], b"LISTEN_FDS=", b"LISTEN_FDNAMES="];
+    plan.env.retain(|text| !own.iter().any(|name| text.starts_with(name)));
+    let names: Vec<&str> = stored.iter().map(|(name, _)| name.as_str()).collect();
+    plan.env.push(format!("LISTEN_FDS={}", names.len()).into_bytes());
+    plan.env.push(format!("LISTEN_FDNAMES={}", names.join(":")).into_bytes());
+    plan.pid_env.push(b"LISTEN_PID".to_vec());
+    let numbered = (LISTEN_FDS_START..).zip(stored);
+    prepared.fds.extend(numbered.map(|(number, (_, fd))| (FdUse::Child(number), fd)));
 }
 
 impl Prepared {

@@ -18,7 +18,7 @@ use crate::engine::effect::Role;
 use crate::keeper::wire::{Ids, SpawnPlan};
 use crate::sys::accounts::{self, Account};
 use crate::sys::process;
-use crate::unit::spec::{Command, HealthCheck, Limits, ReadyWhen, Reload, Service, UnitSpec};
+use crate::unit::spec::{Command, HealthCheck, Limits, ReadyWhen, Reload, ResyncBy, Service, UnitSpec};
 
 /// Soft limit of open files of a unit that sets none. Programs that use select(2) break
 /// above it (systemd NEWS 240).
@@ -64,6 +64,7 @@ pub fn plan(spec: &UnitSpec, role: Role, run: RunId, around: &Surroundings) -> R
         path: path.as_os_str().as_bytes().to_vec(),
         argv: command.argv.iter().map(|word| word.clone().into_bytes()).collect(),
         env: environment.iter().map(|(key, value)| format!("{key}={value}").into_bytes()).collect(),
+        pid_env: Vec::new(),
         cwd: Some(cwd.as_os_str().as_bytes().to_vec()),
         ids,
         umask: service.umask,
@@ -97,6 +98,14 @@ fn command_of(spec: &UnitSpec, role: Role) -> Option<&Command> {
             | ReadyWhen::NotifyFd(_)
             | ReadyWhen::Net(_)
             | ReadyWhen::Log(_) => None,
+        },
+        Role::HealthCheck => match spec.health.as_ref().map(|health| &health.check) {
+            Some(HealthCheck::Exec(command)) => Some(command),
+            Some(HealthCheck::Net(_) | HealthCheck::Watchdog(_)) | None => None,
+        },
+        Role::Resync => match spec.resync.as_ref().map(|resync| &resync.by) {
+            Some(ResyncBy::Command(command)) => Some(command),
+            Some(ResyncBy::Net(_)) | None => None,
         },
     }
 }
@@ -167,6 +176,9 @@ fn environment_of(
     set("UPRIGHT_RUN", run.to_string());
     if wants_notify_socket(spec) {
         set("NOTIFY_SOCKET", around.notify_socket.to_string_lossy().into_owned());
+    }
+    if let Some(HealthCheck::Watchdog(every)) = spec.health.as_ref().map(|health| &health.check) {
+        set("WATCHDOG_USEC", every.as_micros().to_string()); // sd_watchdog_enabled(3)
     }
     environment::read_files(&spec.service.environment_files, &mut environment).map_err(|error| {
         let errno = if error.kind() == io::ErrorKind::NotFound { Errno::ENOENT } else { Errno::EINVAL };

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
@@ -15,16 +16,16 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::api::call::Answer;
-use crate::api::types::ConfigError;
 use crate::base::signal::Signal;
 use crate::base::{limits, time::Monotonic};
 use crate::config::paths::Home;
-use crate::daemon::files;
 use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Late, Source, stamp};
-use crate::daemon::notify::{NotifySocket, Sent};
+use crate::daemon::notify::NotifySocket;
+use crate::daemon::reload::{Files, Look, Reader};
 use crate::daemon::views::Clocks;
-use crate::engine::effect::Role;
+use crate::daemon::words::DATAGRAMS_PER_TURN;
+use crate::engine::effect::Effect;
 use crate::engine::event::{Event, Order, RequestId};
 use crate::engine::{Effects, Engine};
 use crate::keeper::wire::{News, Request};
@@ -43,8 +44,9 @@ pub struct Shell {
     pub(crate) engine: Engine,
     pub(crate) effects: Effects,
     pub(crate) hands: Hands,
+    pub(crate) notify: NotifySocket,
     pub(crate) home: Home,
-    pub(crate) config_errors: Vec<ConfigError>,
+    pub(crate) files: Files,
     pub(crate) keeper_pid: i32,
     /// When the keeper started.
     pub(crate) started_at: Monotonic,
@@ -74,7 +76,6 @@ pub enum Ending {
 pub struct Ears {
     pub sources: mpsc::UnboundedReceiver<Source>,
     pub calls: mpsc::Receiver<Asked>,
-    pub notify: NotifySocket,
 }
 
 /// What made a turn of the loop.
@@ -83,7 +84,7 @@ enum Turn {
     Due,
     Source(Source),
     Call(Asked),
-    Notices(Vec<Sent>),
+    Words,
 }
 
 impl Shell {
@@ -107,13 +108,22 @@ impl Shell {
             match self.turn(&mut ears, &keeper, &fired).await? {
                 Turn::Keeper => self.on_keeper()?,
                 Turn::Due => {
+                    // A ping that lies there was in time, however late we are.
+                    self.hear_all()?;
                     let _ = timer.wait(); // clears it; EAGAIN when it was armed anew meanwhile
                     armed = None;
                     self.on_due();
                 }
                 Turn::Source(source) => self.on_source(source)?,
                 Turn::Call(asked) => self.on_call(asked),
-                Turn::Notices(notices) => notices.into_iter().for_each(|sent| self.on_notice(&sent)),
+                Turn::Words => {
+                    self.hear(DATAGRAMS_PER_TURN)?;
+                    // Services that never fall silent must not keep a client from being heard.
+                    if let Ok(asked) = ears.calls.try_recv() {
+                        self.on_call(asked);
+                    }
+                    tokio::task::yield_now().await;
+                }
             }
             self.settle();
         }
@@ -143,7 +153,7 @@ impl Shell {
                 Ok(Turn::Due)
             }
             Some(source) = ears.sources.recv() => Ok(Turn::Source(source)),
-            notices = ears.notify.take() => Ok(Turn::Notices(notices?)),
+            heard = self.notify.readable() => heard.map(|()| Turn::Words),
             Some(asked) = ears.calls.recv() => Ok(Turn::Call(asked)),
         }
     }
@@ -183,9 +193,16 @@ impl Shell {
     /// Performs what the last step said.
     pub(crate) fn perform(&mut self, stamp: Stamp) {
         for effect in self.effects.drain() {
+            if let Effect::Spawn { unit, .. } = &effect
+                && let Some(spec) = self.engine.spec_of(unit)
+            {
+                // It may have come in force with this start.
+                self.hands.specs.insert(unit.clone(), Arc::clone(spec));
+            }
             self.hands.perform(effect, stamp);
         }
         self.effects.drain_marks().for_each(drop);
+        self.keep_owed_texts();
         self.hands.end_step();
     }
 
@@ -193,6 +210,9 @@ impl Shell {
         match late {
             Late::Release(run) => self.hands.release(run),
             Late::Reply { request, outcomes } => {
+                if self.on_applied(request, Ok(&outcomes)) {
+                    return;
+                }
                 if let Some(reply) = self.requests.remove(&request) {
                     let _ = reply.send(self.action_reply(&outcomes)); // whoever asked has left
                 }
@@ -207,7 +227,12 @@ impl Shell {
     fn on_never(&mut self, late: Late, trouble: &str) {
         let reply = match late {
             Late::Release(_) => None,
-            Late::Reply { request, .. } => self.requests.remove(&request),
+            Late::Reply { request, .. } => {
+                if self.on_applied(request, Err(unwritable(trouble))) {
+                    return;
+                }
+                self.requests.remove(&request)
+            }
             Late::Answer(reply, _) => Some(reply),
             Late::Finished => {
                 self.ending = Ending::Done;
@@ -215,16 +240,21 @@ impl Shell {
             }
         };
         if let Some(reply) = reply {
-            let message = format!("the order was carried out, but cannot be written down: {trouble}");
-            let help = "make room for the store; `upright status` tells what came of the order".to_string();
-            let _ = reply.send(refuse(507, "store.trouble", message, Some(help))); // whoever asked has left
+            let _ = reply.send(unwritable(trouble)); // whoever asked has left
         }
     }
 
     fn on_keeper(&mut self) -> io::Result<()> {
+        let mut heard = false;
         for _ in 0..NEWS_PER_TURN {
             match self.hands.tools.keeper.recv()? {
-                Some(news) => self.on_news(news),
+                Some(news) => {
+                    // What a process said before it ended counts before its end.
+                    if matches!(news, News::Exited { .. }) && !std::mem::replace(&mut heard, true) {
+                        self.hear_all()?;
+                    }
+                    self.on_news(news);
+                }
                 None => return Ok(()),
             }
         }
@@ -248,13 +278,8 @@ impl Shell {
                 self.hands.runs.remove(&run);
                 self.handle(Event::SpawnShort { run, errno });
             }
-            News::Exited { run, at, exit } => {
-                let Some(live) = self.hands.runs.get_mut(&run) else { return };
-                live.ended = true;
-                let unit = live.unit.clone();
-                let rest = self.hands.rest(&unit);
-                self.handle(Event::Exited { run, at, exit, rest });
-            }
+            News::Exited { run, at, exit } => self.on_run_exited(run, at, exit),
+            News::Main { run, pid } => self.on_main(run, pid),
             News::OrphanReaped => self.hands.on_orphan_reaped(),
             News::Signalled { signal } => self.on_signal(signal),
             News::Welcome { .. } | News::Row(_) | News::Held { .. } | News::TableEnd => {
@@ -266,7 +291,7 @@ impl Shell {
     fn on_signal(&mut self, signal: Signal) {
         match signal {
             Signal::TERM | Signal::INT | Signal::QUIT => self.shut_down(signal),
-            Signal::HUP => self.reload(),
+            Signal::HUP => self.read_files(Reader::Signal),
             other => tracing::info!("{other} means nothing here"),
         }
     }
@@ -308,59 +333,16 @@ impl Shell {
         match source {
             Source::Event(event) => self.handle(event),
             Source::Committed(committed) => self.hands.on_committed(committed),
+            Source::Outbox(keep) => self.hands.keep_of_outbox(keep, stamp(clock::monotonic())),
             Source::Drained(drained) => self.hands.on_drained(&drained),
             Source::DrainOverdue(run) => self.hands.on_drain_overdue(run),
             Source::MaybeEmpty(unit) => self.hands.on_maybe_empty(&unit),
             Source::KeeperHasMore => self.on_keeper()?,
+            Source::FilesTouched => self.read_files(Reader::Watch(Look::First)),
+            Source::FilesDoubted => self.on_files_doubted(),
+            Source::FilesRead { loaded, troubles } => self.on_files_read(*loaded, &troubles),
         }
         Ok(())
-    }
-
-    fn on_notice(&mut self, sent: &Sent) {
-        if !sent.notice.ready {
-            return;
-        }
-        match self.hands.main_run_of(sent.pid) {
-            Some(run) => {
-                self.hands.ask_keeper(Request::NoteReady { run });
-                self.handle(Event::NotifiedReady { run });
-            }
-            None => tracing::debug!("process {} said READY=1 and belongs to no unit", sent.pid),
-        }
-    }
-
-    /// Reads the files again and gives the engine the whole set.
-    pub(crate) fn reload(&mut self) {
-        let reading = files::read(&self.home, &self.hands.specs);
-        let (errors, units) = (reading.errors.len(), reading.units.len());
-        let level = if errors == 0 { Level::Info } else { Level::Warn };
-        let message = format!("read the files again: {units} units, {errors} errors");
-        self.note(level, "config.loaded", message, [("units", units.into()), ("errors", errors.into())]);
-        self.note_config_errors(&reading.errors);
-        self.config_errors = reading.errors;
-        self.shutdown_timeout = reading.daemon.shutdown_timeout;
-        for spec in &reading.units {
-            self.hands.specs.insert(spec.name.clone(), spec.clone());
-        }
-        self.handle(Event::Configured { units: reading.units });
-    }
-
-    pub(crate) fn note_config_errors(&mut self, errors: &[ConfigError]) {
-        for error in errors {
-            let place = match (error.line, error.column) {
-                (Some(line), Some(column)) => format!("{}:{line}:{column}", error.file),
-                (Some(_) | None, _) => error.file.clone(),
-            };
-            let message = format!("{place}: {}", error.message);
-            let data = [
-                ("file", error.file.clone().into()),
-                ("line", error.line.into()),
-                ("column", error.column.into()),
-                ("code", error.code.clone().into()),
-                ("help", error.help.clone().into()),
-            ];
-            self.note(Level::Warn, "config.error", message, data);
-        }
     }
 
     /// Writes a line of history that is the daemon's own; it is submitted with the next step.
@@ -394,7 +376,7 @@ impl Shell {
         self.handle(Event::Ordered { request, order });
     }
 
-    fn new_request(&mut self) -> RequestId {
+    pub(crate) fn new_request(&mut self) -> RequestId {
         self.next_request += 1;
         RequestId(self.next_request)
     }
@@ -416,6 +398,12 @@ impl Shell {
     }
 }
 
+fn unwritable(trouble: &str) -> Answer {
+    let message = format!("the order was carried out, but cannot be written down: {trouble}");
+    let help = "make room for the store; `upright status` tells what came of the order".to_string();
+    refuse(507, "store.trouble", message, Some(help))
+}
+
 fn arm(timer: &TimerFd, due: Option<Monotonic>) -> io::Result<()> {
     match due {
         // Zero would disarm it.
@@ -429,16 +417,6 @@ fn arm(timer: &TimerFd, due: Option<Monotonic>) -> io::Result<()> {
 }
 
 impl Hands {
-    /// The living main run of the unit that process `pid` belongs to.
-    fn main_run_of(&self, pid: i32) -> Option<crate::base::exit::RunId> {
-        let mut mains = self.runs.iter().filter(|(_, live)| live.role == Role::Main && !live.ended);
-        mains
-            .clone()
-            .find(|(_, live)| live.pid == Some(pid))
-            .or_else(|| mains.find(|(_, live)| self.tools.containment.contains(&live.unit, pid)))
-            .map(|(run, _)| *run)
-    }
-
     fn kill_everything(&mut self) {
         let units: Vec<_> =
             self.runs.values().filter(|live| !live.ended).map(|live| live.unit.clone()).collect();

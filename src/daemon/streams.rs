@@ -11,8 +11,9 @@ use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::alert::dispatch::Route;
 use crate::api::call::Answer;
-use crate::api::types::{EventList, LogLine, LogLines};
+use crate::api::types::{AlertList, EventList, LogLine, LogLines};
 use crate::base::name::UnitName;
 use crate::daemon::handlers::{json, refuse};
 use crate::daemon::views;
@@ -167,6 +168,7 @@ pub fn answer_events(history: &History, asked: EventsAsked, reply: oneshot::Send
         since_us: since.map(|since| since.as_microsecond()),
         unit: None,
         limit: usize::try_from(asked.limit).unwrap_or(usize::MAX),
+        ..EventQuery::default()
     };
     let history = history.clone();
     // Subscribed before the store is asked: what comes in between is seen, not missed.
@@ -188,6 +190,24 @@ pub fn answer_events(history: &History, asked: EventsAsked, reply: oneshot::Send
         if reply.send(Answer::Stream(stream)).is_ok() {
             let _ = follow_events(history, rows, fresh, items, asked.after_id.unwrap_or(0)).await; // it has left
         }
+    });
+}
+
+/// Answers with the newest alerts, each with how far it is with its channels.
+pub fn answer_alerts(reader: &Reader, routes: Vec<Route>, limit: u32, reply: oneshot::Sender<Answer>) {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    reader.alerts(limit, move |rows| {
+        let answer = match rows {
+            Ok(rows) => {
+                let alerts = rows.iter().map(|row| views::alert(row, &routes)).collect();
+                json(&AlertList { alerts })
+            }
+            Err(error) => {
+                let help = Some("supervision goes on; try again".to_string());
+                refuse(503, "store.unavailable", error.to_string(), help)
+            }
+        };
+        let _ = reply.send(answer); // whoever asked has left
     });
 }
 

@@ -28,6 +28,8 @@ impl Tag {
             Role::StopCommand => "stop".to_string(),
             Role::ReloadCommand => "reload".to_string(),
             Role::ReadyCheck => "ready".to_string(),
+            Role::HealthCheck => "health".to_string(),
+            Role::Resync => "resync".to_string(),
         };
         format!("{}\0{role}\0{:x}", self.unit, self.log_from).into_bytes()
     }
@@ -55,6 +57,8 @@ fn role_of(text: &str) -> Option<Role> {
         ("stop", None) => Some(Role::StopCommand),
         ("reload", None) => Some(Role::ReloadCommand),
         ("ready", None) => Some(Role::ReadyCheck),
+        ("health", None) => Some(Role::HealthCheck),
+        ("resync", None) => Some(Role::Resync),
         _ => None,
     }
 }
@@ -75,6 +79,8 @@ mod tests {
             Role::StopCommand,
             Role::ReloadCommand,
             Role::ReadyCheck,
+            Role::HealthCheck,
+            Role::Resync,
         ];
         for role in roles {
             let tag = Tag { unit: unit.clone(), role, log_from: u64::MAX };

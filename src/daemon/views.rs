@@ -4,12 +4,15 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::types::{EventLine, Unit, UnitOutcome};
+use crate::alert::dispatch::Route;
+use crate::api::types::{AlertDelivery, AlertLine, EventLine, Unit, UnitOutcome};
 use crate::base::{name::UnitName, time::Monotonic};
 use crate::engine::effect::Outcome;
+use crate::engine::outbox::{DeliveryState, severity};
 use crate::engine::view::{StateWord, UnitView};
+use crate::store::alert::AlertRow;
 use crate::store::row::EventRow;
-use crate::telemetry::journal::rfc3339;
+use crate::sys::clock::rfc3339;
 
 /// Both clocks, read at the same moment: what lies between `Monotonic` and a date.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +43,12 @@ pub fn unit(view: &UnitView, clocks: Clocks) -> Unit {
         run: view.run.map(|run| run.0),
         restarts: view.restarts,
         failures: view.failures,
-        health: "none".to_string(),
+        health: match view.healthy {
+            None => "none",
+            Some(true) => "healthy",
+            Some(false) => "unhealthy",
+        }
+        .to_string(),
         next_retry_at: view.next_retry_at.map(|at| clocks.date(at)),
         waiting_for: names(&view.waiting_for),
         requires: names(&view.requires),
@@ -98,6 +106,40 @@ fn unit_outcome(
         outcome: word.to_string(),
         message,
         state: state.map_or("inactive", StateWord::as_str).to_string(),
+    }
+}
+
+/// An alert with each channel that has it or will get it.
+pub fn alert(found: &AlertRow, routes: &[Route]) -> AlertLine {
+    let AlertRow { row, deliveries } = found;
+    let tried = deliveries.iter().map(|(delivery, ts_us)| AlertDelivery {
+        channel: delivery.channel.clone(),
+        state: delivery.state.as_str().to_string(),
+        attempts: delivery.attempts,
+        at: Some(rfc3339(*ts_us)),
+        error: delivery.error.clone(),
+    });
+    let is_tried = |route: &&Route| deliveries.iter().any(|(delivery, _)| delivery.channel == route.channel);
+    let waits = routes.iter().filter(|route| route.takes(row) && !is_tried(route));
+    let untried = waits.map(|route| AlertDelivery {
+        channel: route.channel.clone(),
+        state: DeliveryState::Pending.as_str().to_string(),
+        attempts: 0,
+        at: None,
+        error: None,
+    });
+    let alert = &row.alert;
+    AlertLine {
+        id: alert.key.clone(),
+        ts: rfc3339(row.ts_us),
+        unit: alert.unit.as_ref().map(UnitName::to_string),
+        kind: alert.kind.as_str().to_string(),
+        severity: severity(alert.kind).to_string(),
+        message: alert.message.clone(),
+        failures: alert.failures,
+        episode: alert.episode,
+        affected: alert.affected.iter().map(UnitName::to_string).collect(),
+        channels: tried.chain(untried).collect(),
     }
 }
 

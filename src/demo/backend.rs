@@ -64,13 +64,15 @@ pub(super) async fn serve(
     mut signals: mpsc::Receiver<i32>,
 ) -> io::Result<()> {
     let journal = Journal::open(data)?;
-    let waiting = journal.sessions()?.len();
+    journal.sessions()?; // one that cannot be read is no place for further promises
     let faults = Faults::new();
     let backend = Arc::new(Backend { database, cache, journal: Mutex::new(journal), faults });
+    // Of a run that died before its resync: nobody else knows of it.
+    let _ = backend.resync().await; // it says how it went, and what is left waits
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let (ending, _) = watch::channel(());
     let mut connections = JoinSet::new();
-    say(&format!("INFO application startup complete, {waiting} sessions wait in the journal"));
+    say("INFO application startup complete");
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
         tokio::select! {

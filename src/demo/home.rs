@@ -31,10 +31,21 @@ command = [@EXE@, "puppet", "db", "--port", "@DATABASE@", "--data", @DATABASE_DI
 postgres = "127.0.0.1:@DATABASE@"
 timeout  = "30s"
 
+[health]
+# Asked again and again while it runs: one that hangs (try kill -STOP) is found and restarted.
+postgres  = "127.0.0.1:@DATABASE@"
+interval  = "2s"
+timeout   = "1s"
+threshold = 3                        # bad checks in a row, so within 3 × 2 s + 1 s
+
 [restart]
 policy      = "always"
 delays      = ["5s", "10s", "15s"]   # after the 1st, 2nd, 3rd failure in a row; the last repeats
 reset_after = "60s"                  # this long ready, and the count begins anew
+
+[alert]
+after_failures = 4                   # when the delays are used up, somebody is told
+repeat_every   = 4                   # and again at the 8th, the 12th, …
 
 [stop]
 signal  = "SIGTERM"                  # a real PostgreSQL wants SIGINT, its fast shutdown
@@ -51,6 +62,12 @@ command = [@EXE@, "puppet", "cache", "--port", "@CACHE@"]
 [readiness]
 redis   = "127.0.0.1:@CACHE@"        # PING is answered with PONG
 timeout = "10s"
+
+[health]
+redis     = "127.0.0.1:@CACHE@"
+interval  = "2s"
+timeout   = "1s"
+threshold = 3
 
 [restart]
 policy      = "always"
@@ -70,6 +87,28 @@ command = [@EXE@, "puppet", "api", "--port", "@BACKEND@", "--db-port", "@DATABAS
 [readiness]
 http    = "http://127.0.0.1:@BACKEND@/api/system/health"   # ready = any 2xx answer
 timeout = "30s"
+
+[health]
+# Does the process itself answer? The address above is 503 while the database is away, and a
+# restart of the backend would not bring it back.
+http      = "http://127.0.0.1:@BACKEND@/livez"
+interval  = "2s"
+timeout   = "1s"
+threshold = 3
+
+[dependency.database]
+on_loss   = "degrade"                # keep running, shown as degraded
+on_return = "resync"                 # then restore the state, as below
+
+[dependency.cache]
+on_loss   = "degrade"
+on_return = "none"                   # counts begin at zero again: nothing to restore
+
+[resync]
+# Writes the journal back; 2xx = every session of it is in the database. Else tried again.
+http    = "POST http://127.0.0.1:@BACKEND@/api/recovery/state_resync"
+timeout = "30s"
+delays  = ["5s", "10s", "15s"]       # when the last try fails too, somebody is told
 
 [restart]
 policy      = "always"

@@ -113,11 +113,14 @@ impl Daemon {
         let Some(list) = self.wait_ready(signals)? else { return Ok(()) };
         #[expect(clippy::disallowed_methods, reason = "the demo is a user")]
         let _ = Command::new(exe).args(["status", "--home"]).arg(&self.dir).status(); // a picture only
-        let backend = list.units.iter().find(|unit| unit.name == "backend").and_then(|unit| unit.pid);
-        if let Some(pid) = backend {
+        let pid_of = |name: &str| list.units.iter().find(|unit| unit.name == name).and_then(|unit| unit.pid);
+        if let (Some(backend), Some(database)) = (pid_of("backend"), pid_of("database")) {
             let (upright, home) = (typed::program(exe), typed::word(&self.dir));
             tell(&format!(
-                "try:   kill -9 {pid}   then:  {upright} status --home {home}   (Ctrl-C ends the demo)"
+                "try:   kill -9 {backend}   then:  {upright} status --home {home}   (Ctrl-C ends the demo)"
+            ));
+            tell(&format!(
+                "or:    kill -STOP {database}   the database hangs: found within 7 s, the backend goes on meanwhile"
             ));
         }
         while !signals.wait(LOOK_INTERVAL)? {

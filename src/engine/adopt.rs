@@ -10,16 +10,19 @@ use std::time::Duration;
 
 use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
+use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
-use crate::engine::durable::{Desired, UnitDurable};
+use crate::engine::durable::{Desired, EngineDurable, UnitDurable};
 use crate::engine::effect::{Effect, Effects, Mark, RecordKind, Role};
 use crate::engine::event::Rest;
+use crate::engine::health;
+use crate::engine::order::RELOAD_TIMEOUT;
 use crate::engine::state::{
-    Activating, Active, Asked, Hold, Hooks, Living, Probing, Reloading, StartStep, State, StopStep, Then,
-    Unit, WhyInactive,
+    Activating, Active, Asked, Hold, Hooks, Living, Probing, Reloading, Resyncing, StartStep, State,
+    StopStep, Then, Unit, WatchStep, WhyInactive,
 };
 use crate::engine::{Adopted, Engine, Settings};
-use crate::unit::spec::{ReadyWhen, ServiceType, UnitSpec};
+use crate::unit::spec::{OnLoss, ReadyWhen, ServiceType, UnitSpec};
 
 /// Whether services may be alive from before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub struct Inheritance {
     pub boot: Boot,
     pub units: Vec<Arc<UnitSpec>>,
     pub durable: BTreeMap<UnitName, UnitDurable>,
+    /// The row of the engine itself.
+    pub engine: EngineDurable,
     pub adopted: Vec<Adopted>,
     /// Units in whose cgroup anything lives now.
     pub populated: BTreeSet<UnitName>,
@@ -64,8 +69,11 @@ impl Engine {
     }
 
     fn take_over(self, now: Monotonic, inherited: Inheritance, fx: &mut Effects) -> Engine {
-        let Inheritance { boot, units, mut durable, adopted, populated, next_run: _ } = inherited;
+        let Inheritance { boot, units, mut durable, engine: row, adopted, populated, next_run: _ } =
+            inherited;
         let mut engine = self;
+        engine.durable = row.clone();
+        engine.saved = row;
         for spec in units {
             let mut row = durable.remove(&spec.name).unwrap_or_default();
             if boot == Boot::Fresh {
@@ -104,6 +112,9 @@ impl Engine {
             engine.adopt_unit(now, name, &own, rest, &mut ended, fx);
         }
         engine.pull();
+        if boot == Boot::Resumed {
+            engine.on_engine_death(now, fx);
+        }
         ended.sort_by_key(|end| end.run);
         for end in ended {
             engine.on_exited(now, end.run, end.at, end.exit, end.rest, fx);
@@ -164,23 +175,8 @@ impl Engine {
             || row.retry_at.is_some()
             || row.held.is_some();
         unit.pulled = was_up && row.ordered != Some(Desired::Down);
-        // A start that followed a failure, and whose row was not committed.
-        let restart = rows.iter().rev().find(|row| {
-            matches!(row.role, Role::Main | Role::StartPre(0)) && unit.durable.counted_run < Some(row.run)
-        });
-        if let (Some(due), Some(row)) = (unit.durable.retry_at, restart) {
-            unit.durable.retry_at = None;
-            unit.durable.restarts += 1;
-            let late_us = u64::try_from(row.spawned_at.since(due).as_micros()).unwrap_or(u64::MAX);
-            let failures = unit.durable.failures;
-            fx.record(name, Some(row.run), RecordKind::Restarted { failures, late_us });
-        }
-        let vanished = unit
-            .durable
-            .ready
-            .map(|(run, _)| run)
-            .filter(|run| rows.is_empty() && unit.durable.counted_run < Some(*run));
-        if let Some(run) = vanished {
+        catch_up(unit, &rows, fx);
+        if let Some(run) = vanished(unit).filter(|_| rows.is_empty()) {
             fx.mark(Mark::VanishedWithKeeper);
             unit.main = Some(run);
             unit.living.insert(run, Living { role: Role::Main, pid: None, asked: Asked::No });
@@ -195,8 +191,60 @@ impl Engine {
             let over: Vec<RunId> = ended.iter().map(|end| end.run).collect();
             self.ask_to_end(name, |run| !over.contains(&run), fx);
         }
+        if !matches!(state, State::Active(_)) {
+            self.end_leftovers(name, fx);
+        }
         self.set_state(now, name, state);
+        self.go_on_falling(name, fx);
         self.ask_strays(name, fx);
+    }
+
+    /// A loss that takes the unit down was met, but it had not gone yet.
+    fn go_on_falling(&mut self, name: &UnitName, fx: &mut Effects) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        let falls = |other: &UnitName| {
+            unit.spec.dependency.get(other).is_some_and(|edge| edge.on_loss != OnLoss::Degrade)
+        };
+        if matches!(unit.state, State::Active(_)) && unit.durable.owed.iter().any(falls) {
+            fx.mark(Mark::LossStopped);
+            unit.restarting = true;
+        }
+    }
+
+    /// Checks and the like of a unit that was active, which no commit kept: nobody waits for them.
+    fn end_leftovers(&mut self, name: &UnitName, fx: &mut Effects) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        for (run, living) in &mut unit.living {
+            if matches!(living.role, Role::HealthCheck | Role::Resync | Role::ReloadCommand) {
+                living.asked = Asked::ToEnd;
+                fx.push(Effect::End { run: *run, signal: Signal::KILL });
+            }
+        }
+    }
+}
+
+/// The run that the row calls active, and whose end nobody has counted.
+fn vanished(unit: &Unit) -> Option<RunId> {
+    let (run, _) = unit.durable.ready?;
+    (unit.durable.counted_run < Some(run)).then_some(run)
+}
+
+/// A start whose row was not committed: what the row says of the start before it is over.
+fn catch_up(unit: &mut Unit, rows: &[&Adopted], fx: &mut Effects) {
+    let start = rows.iter().rev().find(|row| {
+        matches!(row.role, Role::Main | Role::StartPre(0)) && unit.durable.counted_run < Some(row.run)
+    });
+    let Some(start) = start else { return };
+    if unit.durable.ready.is_none_or(|(ready, _)| ready != start.run) {
+        unit.durable.held = None;
+        unit.durable.owed.clear();
+        unit.durable.resync_failed = false;
+    }
+    if let Some(due) = unit.durable.retry_at.take() {
+        unit.durable.restarts += 1;
+        let late_us = u64::try_from(start.spawned_at.since(due).as_micros()).unwrap_or(u64::MAX);
+        let failures = unit.durable.failures;
+        fx.record(&unit.spec.name, Some(start.run), RecordKind::Restarted { failures, late_us });
     }
 }
 
@@ -215,8 +263,15 @@ fn resting_state(unit: &Unit, now: Monotonic) -> State {
         return State::Failed { hold: Hold::GaveUp(held.clone()) };
     }
     if row.finished && unit.spec.service.kind == ServiceType::Oneshot {
-        let active = Active { main: None, ready_at: now, reset_at: None, missing: Vec::new(), reload: None };
-        return State::Active(active);
+        return State::Active(Active {
+            main: None,
+            ready_at: now,
+            reset_at: None,
+            missing: Vec::new(),
+            reload: None,
+            health: None,
+            resync: None,
+        });
     }
     if row.finished {
         return State::Inactive { why: WhyInactive::Finished(None) };
@@ -249,7 +304,8 @@ fn living_state(unit: &Unit, rows: &[&Adopted], now: Monotonic, fx: &mut Effects
     }
     let newest = unit.living.keys().next_back().copied();
     let asked = unit.main.and_then(|main| unit.living.get(&main)).is_some_and(|l| l.asked == Asked::ToEnd);
-    let counted = row.counted_run >= newest && row.counted_run.is_some();
+    // A check beside the main process is newer, and says nothing of it.
+    let counted = row.counted_run >= unit.main.or(newest) && row.counted_run.is_some();
     let begun = rows.iter().map(|row| row.spawned_at).min().unwrap_or(now);
     let deadline_of = |at: Monotonic| spec.readiness.timeout.map(|timeout| at + timeout);
     let activating = |step, since| {
@@ -268,11 +324,7 @@ fn living_state(unit: &Unit, rows: &[&Adopted], now: Monotonic, fx: &mut Effects
         (Some(main), _) => {
             if let Some((_, ready_at)) = row.ready.filter(|(run, _)| *run == main) {
                 fx.mark(Mark::AdoptedActive);
-                let reset_at = (row.failures > 0).then(|| ready_at + spec.restart.reset_after);
-                let reload = hook(|role| (role == Role::ReloadCommand).then_some(0))
-                    .map(|(run, _, at)| Reloading { run, since: at, deadline: at + Duration::from_secs(60) });
-                let active = Active { main: Some(main), ready_at, reset_at, missing: Vec::new(), reload };
-                return State::Active(active);
+                return active_state(unit, rows, main, ready_at, now);
             }
             fx.mark(Mark::AdoptedActivating);
             if let Some((run, index, at)) = post {
@@ -286,13 +338,8 @@ fn living_state(unit: &Unit, rows: &[&Adopted], now: Monotonic, fx: &mut Effects
             if main_row.is_some_and(|row| !row.executed && row.ended.is_none()) {
                 return activating(StartStep::Spawning { main }, spawned_at);
             }
-            let check = hook(|role| (role == Role::ReadyCheck).then_some(0));
-            let probe = match (&spec.readiness.when, check) {
-                _ if spec.service.kind == ServiceType::Oneshot => Probing::Passive,
-                (ReadyWhen::Notify | ReadyWhen::NotifyFd(_) | ReadyWhen::Log(_), _) => Probing::Passive,
-                (ReadyWhen::Exec(_), Some((run, ..))) => Probing::InFlight { check: Some(run) },
-                (ReadyWhen::Executed | ReadyWhen::Net(_) | ReadyWhen::Exec(_), _) => Probing::Next(now),
-            };
+            let check = rows.iter().rev().find(|row| row.role == Role::ReadyCheck).map(|row| row.run);
+            let probe = probing(spec, check, now);
             activating(StartStep::Checking { main, probe }, spawned_at)
         }
         (None, Some((run, index, at))) => {
@@ -305,5 +352,40 @@ fn living_state(unit: &Unit, rows: &[&Adopted], now: Monotonic, fx: &mut Effects
             let step = StopStep::Terminating { kill_at: now + spec.stop.timeout, hooks: Hooks::Follow };
             State::Deactivating { step, then: then() }
         }
+    }
+}
+
+/// It was active, and what goes on beside its main process goes on.
+fn active_state(unit: &Unit, rows: &[&Adopted], main: RunId, ready_at: Monotonic, now: Monotonic) -> State {
+    let (spec, row) = (&unit.spec, &unit.durable);
+    let of = |role: Role| rows.iter().rev().find(|row| row.role == role).map(|row| (row.run, row.spawned_at));
+    let reload = of(Role::ReloadCommand).map(|(run, since)| Reloading {
+        run,
+        since,
+        deadline: since + spec.readiness.timeout.unwrap_or(RELOAD_TIMEOUT),
+    });
+    let resync = of(Role::Resync).map(|(run, begun)| {
+        let timeout = spec.resync.as_ref().map_or(Duration::ZERO, |resync| resync.timeout);
+        Resyncing::Running { attempt: 1, run: Some(run), begun, deadline: begun + timeout }
+    });
+    // What was lost before is missing until it is seen: its return is news then.
+    let owed = row.owed.iter().filter(|other| spec.unit.requires.contains(other));
+    let missing = if resync.is_some() { Vec::new() } else { owed.cloned().collect() };
+    let mut health = health::begin(now, spec);
+    if let (Some(watch), Some((check, begun))) = (&mut health, of(Role::HealthCheck)) {
+        let hung_at = begun + spec.health.as_ref().map_or(Duration::ZERO, |health| health.timeout);
+        watch.step = WatchStep::InFlight { check: Some(check), begun, hung_at };
+    }
+    let reset_at = (row.failures > 0).then(|| ready_at + spec.restart.reset_after);
+    State::Active(Active { main: Some(main), ready_at, reset_at, missing, reload, health, resync })
+}
+
+/// Where the question whether it is ready stands.
+fn probing(spec: &UnitSpec, check: Option<RunId>, now: Monotonic) -> Probing {
+    match (&spec.readiness.when, check) {
+        _ if spec.service.kind == ServiceType::Oneshot => Probing::Passive,
+        (ReadyWhen::Notify | ReadyWhen::NotifyFd(_) | ReadyWhen::Log(_), _) => Probing::Passive,
+        (ReadyWhen::Exec(_), Some(run)) => Probing::InFlight { check: Some(run) },
+        (ReadyWhen::Executed | ReadyWhen::Net(_) | ReadyWhen::Exec(_), _) => Probing::Next(now),
     }
 }

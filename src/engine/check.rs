@@ -9,7 +9,7 @@ use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::Engine;
 use crate::engine::effect::Role;
-use crate::engine::state::{Probing, StartStep, State, Unit, WhyInactive};
+use crate::engine::state::{Probing, StartStep, State, Unit, Watch, WatchStep, WhyInactive};
 
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,7 +121,13 @@ fn has_process(unit: &Unit) -> bool {
 /// I24: no lost wake-ups. A deadline, or a process or probe whose end will be news.
 fn has_wake_up(unit: &Unit) -> bool {
     match &unit.state {
-        State::Inactive { .. } | State::Active(_) | State::Failed { .. } => true,
+        State::Inactive { .. } | State::Failed { .. } => true,
+        // A check that is a process and was killed will end; everything else has a deadline.
+        State::Active(active) => match &active.health {
+            Some(Watch { step: WatchStep::Killed { check }, .. }) => unit.living.contains_key(check),
+            Some(_) => unit.deadline().is_some(),
+            None => active.resync.is_none() || unit.deadline().is_some(),
+        },
         State::Waiting { not_before, blockers } => not_before.is_some() || *blockers != Default::default(),
         State::Activating(activating) => match activating.step {
             StartStep::Checking { probe: Probing::Next(_), .. } | StartStep::Settling { .. } => {

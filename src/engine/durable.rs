@@ -2,7 +2,10 @@
 //!
 //! Refuses: what can be derived from the keeper's table or the unit file.
 
+use std::collections::BTreeSet;
+
 use crate::base::exit::RunId;
+use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 
 /// What the operator asked for; it wins over `unit.enabled` and holds across everything.
@@ -36,12 +39,47 @@ pub struct UnitDurable {
     pub held: Option<String>,
     /// A oneshot, or a success exit under `on-failure`: done, with this outcome.
     pub finished: bool,
+    /// Failures of this episode that are the unit's own: no requirement was down.
+    pub own_failures: u32,
+    /// An alert was raised in this episode: its end raises the recovery.
+    pub alerted: bool,
+    /// Requirements that were lost since the run that is active began: what `on_return`
+    /// says is owed to the unit once they are ready again.
+    pub owed: BTreeSet<UnitName>,
+    /// The last resync failed for good.
+    pub resync_failed: bool,
+}
+
+/// What of the engine itself must outlive it: one row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineDurable {
+    /// What was last found wrong in the files; an alert was raised for it.
+    pub config_errors: Vec<String>,
+    /// When engines died lately, CLOCK_BOOTTIME; at most `DEATHS_TO_SAFE_MODE`.
+    pub deaths: Vec<Monotonic>,
+    /// In safe mode since then.
+    pub safe_since: Option<Monotonic>,
+}
+
+impl EngineDurable {
+    /// The same row after a reboot.
+    pub fn after_reboot(self) -> EngineDurable {
+        EngineDurable { config_errors: self.config_errors, ..EngineDurable::default() }
+    }
 }
 
 impl UnitDurable {
     /// The same row after a reboot: no process lives, no deadline means anything, but what
     /// was asked for and the count of failures hold (design: never reset by a reboot).
     pub fn after_reboot(self) -> UnitDurable {
-        UnitDurable { retry_at: None, down_since: None, ready: None, finished: false, ..self }
+        UnitDurable {
+            retry_at: None,
+            down_since: None,
+            ready: None,
+            finished: false,
+            owed: BTreeSet::new(),
+            resync_failed: false,
+            ..self
+        }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Refuses: doing it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::base::duration::Pretty;
@@ -9,8 +10,10 @@ use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
-use crate::engine::durable::UnitDurable;
+use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::event::RequestId;
+use crate::engine::plan::Comes;
+use crate::engine::view::StateWord;
 
 /// Which of the unit's commands a run executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,6 +27,10 @@ pub enum Role {
     ReloadCommand,
     /// `readiness.exec`
     ReadyCheck,
+    /// `health.exec`
+    HealthCheck,
+    /// `resync.command`
+    Resync,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,10 +50,19 @@ pub enum Effect {
     Release { run: RunId },
     /// Run the unit's readiness check (`readiness.when` is `Net`) once. Answer: `Probed`.
     Probe { unit: UnitName, run: RunId },
+    /// Run the unit's health check (`health.check` is `Net`) once. Answer: `Checked`.
+    Check { unit: UnitName, run: RunId },
+    /// Send the unit's resync request (`resync.by` is `Net`) once. Answer: `Resynced`.
+    Resync { unit: UnitName, run: RunId },
+    /// Keep this alert for the dispatcher, in the same transaction as the rest of the step. One
+    /// with the same key stands there already after a crash: then nothing is added.
+    Alert(Alert),
     /// Look for `readiness.log` in what this run writes. Answer: `LogMatched`, once.
     WatchLog { unit: UnitName, run: RunId },
     /// Keep the unit's durable part: it replaces the row that stood there.
     Save { unit: UnitName, durable: UnitDurable },
+    /// Keep what of the engine itself must outlive it.
+    SaveEngine(EngineDurable),
     /// The unit is gone from the files and at rest: drop its row.
     Forget { unit: UnitName },
     /// One line of history, numbered and stamped by the shell.
@@ -94,10 +110,13 @@ pub enum RecordKind {
         start_ms: u64,
     },
     /// The k-th failure of this episode (I12: exactly one for each failed run).
+    /// `blame`: the requirements that were down then; such a failure does not count towards
+    /// the unit's own alert.
     Failed {
         cause: Cause,
         failures: u32,
         episode: u64,
+        blame: Vec<UnitName>,
     },
     /// A restart is due at `at`, `delay_ms` after the failure.
     RestartScheduled {
@@ -152,6 +171,107 @@ pub enum RecordKind {
         for_units: Vec<UnitName>,
     },
     Restored,
+    /// The first bad check after good ones, or the first good one after bad ones.
+    HealthChanged {
+        healthy: bool,
+        seen: Option<String>,
+    },
+    /// The last retry of a policy failed too (the fixed list of delays is used up).
+    RetryExhausted {
+        what: &'static str,
+        attempts: u32,
+    },
+    ResyncStarted {
+        attempt: u32,
+        for_units: Vec<UnitName>,
+    },
+    Resynced {
+        attempt: u32,
+        took_ms: u64,
+    },
+    ResyncFailed {
+        attempt: u32,
+        why: String,
+        next_ms: Option<u64>,
+    },
+    /// Its file has changed: which keys, and how that comes in force.
+    Reconfigured {
+        keys: Vec<String>,
+        comes: Comes,
+    },
+    /// Another state, where no other record of the same step tells why.
+    Changed {
+        from: StateWord,
+        to: StateWord,
+        why: String,
+    },
+    AlertRaised {
+        key: String,
+        kind: AlertKind,
+        message: String,
+    },
+}
+
+/// Something that a person must be told. What deserves one is decided in `engine::alert`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alert {
+    /// The same alert has the same key, however often it is raised or sent.
+    pub key: String,
+    pub unit: Option<UnitName>,
+    pub kind: AlertKind,
+    /// One sentence.
+    pub message: String,
+    pub failures: u32,
+    pub episode: u64,
+    /// Units that need this one, directly or through others.
+    pub affected: Vec<UnitName>,
+    /// None = every channel.
+    pub channels: Option<Vec<String>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AlertKind {
+    /// The k-th failure, and its repeats.
+    Failing,
+    /// The episode that was alerted is over.
+    Recovered,
+    GaveUp,
+    Stuck,
+    ResyncFailed,
+    /// The engine died and another took over.
+    EngineRestarted,
+    /// So many deaths in so short a time that files are not followed by themselves any more.
+    SafeMode,
+    ConfigError,
+    ConfigMended,
+}
+
+impl AlertKind {
+    pub const ALL: [AlertKind; 9] = [
+        AlertKind::Failing,
+        AlertKind::Recovered,
+        AlertKind::GaveUp,
+        AlertKind::Stuck,
+        AlertKind::ResyncFailed,
+        AlertKind::EngineRestarted,
+        AlertKind::SafeMode,
+        AlertKind::ConfigError,
+        AlertKind::ConfigMended,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AlertKind::Failing => "failing",
+            AlertKind::Recovered => "recovered",
+            AlertKind::GaveUp => "gave-up",
+            AlertKind::Stuck => "stuck",
+            AlertKind::ResyncFailed => "resync-failed",
+            AlertKind::EngineRestarted => "engine-restarted",
+            AlertKind::SafeMode => "safe-mode",
+            AlertKind::ConfigError => "config-error",
+            AlertKind::ConfigMended => "config-mended",
+        }
+    }
 }
 
 /// Why a unit failed.
@@ -171,6 +291,17 @@ pub enum Cause {
         hook: &'static str,
         exit: Exit,
     },
+    /// So many bad checks in a row; the last said this.
+    Unhealthy {
+        checks: u32,
+        last: String,
+    },
+    /// No `WATCHDOG=1` for so long.
+    Watchdog {
+        silent_ms: u64,
+    },
+    /// `WATCHDOG=trigger`.
+    WatchdogTriggered,
 }
 
 impl fmt::Display for Cause {
@@ -188,6 +319,11 @@ impl fmt::Display for Cause {
                 write!(f, "a hook did not end within {}", pretty(timeout_ms))
             }
             Cause::Hook { hook, exit } => write!(f, "{hook} {exit}"),
+            Cause::Unhealthy { checks, last } => {
+                write!(f, "unhealthy: {checks} bad checks in a row ({last})")
+            }
+            Cause::Watchdog { silent_ms } => write!(f, "no WATCHDOG=1 for {}", pretty(silent_ms)),
+            Cause::WatchdogTriggered => f.write_str("it triggered its own watchdog"),
         }
     }
 }
@@ -198,6 +334,8 @@ pub struct Effects {
     list: Vec<Effect>,
     /// Told only after everything of this step is saved: releases, replies, the end.
     late: Vec<Effect>,
+    /// Units with a record in this step.
+    recorded: BTreeSet<UnitName>,
     marks: Vec<Mark>,
 }
 
@@ -215,10 +353,17 @@ impl Effects {
     }
 
     pub(crate) fn record(&mut self, unit: &UnitName, run: Option<RunId>, kind: RecordKind) {
+        self.recorded.insert(unit.clone());
         self.list.push(Effect::Record(Record { unit: Some(unit.clone()), run, kind }));
     }
 
+    /// Whether history has a line of this unit from this step.
+    pub(crate) fn has_record(&self, unit: &UnitName) -> bool {
+        self.recorded.contains(unit)
+    }
+
     pub(crate) fn seal(&mut self) {
+        self.recorded.clear();
         self.list.append(&mut self.late);
     }
 
@@ -291,8 +436,36 @@ marks! {
     /// Neither the store nor the keeper knows how the run ended.
     VanishedWithKeeper,
     Degraded,
+    /// A degraded unit lost one more requirement.
+    LostAnother,
     Restored,
     RemovedWhileRunning,
     ReadyCheckFailed,
     ReloadFailed,
+    Unhealthy,
+    HealthCheckHung,
+    /// A check was not counted: it spanned a suspend, or we were short of fds.
+    CheckDiscarded,
+    WatchdogMissed,
+    FailureBlamed,
+    LossStopped,
+    ReturnReloaded,
+    ReturnRestarted,
+    ResyncDone,
+    ResyncRetried,
+    ResyncExhausted,
+    /// The requirement was lost again while a resync was under way.
+    ResyncAborted,
+    AlertRaised,
+    AlertRepeated,
+    RecoveryRaised,
+    MainPidChanged,
+    TimeoutExtended,
+    /// A service announced a reload of its own and was ready again.
+    ReloadedByItself,
+    ConfigBroken,
+    ConfigMended,
+    SafeModeEntered,
+    /// An operator cleared a unit that had given up, but was not down yet.
+    ClearedOnTheWay,
 }

@@ -8,13 +8,19 @@
 //! nothing moves. Never by recursion.
 
 pub mod adopt;
+pub mod alert;
 pub mod check;
 pub mod durable;
 pub mod effect;
 pub mod event;
+mod health;
 mod order;
-mod plan;
+pub mod outbox;
+pub mod plan;
 mod restart;
+mod resync;
+pub mod safe;
+mod said;
 mod start;
 mod state;
 mod stop;
@@ -28,9 +34,9 @@ use crate::base::limits;
 use crate::base::luck::Luck;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
-use crate::engine::durable::UnitDurable;
+use crate::engine::durable::{EngineDurable, UnitDurable};
 pub use crate::engine::effect::Effects;
-use crate::engine::effect::{Cause, Effect, Mark, RecordKind, Role};
+use crate::engine::effect::{AlertKind, Cause, Effect, Mark, RecordKind, Role};
 use crate::engine::event::{Event, RequestId, Rest};
 use crate::engine::order::Job;
 pub use crate::engine::state::Asked;
@@ -95,6 +101,10 @@ pub struct Engine {
     jobs: BTreeMap<RequestId, Job>,
     shutting_down: bool,
     finished: bool,
+    /// What of the engine itself must outlive it.
+    durable: EngineDurable,
+    /// What the store was last told.
+    saved: EngineDurable,
 }
 
 impl Engine {
@@ -103,13 +113,20 @@ impl Engine {
         match event {
             Event::Tick => self.on_tick(now, fx),
             Event::Configured { units } => self.on_configured(now, units, fx),
+            Event::Tuned { start_concurrency } => self.on_tuned(start_concurrency),
             Event::Spawned { run, pid } => self.on_spawned(run, pid, fx),
             Event::Executed { run } => self.on_executed(now, run, fx),
             Event::Exited { run, at, exit, rest } => self.on_exited(now, run, at, exit, rest, fx),
             Event::SpawnShort { run, errno } => self.on_spawn_short(now, run, errno, fx),
             Event::Emptied { unit } => self.on_emptied(now, &unit, fx),
             Event::Probed { run, outcome } => self.on_probed(now, run, outcome, fx),
+            Event::Checked { run, outcome } => self.on_checked(now, run, outcome, fx),
+            Event::Pinged { run } => self.on_pinged(now, run, fx),
+            Event::WatchdogTriggered { run } => self.on_watchdog_triggered(now, run, fx),
+            Event::Resynced { run, outcome } => self.on_resynced(now, run, outcome, fx),
             Event::NotifiedReady { run } | Event::LogMatched { run } => self.on_said_ready(now, run, fx),
+            Event::Said { run, said } => self.on_said(now, run, said, fx),
+            Event::ConfigJudged { errors } => self.on_config_judged(now, errors, fx),
             Event::Ordered { request, order } => self.on_ordered(now, request, order, fx),
         }
         self.finish_step(now, fx);
@@ -131,6 +148,7 @@ impl Engine {
         }
         for name in std::mem::take(&mut self.touched) {
             self.rearm(&name);
+            self.tell_state(&name, fx);
             self.tell_jobs(&name, fx);
             let Some(unit) = self.units.get_mut(&name) else { continue };
             if unit.durable != unit.saved {
@@ -138,12 +156,30 @@ impl Engine {
                 fx.push(Effect::Save { unit: name.clone(), durable: unit.durable.clone() });
             }
         }
+        if self.durable != self.saved {
+            self.saved = self.durable.clone();
+            fx.push(Effect::SaveEngine(self.durable.clone()));
+        }
         self.answer_jobs(fx);
         if self.shutting_down && !self.finished && self.units.values().all(|u| u.at_rest() || u.is_stuck()) {
             self.finished = true;
             fx.push_late(Effect::Finished);
         }
         fx.seal();
+    }
+
+    /// Every change of state has its cause in history, from the same step.
+    fn tell_state(&mut self, name: &UnitName, fx: &mut Effects) {
+        let Some(unit) = self.units.get_mut(name) else { return };
+        let (from, to) = (unit.told, view::word(&unit.state));
+        if from == to {
+            return;
+        }
+        unit.told = to;
+        if !fx.has_record(name) {
+            let (run, why) = (unit.main, view::reason(unit));
+            fx.record(name, run, RecordKind::Changed { from, to, why });
+        }
     }
 
     fn rearm(&mut self, name: &UnitName) {
@@ -272,7 +308,7 @@ impl Engine {
             State::Waiting { .. } => self.evaluate_start(now, name, fx),
             State::Activating(_) | State::Active(_) if restarting => self.evaluate_stop(now, name, fx),
             State::Activating(_) | State::Deactivating { .. } | State::Failed { .. } => {}
-            State::Active(_) => self.evaluate_requirements(name, fx),
+            State::Active(_) => self.evaluate_requirements(now, name, fx),
         }
     }
 
@@ -315,6 +351,8 @@ impl Engine {
             }
             Role::StopCommand | Role::StopPost(_) => self.on_stop_hook_exited(now, &name, run, exit, fx),
             Role::ReloadCommand => self.on_reload_exited(&name, run, exit, fx),
+            Role::HealthCheck => self.on_check_exited(now, &name, run, exit, fx),
+            Role::Resync => self.on_resync_exited(now, &name, run, exit, fx),
         }
         if was_terminating {
             self.ask_strays(&name, fx);
@@ -337,7 +375,11 @@ impl Engine {
         if unit.main != Some(run) {
             if !asked && restart::judge(spec.service.kind, &spec.restart, exit) == restart::Ending::Failure {
                 fx.mark(Mark::OlderRunCounted);
-                self.count(name, run, at, Cause::Exited(exit), fx);
+                let counted = self.count(name, run, at, Cause::Exited(exit), fx);
+                // What followed it was its restart, and that was not committed either.
+                if let (Some(_), Some(unit)) = (counted, self.units.get_mut(name)) {
+                    unit.durable.restarts += 1;
+                }
             }
             return;
         }
@@ -412,7 +454,12 @@ impl Engine {
             }
         }
         let (failures, episode) = (unit.durable.failures, unit.durable.episode);
-        fx.record(name, Some(run), RecordKind::Failed { cause, failures, episode });
+        let requires = unit.spec.unit.requires.clone();
+        let down = |other: &UnitName| !self.units.get(other).is_some_and(Unit::is_ready);
+        let blame: Vec<UnitName> = requires.into_iter().filter(down).collect();
+        let sentence = cause.to_string();
+        fx.record(name, Some(run), RecordKind::Failed { cause, failures, episode, blame: blame.clone() });
+        self.alert_failure(name, run, &sentence, &blame, fx);
         Some(failures)
     }
 
@@ -432,7 +479,7 @@ impl Engine {
             return self.end(now, name, Then::Again { not_before: None }, fx);
         }
         let then = self.decide(name, run, at, cause, fx);
-        self.end(now, name, then, fx);
+        self.end_of(now, name, Some(run), then, fx);
     }
 
     /// Counts a failure and says what follows from it.
@@ -449,6 +496,7 @@ impl Engine {
             let held = format!("gave up after {failures} failure{}: {sentence}", plural(failures));
             unit.durable.held = Some(held.clone());
             unit.durable.retry_at = None;
+            self.raise(name, AlertKind::GaveUp, format!("{failures}"), format!("{name} {held}"), fx);
             self.fail_jobs(name, &held, fx);
             return Then::Hold(held);
         }
@@ -468,10 +516,23 @@ impl Engine {
             return;
         }
         let failures = std::mem::take(&mut unit.durable.failures);
-        unit.durable.episode += 1;
         self.touched.insert(name.clone());
         fx.mark(Mark::EpisodeEnded);
         fx.record(name, None, RecordKind::EpisodeEnded { failures });
+        self.alert_recovery(name, failures, fx);
+        if let Some(unit) = self.units.get_mut(name) {
+            unit.durable.episode += 1;
+        }
+    }
+
+    /// The unit that this living run belongs to.
+    pub fn unit_of(&self, run: RunId) -> Option<&UnitName> {
+        self.runs.get(&run)
+    }
+
+    /// What of the unit would outlive the engine now.
+    pub fn durable_of(&self, unit: &UnitName) -> Option<&UnitDurable> {
+        self.units.get(unit).map(|unit| &unit.durable)
     }
 
     /// The unit whose living main process this is, with the step of its start, if it is starting.
@@ -506,6 +567,8 @@ impl Engine {
             jobs: BTreeMap::new(),
             shutting_down: false,
             finished: false,
+            durable: EngineDurable::default(),
+            saved: EngineDurable::default(),
         }
     }
 

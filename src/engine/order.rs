@@ -16,13 +16,14 @@ use crate::unit::spec::Reload;
 
 /// A reload command without an end is given up after this when the unit waits for ever to
 /// get ready: as long as the default of `readiness.timeout`.
-const RELOAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+pub(crate) const RELOAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Goal {
     Up,
     Down,
     Reloaded,
+    Resynced,
 }
 
 /// An order that is not answered yet.
@@ -31,6 +32,20 @@ pub(crate) struct Job {
     goal: Goal,
     waiting: BTreeSet<UnitName>,
     outcomes: Vec<(UnitName, Outcome)>,
+}
+
+impl Job {
+    pub(crate) fn new(goal: Goal) -> Job {
+        Job { goal, waiting: BTreeSet::new(), outcomes: Vec::new() }
+    }
+
+    pub(crate) fn wait_for(&mut self, unit: UnitName) {
+        self.waiting.insert(unit);
+    }
+
+    pub(crate) fn answer(&mut self, unit: UnitName, outcome: Outcome) {
+        self.outcomes.push((unit, outcome));
+    }
 }
 
 impl Engine {
@@ -71,6 +86,13 @@ impl Engine {
                     Some(Outcome::Done)
                 })
             }
+            Order::Resync(units) => {
+                self.order_each(request, "resync", Goal::Resynced, units, fx, |this, name, _| {
+                    this.order_resync(now, name)
+                })
+            }
+            Order::AwaitUp(units) => self.await_units(request, Goal::Up, units),
+            Order::AwaitDown(units) => self.await_units(request, Goal::Down, units),
             Order::Shutdown => self.order_shutdown(fx),
         }
     }
@@ -134,7 +156,11 @@ impl Engine {
                 self.set_state(now, name, State::Deactivating { step, then });
                 None
             }
-            State::Failed { hold: Hold::Stuck { .. } } => {
+            State::Failed { hold: Hold::Stuck { then } } => {
+                if matches!(then, Then::Hold(_)) {
+                    let then = Then::Again { not_before: None };
+                    self.set_state(now, name, State::Failed { hold: Hold::Stuck { then } });
+                }
                 Some(Outcome::Failed("it is stuck: a process survived SIGKILL".to_string()))
             }
             State::Waiting { .. } | State::Activating(_) => None,
@@ -215,7 +241,12 @@ impl Engine {
         outcome
     }
 
-    fn order_reload(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) -> Option<Outcome> {
+    pub(crate) fn order_reload(
+        &mut self,
+        now: Monotonic,
+        name: &UnitName,
+        fx: &mut Effects,
+    ) -> Option<Outcome> {
         let unit = self.units.get_mut(name)?;
         let spec = unit.spec.clone();
         let main = unit.living_main();
@@ -272,6 +303,11 @@ impl Engine {
         match &mut unit.state {
             State::Active(active) => active.reset_at = None,
             State::Failed { hold: Hold::GaveUp(_) } => self.set_waiting(now, name),
+            State::Deactivating { then: then @ Then::Hold(_), .. }
+            | State::Failed { hold: Hold::Stuck { then: then @ Then::Hold(_) } } => {
+                fx.mark(Mark::ClearedOnTheWay);
+                *then = Then::Again { not_before: None };
+            }
             State::Failed { hold: Hold::Stuck { .. } }
             | State::Inactive { .. }
             | State::Waiting { .. }
@@ -302,7 +338,7 @@ impl Engine {
         }
     }
 
-    fn resolve(&mut self, name: &UnitName, goal: Goal, outcome: impl Fn(&UnitName) -> Outcome) {
+    pub(crate) fn resolve(&mut self, name: &UnitName, goal: Goal, outcome: impl Fn(&UnitName) -> Outcome) {
         for job in self.jobs.values_mut().filter(|job| job.goal == goal) {
             if job.waiting.remove(name) {
                 job.outcomes.push((name.clone(), outcome(name)));
@@ -346,7 +382,9 @@ impl Engine {
         }
         let reloadable = self.units.get(name).is_some_and(Unit::is_ready);
         if !reloadable {
-            self.resolve(name, Goal::Reloaded, |_| Outcome::Failed("it is no longer active".to_string()));
+            let gone = |_: &UnitName| Outcome::Failed("it is no longer active".to_string());
+            self.resolve(name, Goal::Reloaded, gone);
+            self.resolve(name, Goal::Resynced, gone);
         }
     }
 

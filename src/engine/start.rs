@@ -10,11 +10,12 @@ use crate::base::limits;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::effect::{Cause, Effect, Effects, Mark, RecordKind, Role};
+use crate::engine::health;
 use crate::engine::state::{
     Activating, Active, Blockers, Probing, StartStep, State, StopStep, Then, Unit, WhyInactive,
 };
 use crate::engine::{Asked, Ended, Engine};
-use crate::unit::spec::{ReadyWhen, ServiceType};
+use crate::unit::spec::{OnLoss, ReadyWhen, ServiceType};
 
 impl Engine {
     /// A waiting unit: begin if nothing is missing, else remember what is.
@@ -76,10 +77,10 @@ impl Engine {
 
     /// Units that this one is only ordered after (not those that it requires).
     fn predecessors(&self, name: &UnitName) -> impl Iterator<Item = UnitName> {
-        let own = self.units.get(name).map(|unit| unit.spec.clone());
-        let required = own.as_ref().map(|spec| spec.unit.requires.clone()).unwrap_or_default();
+        let own = self.units.get(name).map(|unit| &unit.spec_to_start().unit);
+        let required = own.map(|section| section.requires.clone()).unwrap_or_default();
         let mut found: BTreeSet<UnitName> =
-            own.map(|spec| spec.unit.after.iter().cloned().collect()).unwrap_or_default();
+            own.map(|section| section.after.iter().cloned().collect()).unwrap_or_default();
         let around = self.neighbours.get(name).into_iter().flatten();
         found.extend(around.filter(|other| self.is_before(other, name)).cloned());
         found.into_iter().filter(move |other| !required.contains(other))
@@ -93,7 +94,10 @@ impl Engine {
     pub(crate) fn rivals(&self, name: &UnitName) -> Vec<UnitName> {
         let around = self.neighbours.get(name).into_iter().flatten();
         let names = |a: &UnitName, b: &UnitName| {
-            self.units.get(a).is_some_and(|unit| unit.spec.unit.conflicts.contains(b))
+            self.units.get(a).is_some_and(|unit| {
+                let sections = [&unit.spec.unit, &unit.spec_to_start().unit];
+                sections.iter().any(|section| section.conflicts.contains(b))
+            })
         };
         around.filter(|other| names(name, other) || names(other, name)).cloned().collect()
     }
@@ -148,7 +152,12 @@ impl Engine {
         unit.begun = now;
         unit.durable.held = None;
         unit.durable.finished = false;
+        // A new process begins with the state as it is now: nothing is owed to it.
+        unit.durable.owed.clear();
+        unit.durable.resync_failed = false;
         unit.restarting = false;
+        unit.status = None;
+        unit.uttered = None;
         if let Some(due) = due {
             // A try after a shortage comes here without a due time: one restart counts once.
             unit.durable.restarts += 1;
@@ -236,6 +245,7 @@ impl Engine {
         match outcome {
             ProbeOutcome::Ok => self.on_ready(now, &name, fx),
             ProbeOutcome::Failed(seen) => self.probe_again(now, &name, run, seen, limits::READINESS_INTERVAL),
+            ProbeOutcome::Short(seen) => self.probe_again(now, &name, run, seen, limits::SHORTAGE_RETRY),
         }
     }
 
@@ -272,6 +282,7 @@ impl Engine {
             self.on_ready(now, &name, fx);
         } else {
             fx.mark(Mark::LateNewsIgnored);
+            self.end_own_reload(&name, run, fx);
         }
     }
 
@@ -316,7 +327,9 @@ impl Engine {
         unit.durable.finished = main.is_none();
         let down_since = unit.durable.down_since.take();
         let run = unit.main;
-        let active = Active { main, ready_at: now, reset_at, missing: Vec::new(), reload: None };
+        let health = main.and_then(|_| health::begin(now, &unit.spec));
+        let active =
+            Active { main, ready_at: now, reset_at, missing: Vec::new(), reload: None, health, resync: None };
         self.set_state(now, name, State::Active(active));
         fx.record(name, run, RecordKind::Active { start_ms: ms(now, begun) });
         if let Some(since) = down_since {
@@ -422,7 +435,13 @@ impl Engine {
         let hook = match ended.role {
             Role::StartPre(_) => "start_pre",
             Role::StartPost(_) => "start_post",
-            Role::Main | Role::StopPost(_) | Role::StopCommand | Role::ReloadCommand | Role::ReadyCheck => {
+            Role::Main
+            | Role::StopPost(_)
+            | Role::StopCommand
+            | Role::ReloadCommand
+            | Role::ReadyCheck
+            | Role::HealthCheck
+            | Role::Resync => {
                 return;
             }
         };
@@ -466,6 +485,8 @@ impl Engine {
                 self.on_stop_hook_exited(now, &name, run, Exit::Unknown, fx)
             }
             Role::ReloadCommand => self.on_reload_exited(&name, run, Exit::Unknown, fx),
+            Role::HealthCheck => self.on_check_short(now, &name),
+            Role::Resync => self.on_resync_exited(now, &name, run, Exit::Unknown, fx),
             Role::Main | Role::StartPre(_) | Role::StartPost(_) => {}
         }
         if was_terminating {
@@ -474,36 +495,62 @@ impl Engine {
         self.conclude_if_empty(now, &name, fx);
     }
 
-    /// An active unit: which of its requirements are down now?
-    pub(crate) fn evaluate_requirements(&mut self, name: &UnitName, fx: &mut Effects) {
+    /// An active unit: which of its requirements are down now? What is lost is owed; when the
+    /// last one is ready again, what is owed is done.
+    pub(crate) fn evaluate_requirements(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
         let Some(unit) = self.units.get(name) else { return };
-        let ready = |other: &&UnitName| !self.units.get(*other).is_some_and(Unit::is_ready);
-        let missing: Vec<UnitName> = unit.spec.unit.requires.iter().filter(ready).cloned().collect();
+        let down = |other: &&UnitName| !self.units.get(*other).is_some_and(Unit::is_ready);
+        let missing: Vec<UnitName> = unit.spec.unit.requires.iter().filter(down).cloned().collect();
+        let to_stop = self.to_stop(name);
         let Some(unit) = self.units.get_mut(name) else { return };
-        let run = unit.main;
+        let (run, spec) = (unit.main, unit.spec.clone());
         let State::Active(active) = &mut unit.state else { return };
         if active.missing == missing {
             return;
         }
+        let lost: Vec<UnitName> =
+            missing.iter().filter(|other| !active.missing.contains(other)).cloned().collect();
         let was_whole = active.missing.is_empty();
         active.missing = missing.clone();
+        unit.durable.owed.extend(lost.iter().cloned());
         self.touched.insert(name.clone());
         if missing.is_empty() {
             fx.mark(Mark::Restored);
             fx.record(name, run, RecordKind::Restored);
-        } else if was_whole {
-            fx.mark(Mark::Degraded);
+            if !to_stop {
+                self.on_all_returned(now, name, fx);
+            }
+            return;
+        }
+        if !lost.is_empty() {
+            fx.mark(if was_whole { Mark::Degraded } else { Mark::LostAnother });
             fx.record(name, run, RecordKind::Degraded { for_units: missing });
+        }
+        self.abort_resync(name, fx);
+        let goes_down =
+            |other: &UnitName| spec.dependency.get(other).is_some_and(|edge| edge.on_loss != OnLoss::Degrade);
+        if lost.iter().any(goes_down)
+            && !to_stop
+            && let Some(unit) = self.units.get_mut(name)
+        {
+            // `stop` and `restart` alike: down now, and up again when it can be.
+            fx.mark(Mark::LossStopped);
+            unit.restarting = true;
+            self.queue.insert(name.clone());
         }
     }
 
     pub(crate) fn on_active_deadline(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
         let Some(unit) = self.units.get_mut(name) else { return };
+        let reset_after = unit.spec.restart.reset_after;
         let State::Active(active) = &mut unit.state else { return };
         let reload_over = active.reload.filter(|reload| reload.deadline <= now);
         let episode_over = active.reset_at.is_some_and(|at| at <= now);
-        if episode_over {
-            active.reset_at = None;
+        // A bad check before its threshold: it may be hanging, so what it survives does not count.
+        let ails = active.health.as_ref().is_some_and(|watch| watch.bad > 0);
+        let episode_over = episode_over && !ails;
+        if active.reset_at.is_some_and(|at| at <= now) {
+            active.reset_at = ails.then(|| now + reset_after);
         }
         if let Some(reload) = reload_over {
             active.reload = None;
@@ -514,6 +561,8 @@ impl Engine {
         if episode_over {
             self.end_episode(name, fx);
         }
+        self.on_resync_deadline(now, name, fx);
+        self.on_health_deadline(now, name, fx);
     }
 }
 

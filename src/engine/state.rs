@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::durable::{Desired, UnitDurable};
 use crate::engine::effect::Role;
+use crate::engine::view::StateWord;
 use crate::unit::spec::UnitSpec;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,6 +130,47 @@ pub(crate) struct Active {
     /// Requirements that are down now.
     pub missing: Vec<UnitName>,
     pub reload: Option<Reloading>,
+    pub health: Option<Watch>,
+    pub resync: Option<Resyncing>,
+}
+
+/// The health of one run: a verdict belongs to it and ends with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Watch {
+    pub step: WatchStep,
+    /// Bad checks in a row.
+    pub bad: u32,
+    /// None until the first check that counts.
+    pub healthy: Option<bool>,
+    /// What the last of the bad checks in a row saw.
+    pub seen: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WatchStep {
+    /// The next check begins then.
+    Next(Monotonic),
+    /// One is under way (the run, where it is a process); it is hung at `hung_at`.
+    InFlight { check: Option<RunId>, begun: Monotonic, hung_at: Monotonic },
+    /// A hung check process was killed; its end begins the next interval.
+    Killed { check: RunId },
+    /// `WATCHDOG=1` is due until then.
+    Watchdog { due: Monotonic, every: Duration },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resyncing {
+    /// The `attempt`-th (from 1) begins at `at`.
+    Due {
+        attempt: u32,
+        at: Monotonic,
+    },
+    Running {
+        attempt: u32,
+        run: Option<RunId>,
+        begun: Monotonic,
+        deadline: Monotonic,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,6 +229,13 @@ pub(crate) enum Hold {
     Stuck { then: Then },
 }
 
+/// What a service announced by sd_notify(3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Uttered {
+    Reloading,
+    Stopping,
+}
+
 /// A process that lives, as far as we know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Living {
@@ -229,6 +279,12 @@ pub(crate) struct Unit {
     pub main_exit: Option<(RunId, Exit)>,
     /// How the last failure or end reads.
     pub last: Option<String>,
+    /// What its newest run says of itself (`STATUS=`).
+    pub status: Option<String>,
+    /// What its newest run is about to do by itself.
+    pub uttered: Option<Uttered>,
+    /// The state that history knows of.
+    pub told: StateWord,
     /// Entry of this unit in the engine's deadline index.
     pub armed: Option<Monotonic>,
 }
@@ -251,6 +307,9 @@ impl Unit {
             removed: false,
             main_exit: None,
             last: None,
+            status: None,
+            uttered: None,
+            told: StateWord::Inactive,
             armed: None,
         }
     }
@@ -259,7 +318,7 @@ impl Unit {
         match self.durable.ordered {
             Some(Desired::Up) => !self.removed,
             Some(Desired::Down) => false,
-            None => !self.removed && (self.spec.unit.enabled || self.pulled),
+            None => !self.removed && (self.spec_to_start().unit.enabled || self.pulled),
         }
     }
 
@@ -332,7 +391,20 @@ impl Unit {
                 };
                 earlier(step, activating.deadline)
             }
-            State::Active(active) => earlier(active.reset_at, active.reload.map(|reload| reload.deadline)),
+            State::Active(active) => {
+                let health = active.health.as_ref().and_then(|watch| match watch.step {
+                    WatchStep::Next(at) => Some(at),
+                    WatchStep::InFlight { hung_at, .. } => Some(hung_at),
+                    WatchStep::Killed { .. } => None,
+                    WatchStep::Watchdog { due, .. } => Some(due),
+                });
+                let resync = active.resync.map(|resync| match resync {
+                    Resyncing::Due { at, .. } => at,
+                    Resyncing::Running { deadline, .. } => deadline,
+                });
+                let reload = active.reload.map(|reload| reload.deadline);
+                earlier(earlier(active.reset_at, reload), earlier(health, resync))
+            }
             State::Deactivating { step, .. } => match step {
                 StopStep::Command { deadline, .. } | StopStep::Post { deadline, .. } => Some(*deadline),
                 StopStep::Terminating { kill_at, .. } => Some(*kill_at),

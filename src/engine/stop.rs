@@ -8,8 +8,9 @@ use crate::base::name::UnitName;
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::Engine;
-use crate::engine::effect::{Cause, Effect, Effects, Mark, RecordKind, Role};
+use crate::engine::effect::{AlertKind, Cause, Effect, Effects, Mark, RecordKind, Role};
 use crate::engine::state::{Asked, Hold, Hooks, State, StopStep, Then, WhyInactive};
+use crate::unit::spec::{RestartPolicy, ServiceType};
 
 impl Engine {
     /// A unit that has to go down (or to restart): now, or once its followers are at rest.
@@ -33,7 +34,7 @@ impl Engine {
             State::Activating(_) | State::Active(_) => {
                 if self.held_back(name) {
                     fx.mark(Mark::StopHeldBack);
-                    return self.evaluate_requirements(name, fx);
+                    return self.evaluate_requirements(now, name, fx);
                 }
                 self.bring_down(now, name, fx);
             }
@@ -71,23 +72,58 @@ impl Engine {
             let step = StopStep::Command { run, deadline: now + spec.stop.timeout };
             self.set_state(now, name, State::Deactivating { step, then });
         } else {
-            self.terminate(now, name, then, fx);
+            self.terminate(now, name, None, then, fx);
         }
     }
 
     /// The attempt is over, or has to be: take down what still lives, then go on to `then`.
     pub(crate) fn end(&mut self, now: Monotonic, name: &UnitName, then: Then, fx: &mut Effects) {
+        self.end_of(now, name, None, then, fx);
+    }
+
+    /// The same, because of this run's failure.
+    pub(crate) fn end_of(
+        &mut self,
+        now: Monotonic,
+        name: &UnitName,
+        failed: Option<RunId>,
+        then: Then,
+        fx: &mut Effects,
+    ) {
         let Some(unit) = self.units.get_mut(name) else { return };
         unit.durable.ready = None;
         unit.durable.finished = false;
-        self.terminate(now, name, then, fx);
+        self.terminate(now, name, failed, then, fx);
     }
 
     /// Asks everything that lives to end. Nothing lives: goes on at once.
-    fn terminate(&mut self, now: Monotonic, name: &UnitName, then: Then, fx: &mut Effects) {
-        let Some(unit) = self.units.get(name) else { return };
+    ///
+    /// The keeper is not told that the end of a failed run is wanted: the signal is sent before
+    /// the failure is committed, and an engine that finds an end that was asked for counts no
+    /// failure. Unasked, that end is the failure itself, and it is counted once by its run.
+    /// Only where a clean exit would be taken for success the note is needed.
+    fn terminate(
+        &mut self,
+        now: Monotonic,
+        name: &UnitName,
+        failed: Option<RunId>,
+        then: Then,
+        fx: &mut Effects,
+    ) {
+        let Some(unit) = self.units.get_mut(name) else { return };
         let kill_at = now + unit.spec.stop.timeout;
-        self.ask_to_end(name, |_| true, fx);
+        let signal = unit.spec.stop.signal;
+        let clean_is_good = unit.spec.service.kind == ServiceType::Oneshot
+            || unit.spec.restart.policy == RestartPolicy::OnFailure;
+        let is_main = |run: &RunId| unit.living.get(run).is_some_and(|living| living.role == Role::Main);
+        let unasked = failed.filter(|run| is_main(run) && !clean_is_good);
+        if let Some(run) = unasked
+            && let Some(living) = unit.living.get_mut(&run)
+        {
+            living.asked = Asked::ToEnd;
+            fx.push(Effect::Signal { run, signal });
+        }
+        self.ask_to_end(name, |run| Some(run) != unasked, fx);
         let step = StopStep::Terminating { kill_at, hooks: Hooks::Follow };
         self.set_state(now, name, State::Deactivating { step, then });
         self.ask_strays(name, fx);
@@ -116,7 +152,7 @@ impl Engine {
             StopStep::Command { run, deadline } if deadline <= now => {
                 fx.mark(Mark::HookTimedOut);
                 self.hook_timed_out(name, run, "stop.command", fx);
-                self.terminate(now, name, then, fx);
+                self.terminate(now, name, None, then, fx);
             }
             StopStep::Terminating { kill_at, hooks } if kill_at <= now => {
                 fx.mark(Mark::GraceRanOut);
@@ -130,6 +166,9 @@ impl Engine {
                 fx.mark(Mark::Stuck);
                 let main = self.units.get(name).and_then(|unit| unit.main);
                 fx.record(name, main, RecordKind::Stuck);
+                let run = main.map_or(0, |run| run.0);
+                let message = format!("{name} is stuck: a process survived SIGKILL");
+                self.raise(name, AlertKind::Stuck, format!("{run}"), message, fx);
                 self.set_state(now, name, State::Failed { hold: Hold::Stuck { then } });
             }
             StopStep::Post { run, deadline, .. } if deadline <= now => {
@@ -169,7 +208,7 @@ impl Engine {
                     let hook = "stop.command";
                     fx.record(name, Some(run), RecordKind::HookFailed { hook, cause: Cause::Exited(exit) });
                 }
-                self.terminate(now, name, then, fx);
+                self.terminate(now, name, None, then, fx);
             }
             StopStep::Post { index, run: hook_run, .. } if hook_run == run => {
                 if failed {

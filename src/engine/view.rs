@@ -5,10 +5,11 @@
 use crate::base::exit::RunId;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
-use crate::engine::Engine;
 use crate::engine::state::{
-    Activating, Active, Blockers, Hold, Probing, StartStep, State, StopStep, Unit, WhyInactive,
+    Activating, Active, Blockers, Hold, Probing, Resyncing, StartStep, State, StopStep, Unit, Uttered, Watch,
+    WhyInactive,
 };
+use crate::engine::{Engine, plural};
 
 /// The words of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +53,8 @@ pub struct UnitView {
     pub run: Option<RunId>,
     pub restarts: u64,
     pub failures: u32,
+    /// None: no `[health]`, not active, or not checked yet.
+    pub healthy: Option<bool>,
     pub next_retry_at: Option<Monotonic>,
     pub waiting_for: Vec<UnitName>,
     pub requires: Vec<UnitName>,
@@ -59,6 +62,8 @@ pub struct UnitView {
     pub after: Vec<UnitName>,
     /// The operator or the file wants it up.
     pub wanted: bool,
+    /// Gone from the files; it is forgotten when nothing of it lives any more.
+    pub removed: bool,
 }
 
 impl Engine {
@@ -85,6 +90,15 @@ fn view(unit: &Unit) -> UnitView {
         run: unit.main,
         restarts: unit.durable.restarts,
         failures: unit.durable.failures,
+        healthy: match &unit.state {
+            State::Active(active) => active.health.as_ref().and_then(|watch| watch.healthy),
+            State::Inactive { .. }
+            | State::Waiting { .. }
+            | State::Activating(_)
+            | State::Backoff { .. }
+            | State::Deactivating { .. }
+            | State::Failed { .. } => None,
+        },
         next_retry_at: match unit.state {
             State::Backoff { retry_at } => Some(retry_at),
             State::Inactive { .. }
@@ -99,10 +113,11 @@ fn view(unit: &Unit) -> UnitView {
         wants: section.wants.clone(),
         after: section.after.clone(),
         wanted: unit.wanted(),
+        removed: unit.removed,
     }
 }
 
-fn word(state: &State) -> StateWord {
+pub(crate) fn word(state: &State) -> StateWord {
     match state {
         State::Inactive { .. } => StateWord::Inactive,
         State::Waiting { .. } => StateWord::Waiting,
@@ -127,7 +142,25 @@ fn waiting_for(state: &State) -> Vec<UnitName> {
     }
 }
 
-fn reason(unit: &Unit) -> String {
+/// Why it is so, in one sentence, with what the service says of itself.
+pub(crate) fn reason(unit: &Unit) -> String {
+    let reason = own_reason(unit);
+    let uttered = match (&unit.state, unit.uttered) {
+        (State::Active(_), Some(Uttered::Reloading)) => format!("{reason}; reloads by itself"),
+        (State::Active(_) | State::Activating(_), Some(Uttered::Stopping)) => {
+            format!("{reason}; says that it stops")
+        }
+        (_, Some(_) | None) => reason,
+    };
+    match (&unit.state, &unit.status) {
+        (State::Active(_) | State::Activating(_) | State::Deactivating { .. }, Some(status)) => {
+            format!("{uttered}; it says: {status}")
+        }
+        (_, Some(_) | None) => uttered,
+    }
+}
+
+fn own_reason(unit: &Unit) -> String {
     let last = || unit.last.clone().unwrap_or_else(|| "it failed".to_string());
     match &unit.state {
         State::Inactive { why: WhyInactive::NotWanted } => "not wanted: enabled = false".to_string(),
@@ -137,7 +170,7 @@ fn reason(unit: &Unit) -> String {
         State::Waiting { not_before: Some(_), .. } => "short of resources; trying again soon".to_string(),
         State::Waiting { not_before: None, blockers } => waiting_reason(blockers),
         State::Activating(activating) => activating_reason(activating),
-        State::Active(active) => active_reason(active),
+        State::Active(active) => active_reason(active, unit.durable.resync_failed),
         State::Backoff { .. } => format!("{}; failure {} in a row", last(), unit.durable.failures),
         State::Deactivating { step, .. } => match step {
             StopStep::Command { .. } => "the stop command runs".to_string(),
@@ -181,13 +214,25 @@ fn activating_reason(activating: &Activating) -> String {
     }
 }
 
-fn active_reason(active: &Active) -> String {
+fn active_reason(active: &Active, resync_failed: bool) -> String {
     if !active.missing.is_empty() {
         let names: Vec<&str> = active.missing.iter().map(UnitName::as_str).collect();
         return format!("waiting: {}", names.join(", "));
     }
-    match active.main {
-        Some(_) => "ready".to_string(),
-        None => "done".to_string(),
+    match (active.main, active.resync) {
+        (Some(_), Some(Resyncing::Due { attempt: 1, .. } | Resyncing::Running { .. })) => {
+            "restoring its state".to_string()
+        }
+        (Some(_), Some(Resyncing::Due { attempt, .. })) => {
+            format!("its state is not restored yet; try {attempt} follows")
+        }
+        (Some(_), None) if resync_failed => "ready, but its state could not be restored".to_string(),
+        (Some(_), None) => match &active.health {
+            Some(Watch { bad, seen: Some(seen), .. }) => {
+                format!("ready, but {bad} bad check{} in a row ({seen})", plural(*bad))
+            }
+            Some(_) | None => "ready".to_string(),
+        },
+        (None, _) => "done".to_string(),
     }
 }

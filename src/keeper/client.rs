@@ -91,7 +91,10 @@ impl Client {
                     self.early.push_back(early);
                 }
                 // On a socket that an earlier image of this engine used before exec.
-                (News::Spawned { .. } | News::Executed { .. } | News::Exited { .. }, None) => {}
+                (
+                    News::Spawned { .. } | News::Executed { .. } | News::Main { .. } | News::Exited { .. },
+                    None,
+                ) => {}
                 (early @ (News::SpawnShort { .. } | News::OrphanReaped | News::Signalled { .. }), None) => {
                     self.early.push_back(early);
                 }
@@ -102,6 +105,7 @@ impl Client {
                     | News::Spawned { .. }
                     | News::SpawnShort { .. }
                     | News::Executed { .. }
+                    | News::Main { .. }
                     | News::Exited { .. }
                     | News::OrphanReaped,
                     _,

@@ -8,17 +8,18 @@ use std::os::fd::OwnedFd;
 
 use nix::libc;
 
-use crate::base::exit::{Exit, RunId, SpawnStep};
+use crate::base::exit::{Exit, RunId};
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
-use crate::keeper::wire::{FDS_MAX, FdUse, Ids, News, Request, SpawnPlan, TAG_LEN_MAX, TableRow};
+use crate::keeper::reader::Reader;
+use crate::keeper::wire::{FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Request, SpawnPlan, TAG_LEN_MAX};
 use crate::sys::memfd;
 
-/// Longest message. The largest is a row: its tag and 63 bytes.
-pub const MESSAGE_BYTES_MAX: usize = 512;
+/// Longest message. The largest is a spawn: its tag, 14 bytes, and 5 for each fd.
+pub const MESSAGE_BYTES_MAX: usize = 640;
 
-const MAGIC: [u8; 2] = *b"Up";
-const VERSION: u8 = 1;
+pub(crate) const MAGIC: [u8; 2] = *b"Up";
+pub(crate) const VERSION: u8 = 1;
 
 /// Why bytes are no message.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +37,9 @@ pub enum CodecError {
     /// The fds that a spawn names did not all arrive: we are out of them.
     #[error("fds of run {0} got lost")]
     FdsLost(RunId),
+    /// The new main process of a run did not arrive: we are out of fds.
+    #[error("the main process of run {0} got lost")]
+    MainLost(RunId),
     /// The header of a spawn is sound, its plan is not.
     #[error("the plan of run {run} cannot be read")]
     Plan { run: RunId, errno: i32 },
@@ -75,6 +79,8 @@ mod kind {
     pub const END: u8 = 6;
     pub const SIGNAL_TO_END: u8 = 7;
     pub const NOTE_READY: u8 = 8;
+    pub const NOTE_MAIN: u8 = 9;
+    pub const LET_GO: u8 = 10;
     pub const WELCOME: u8 = 64;
     pub const ROW: u8 = 65;
     pub const HELD: u8 = 66;
@@ -85,6 +91,7 @@ mod kind {
     pub const EXITED: u8 = 71;
     pub const ORPHAN_REAPED: u8 = 72;
     pub const SIGNALLED: u8 = 73;
+    pub const MAIN: u8 = 74;
 }
 
 impl Body {
@@ -99,7 +106,7 @@ impl Body {
         self.bytes.get(..self.len).unwrap_or(&[])
     }
 
-    /// Every caller is bounded by TAG_LEN_MAX and FDS_MAX, so nothing is ever cut; if it were,
+    /// Every caller is bounded by TAG_LEN_MAX, HOLD_NAME_LEN_MAX and FDS_MAX, so nothing is ever cut; if it were,
     /// the reader would call the message short.
     fn put(&mut self, part: &[u8]) {
         let end = self.len.saturating_add(part.len());
@@ -133,6 +140,13 @@ impl Body {
     fn text(&mut self, bytes: &[u8]) {
         let kept = bytes.get(..TAG_LEN_MAX).unwrap_or(bytes);
         self.u8(u8::try_from(kept.len()).unwrap_or(0));
+        self.put(kept);
+    }
+
+    /// At most HOLD_NAME_LEN_MAX bytes; what is beyond is cut.
+    fn name(&mut self, bytes: &[u8]) {
+        let kept = bytes.get(..HOLD_NAME_LEN_MAX).unwrap_or(bytes);
+        self.put(&u16::try_from(kept.len()).unwrap_or(0).to_le_bytes());
         self.put(kept);
     }
 
@@ -178,14 +192,28 @@ pub fn encode_request(request: Request) -> io::Result<Encoded> {
         Request::Signal { run, signal } => of_signal(kind::SIGNAL, run, signal),
         Request::SignalToEnd { run, signal } => of_signal(kind::SIGNAL_TO_END, run, signal),
         Request::NoteReady { run } => of_run(kind::NOTE_READY, run),
+        Request::NoteMain { run, pid, process } => {
+            fds.push(process);
+            let mut body = of_run(kind::NOTE_MAIN, run);
+            body.i32(pid);
+            body
+        }
         Request::Release { run } => of_run(kind::RELEASE, run),
         Request::Hold { name, fd } => {
-            if name.len() > TAG_LEN_MAX {
+            if name.len() > HOLD_NAME_LEN_MAX {
                 return Err(too_long("the name of a held fd"));
             }
             fds.push(fd);
             let mut body = Body::new(kind::HOLD);
-            body.text(&name);
+            body.name(&name);
+            body
+        }
+        Request::LetGo { name } => {
+            if name.len() > HOLD_NAME_LEN_MAX {
+                return Err(too_long("the name of a held fd"));
+            }
+            let mut body = Body::new(kind::LET_GO);
+            body.name(&name);
             body
         }
         Request::End { code } => {
@@ -209,9 +237,15 @@ pub fn decode_request(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, CodecE
         kind::SIGNAL => Request::Signal { run: from.run()?, signal: from.signal()? },
         kind::SIGNAL_TO_END => Request::SignalToEnd { run: from.run()?, signal: from.signal()? },
         kind::NOTE_READY => Request::NoteReady { run: from.run()? },
+        kind::NOTE_MAIN => {
+            let (run, pid) = (from.run()?, from.i32()?);
+            let process = fds.into_iter().next().ok_or(CodecError::MainLost(run))?;
+            Request::NoteMain { run, pid, process }
+        }
         kind::RELEASE => Request::Release { run: from.run()? },
+        kind::LET_GO => Request::LetGo { name: from.name()?.to_vec() },
         kind::HOLD => {
-            let name = from.text()?.to_vec();
+            let name = from.name()?.to_vec();
             let fd = fds.into_iter().next().ok_or(CodecError::Value("fd count"))?;
             Request::Hold { name, fd }
         }
@@ -279,6 +313,11 @@ pub fn encode_news(news: &News) -> Body {
             body.i32(*pid);
             body
         }
+        News::Main { run, pid } => {
+            let mut body = of_run(kind::MAIN, *run);
+            body.i32(*pid);
+            body
+        }
         News::SpawnShort { run, errno } => {
             let mut body = of_run(kind::SPAWN_SHORT, *run);
             body.i32(*errno);
@@ -325,7 +364,7 @@ pub fn encode_row(head: &RowHead<'_>, labels: impl Iterator<Item = u8> + Clone) 
 /// A held fd's name.
 pub fn encode_held(name: &[u8]) -> Body {
     let mut body = Body::new(kind::HELD);
-    body.text(name);
+    body.name(name);
     body
 }
 
@@ -343,7 +382,7 @@ pub fn decode_news(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<News, CodecError> 
         },
         kind::ROW => News::Row(from.row(fds)?),
         kind::HELD => {
-            let name = from.text()?.to_vec();
+            let name = from.name()?.to_vec();
             let fd = fds.into_iter().next().ok_or(CodecError::Value("fd count"))?;
             News::Held { name, fd }
         }
@@ -351,6 +390,7 @@ pub fn decode_news(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<News, CodecError> 
         kind::SPAWNED => News::Spawned { run: from.run()?, pid: from.i32()? },
         kind::SPAWN_SHORT => News::SpawnShort { run: from.run()?, errno: from.i32()? },
         kind::EXECUTED => News::Executed { run: from.run()? },
+        kind::MAIN => News::Main { run: from.run()?, pid: from.i32()? },
         kind::EXITED => News::Exited { run: from.run()?, at: from.time()?, exit: from.exit()? },
         kind::ORPHAN_REAPED => News::OrphanReaped,
         kind::SIGNALLED => News::Signalled { signal: from.signal()? },
@@ -392,7 +432,7 @@ pub fn encode_plan(plan: &SpawnPlan) -> Vec<u8> {
         out.extend(text);
     };
     put_text(&mut out, &plan.path);
-    for list in [&plan.argv, &plan.env] {
+    for list in [&plan.argv, &plan.env, &plan.pid_env] {
         out.extend(count(list.len()));
         list.iter().for_each(|text| put_text(&mut out, text));
     }
@@ -433,6 +473,7 @@ pub fn decode_plan(bytes: &[u8]) -> Result<SpawnPlan, CodecError> {
     let path = from.long_text()?;
     let argv = from.list(|from| from.long_text())?;
     let env = from.list(|from| from.long_text())?;
+    let pid_env = from.list(|from| from.long_text())?;
     let has_cwd = from.flag()?;
     let cwd = from.long_text()?;
     let umask = from.u32()?;
@@ -446,150 +487,5 @@ pub fn decode_plan(bytes: &[u8]) -> Result<SpawnPlan, CodecError> {
     };
     from.end()?;
     let cwd = has_cwd.then_some(cwd);
-    Ok(SpawnPlan { path, argv, env, cwd, ids, umask, rlimits, nice, oom_score_adj, no_new_privs })
-}
-
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    /// Checks the header and gives the kind.
-    fn kind(&mut self) -> Result<u8, CodecError> {
-        let [m0, m1, version, kind] = self.array()?;
-        if [m0, m1] != MAGIC {
-            return Err(CodecError::Foreign);
-        }
-        if version == VERSION { Ok(kind) } else { Err(CodecError::Version(version)) }
-    }
-
-    fn take(&mut self, len: usize) -> Result<&'a [u8], CodecError> {
-        let (part, rest) = self.0.split_at_checked(len).ok_or(CodecError::Short)?;
-        self.0 = rest;
-        Ok(part)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], CodecError> {
-        let (part, rest) = self.0.split_first_chunk().ok_or(CodecError::Short)?;
-        self.0 = rest;
-        Ok(*part)
-    }
-
-    /// What a newer build appends under the same kind would be lost in silence; refuse it.
-    fn end(&self) -> Result<(), CodecError> {
-        if self.0.is_empty() { Ok(()) } else { Err(CodecError::Value("length")) }
-    }
-
-    fn u8(&mut self) -> Result<u8, CodecError> {
-        self.array().map(u8::from_le_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32, CodecError> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    fn i32(&mut self) -> Result<i32, CodecError> {
-        self.array().map(i32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, CodecError> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    fn flag(&mut self) -> Result<bool, CodecError> {
-        match self.u8()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(CodecError::Value("flag")),
-        }
-    }
-
-    fn optional_i32(&mut self) -> Result<Option<i32>, CodecError> {
-        let given = self.flag()?;
-        let value = self.i32()?;
-        Ok(given.then_some(value))
-    }
-
-    fn run(&mut self) -> Result<RunId, CodecError> {
-        self.u64().map(RunId)
-    }
-
-    fn time(&mut self) -> Result<Monotonic, CodecError> {
-        self.u64().map(Monotonic::from_ns)
-    }
-
-    fn signal(&mut self) -> Result<Signal, CodecError> {
-        Signal::from_number(self.i32()?).ok_or(CodecError::Value("signal"))
-    }
-
-    fn text(&mut self) -> Result<&'a [u8], CodecError> {
-        let len = usize::from(self.u8()?);
-        if len > TAG_LEN_MAX {
-            return Err(CodecError::Value("length"));
-        }
-        self.take(len)
-    }
-
-    fn long_text(&mut self) -> Result<Vec<u8>, CodecError> {
-        let len = usize::try_from(self.u32()?).unwrap_or(usize::MAX);
-        Ok(self.take(len)?.to_vec())
-    }
-
-    /// Grows with what is really there: a count alone allocates nothing.
-    fn list<T>(
-        &mut self,
-        item: impl Fn(&mut Reader<'a>) -> Result<T, CodecError>,
-    ) -> Result<Vec<T>, CodecError> {
-        let count = self.u32()?;
-        let mut out = Vec::new();
-        for _ in 0..count {
-            out.push(item(self)?);
-        }
-        Ok(out)
-    }
-
-    fn fd_use(&mut self) -> Result<FdUse, CodecError> {
-        let word = self.u8()?;
-        let value = self.i32()?;
-        match word {
-            0 => Ok(FdUse::Child(value)),
-            1 => u8::try_from(value).map(FdUse::Hold).map_err(|_| CodecError::Value("label")),
-            2 => Ok(FdUse::Cgroup),
-            _ => Err(CodecError::Value("fd use")),
-        }
-    }
-
-    fn exit(&mut self) -> Result<Exit, CodecError> {
-        let [word, a] = self.array()?;
-        let b = self.i32()?;
-        match word {
-            0 => Ok(Exit::Code(a)),
-            1 => {
-                let signal = Signal::from_number(i32::from(a)).ok_or(CodecError::Value("signal"))?;
-                Ok(Exit::Signal { signal, core: b != 0 })
-            }
-            2 => {
-                let step = SpawnStep::from_u8(a).ok_or(CodecError::Value("step"))?;
-                Ok(Exit::NotExecuted { step, errno: b })
-            }
-            3 => Ok(Exit::Unknown),
-            _ => Err(CodecError::Value("exit")),
-        }
-    }
-
-    fn row(&mut self, fds: Vec<OwnedFd>) -> Result<TableRow, CodecError> {
-        let run = self.run()?;
-        let tag = self.text()?.to_vec();
-        let pid = self.i32()?;
-        let spawned_at = self.time()?;
-        let executed = self.flag()?;
-        let end_asked = self.flag()?;
-        let said_ready = self.flag()?;
-        let ended = if self.flag()? { Some((self.time()?, self.exit()?)) } else { None };
-        let count = usize::from(self.u8()?);
-        let labels = self.take(count)?;
-        if fds.len() != count {
-            return Err(CodecError::FdsLost(run));
-        }
-        let held = labels.iter().copied().zip(fds).collect();
-        Ok(TableRow { run, tag, pid, spawned_at, executed, end_asked, said_ready, ended, held })
-    }
+    Ok(SpawnPlan { path, argv, env, pid_env, cwd, ids, umask, rlimits, nice, oom_score_adj, no_new_privs })
 }

@@ -8,5 +8,7 @@ pub mod codec;
 pub mod table;
 mod engine;
 mod talk;
+mod mains;
+mod reader;
 pub mod run;
 pub mod client;

@@ -17,6 +17,7 @@ use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::keeper::codec::{CodecError, MESSAGE_BYTES_MAX, decode_request};
 use crate::keeper::engine::Engine;
+use crate::keeper::mains::{MAIN_TOKEN, signal_run};
 use crate::keeper::table::{HELD_MAX, Phase, Place, Slot, Table, Untold};
 use crate::keeper::talk::{HOLDS_MAX, Talk, Tidings};
 use crate::keeper::wire::{FdUse, Request, SpawnPlan};
@@ -70,10 +71,10 @@ enum Read {
     Closed,
 }
 
-struct Keeper {
-    epoll: Epoll,
+pub(super) struct Keeper {
+    pub(super) epoll: Epoll,
     signals: Signals,
-    tidings: Tidings,
+    pub(super) tidings: Tidings,
     engine: Engine,
     ending: Ending,
     /// Bit n: signal n (TERM, INT, QUIT) was received. Told again to each new engine: the one
@@ -129,6 +130,7 @@ impl Keeper {
             match event.data() {
                 SIGNALS_TOKEN => self.on_signals(),
                 ENGINE_TOKEN => self.on_engine(),
+                token if token >= MAIN_TOKEN => self.on_main_ended(token),
                 token => self.on_outcome(token),
             }
         }
@@ -191,7 +193,7 @@ impl Keeper {
         self.reap_all();
     }
 
-    fn reap_all(&mut self) -> Reaped {
+    pub(super) fn reap_all(&mut self) -> Reaped {
         loop {
             match reap() {
                 Reaped::One { pid, exit } => self.on_reaped(pid, exit),
@@ -225,7 +227,12 @@ impl Keeper {
             Some(Phase::Failing { exit }) => *exit,
             Some(Phase::Executing { .. } | Phase::Running | Phase::Ended { .. }) | None => exit,
         };
-        self.tidings.table.end(place, now, exit);
+        self.end_run(place, now, exit);
+    }
+
+    pub(super) fn end_run(&mut self, place: Place, at: Monotonic, exit: Exit) {
+        self.unwatch_main(place);
+        self.tidings.table.end(place, at, exit);
         self.tidings.table.note(place, Untold::EXITED);
     }
 
@@ -237,7 +244,7 @@ impl Keeper {
     }
 
     /// Reads a run's outcome pipe, if it still has one and it says something.
-    fn settle(&mut self, place: Place) {
+    pub(super) fn settle(&mut self, place: Place) {
         let Some(slot) = self.tidings.table.slot_mut(place) else {
             return;
         };
@@ -298,6 +305,12 @@ impl Keeper {
     fn on_message(&mut self, bytes: &[u8], fds: Vec<OwnedFd>) {
         match decode_request(bytes, fds) {
             Ok(request) => self.on_request(request),
+            // It stays as it was, and the engine is told so.
+            Err(CodecError::MainLost(run)) => {
+                if let Some(place) = self.tidings.table.of_run(run) {
+                    self.tidings.table.note(place, Untold::MAIN);
+                }
+            }
             Err(CodecError::FdsLost(run)) => self.tidings.short = Some((run, libc::EMFILE)),
             Err(CodecError::Plan { run, errno: errno @ (libc::EMFILE | libc::ENFILE | libc::ENOMEM) }) => {
                 self.tidings.short = Some((run, errno));
@@ -326,7 +339,7 @@ impl Keeper {
                 let place = self.tidings.table.of_run(run);
                 let slot = place.and_then(|place| self.tidings.table.slot(place));
                 if let Some(slot) = slot.filter(|slot| !slot.is_ended()) {
-                    let _ = signal_child(slot.pid, signal); // EPERM after a setuid exec: its exit will not come
+                    signal_run(slot, signal);
                 }
             }
             Request::SignalToEnd { run, signal } => {
@@ -334,7 +347,7 @@ impl Keeper {
                 let slot = place.and_then(|place| self.tidings.table.slot_mut(place));
                 if let Some(slot) = slot.filter(|slot| !slot.is_ended()) {
                     slot.end_asked = true;
-                    let _ = signal_child(slot.pid, signal); // as above
+                    signal_run(slot, signal);
                 }
             }
             Request::NoteReady { run } => {
@@ -343,12 +356,14 @@ impl Keeper {
                     slot.said_ready = true;
                 }
             }
+            Request::NoteMain { run, pid, process } => self.note_main(run, pid, process),
             Request::Release { run } => self.tidings.table.release(run),
             Request::Hold { name, fd } => {
                 if self.tidings.hold(name, fd).is_err() {
                     say(&format!("more than {HOLDS_MAX} held names: one is not held"));
                 }
             }
+            Request::LetGo { name } => self.tidings.let_go(&name),
             Request::End { code } => {
                 let kill_engine_at = clock::monotonic() + ENGINE_END_MAX;
                 self.ending = Ending::Asked { code, kill_engine_at };
@@ -498,9 +513,7 @@ impl Keeper {
     }
 
     fn signal_living(&self, signal: Signal) {
-        for pid in self.tidings.table.living() {
-            let _ = signal_child(pid, signal); // what cannot be signalled is left at the deadline
-        }
+        self.tidings.table.living().for_each(|slot| signal_run(slot, signal));
     }
 }
 
@@ -516,6 +529,7 @@ fn child_plan(plan: SpawnPlan) -> Option<ChildPlan> {
         path: CString::new(plan.path).ok().filter(|path| !path.is_empty())?,
         argv: strings(plan.argv)?,
         env: strings(plan.env)?,
+        pid_env: strings(plan.pid_env)?,
         cwd,
         ids: plan.ids.map(|ids| ChildIds { uid: ids.uid, gid: ids.gid, groups: ids.groups }),
         umask: Some(plan.umask),

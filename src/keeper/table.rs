@@ -30,6 +30,7 @@ impl Untold {
     pub const SPAWNED: Untold = Untold(1);
     pub const EXECUTED: Untold = Untold(2);
     pub const EXITED: Untold = Untold(4);
+    pub const MAIN: Untold = Untold(8);
 
     pub fn has(self, which: Untold) -> bool {
         self.0 & which.0 != 0
@@ -63,6 +64,8 @@ pub struct Slot {
     pub executed: bool,
     pub end_asked: bool,
     pub said_ready: bool,
+    /// Set when another process than the one that we forked is the run.
+    pub main: Option<OwnedFd>,
     pub held: [Option<(u8, OwnedFd)>; HELD_MAX],
     untold: Untold,
     tag: [u8; TAG_LEN_MAX],
@@ -87,6 +90,7 @@ impl Slot {
             executed: false,
             end_asked: false,
             said_ready: false,
+            main: None,
             held,
             untold,
             tag: place,
@@ -200,10 +204,26 @@ impl Table {
         self.cell(place.0)?.slot.as_mut()
     }
 
+    /// Another process is the run from now on, also where the one before has ended already.
+    pub fn hand_over(&mut self, place: Place, pid: i32, process: OwnedFd) {
+        let Some(slot) = self.slot_mut(place) else {
+            return;
+        };
+        let before = std::mem::replace(&mut slot.pid, pid);
+        slot.main = Some(process);
+        slot.phase = Phase::Running;
+        slot.untold.0 &= !Untold::EXITED.0;
+        if self.by_pid.get(&before) == Some(&place.0) {
+            self.by_pid.remove(&before);
+        }
+        self.by_pid.insert(pid, place.0);
+    }
+
     /// The pid is free for other processes from now on.
     pub fn end(&mut self, place: Place, at: Monotonic, exit: Exit) {
         if let Some(slot) = self.slot_mut(place) {
             slot.phase = Phase::Ended { at, exit };
+            slot.main = None;
             let pid = slot.pid;
             self.by_pid.remove(&pid);
         }
@@ -271,13 +291,9 @@ impl Table {
         u32::try_from(start.checked_add(skipped)?).ok().map(Place)
     }
 
-    /// Pids of the runs that live.
-    pub fn living(&self) -> impl Iterator<Item = i32> + '_ {
-        self.cells
-            .iter()
-            .filter_map(|cell| cell.slot.as_ref())
-            .filter(|slot| !slot.is_ended())
-            .map(|slot| slot.pid)
+    /// The runs that live.
+    pub fn living(&self) -> impl Iterator<Item = &Slot> + '_ {
+        self.cells.iter().filter_map(|cell| cell.slot.as_ref()).filter(|slot| !slot.is_ended())
     }
 
     fn cell(&mut self, number: u32) -> Option<&mut Cell> {

@@ -28,8 +28,8 @@ pub enum Talk {
     News,
 }
 
-/// Most named fds held for the engine: listeners and notify sockets.
-pub const HOLDS_MAX: usize = 64;
+/// Most named fds held for the engine: sockets of ours, and what services stored.
+pub const HOLDS_MAX: usize = 4_096;
 
 /// `HOLDS_MAX` names are held already.
 pub struct NoRoom;
@@ -150,6 +150,10 @@ impl Tidings {
             send(socket, &News::Executed { run })?;
             self.table.told(place, Untold::EXECUTED);
         }
+        if untold.has(Untold::MAIN) {
+            send(socket, &News::Main { run, pid })?;
+            self.table.told(place, Untold::MAIN);
+        }
         if untold.has(Untold::EXITED) {
             if let Some((at, exit)) = ended {
                 send(socket, &News::Exited { run, at, exit })?;
@@ -173,6 +177,11 @@ impl Tidings {
         }
         self.holds.push(Hold { name, fd });
         Ok(())
+    }
+
+    /// Closes what is held under `name`. An engine lets go of nothing while it is told the table.
+    pub fn let_go(&mut self, name: &[u8]) {
+        self.holds.retain(|hold| hold.name != name);
     }
 }
 

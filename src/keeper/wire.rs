@@ -13,8 +13,12 @@ use crate::base::time::Monotonic;
 /// Longest tag of a run, in bytes. The engine writes it, the keeper only keeps it.
 pub const TAG_LEN_MAX: usize = 96;
 
-/// Most fds beside one message (the kernel's SCM_MAX_FD is 253).
-pub const FDS_MAX: usize = 16;
+/// Longest name of a held fd, in bytes: a unit, a number, and an FDNAME (sd_notify(3)).
+pub const HOLD_NAME_LEN_MAX: usize = 384;
+
+/// Most fds beside one message (the kernel's SCM_MAX_FD is 253): those of a run, and as many as
+/// a service may have stored.
+pub const FDS_MAX: usize = 80;
 
 /// The fd that the engine finds its end of the socket on.
 pub const ENGINE_SOCKET_FD: i32 = 3;
@@ -44,6 +48,8 @@ pub struct SpawnPlan {
     pub argv: Vec<Vec<u8>>,
     /// `NAME=value`; the whole environment, built from empty.
     pub env: Vec<Vec<u8>>,
+    /// Names of variables that the child sets to its own pid.
+    pub pid_env: Vec<Vec<u8>>,
     pub cwd: Option<Vec<u8>>,
     /// None: stay who we are.
     pub ids: Option<Ids>,
@@ -91,7 +97,7 @@ pub enum News {
         started_at: Monotonic,
     },
     Row(TableRow),
-    /// A named fd that an earlier engine gave to hold (listening and notify sockets).
+    /// A named fd that an earlier engine gave to hold (sockets of ours, fds that services stored).
     Held {
         name: Vec<u8>,
         fd: OwnedFd,
@@ -108,6 +114,12 @@ pub enum News {
     },
     Executed {
         run: RunId,
+    },
+    /// Answer to `Request::NoteMain`: this process is the run now; the old one, if it was refused.
+    /// An end that was told before this one is not the run's, if the process is a new one.
+    Main {
+        run: RunId,
+        pid: i32,
     },
     Exited {
         run: RunId,
@@ -142,7 +154,15 @@ pub enum Request {
     NoteReady {
         run: RunId,
     },
-    /// The same, to make it end: noted in its row, so that the next engine knows that the
+    /// From now on this process is the run, whosever child it is: its end is the run's end, and
+    /// that of the one before is not, even if it was told already. `process` is its pidfd, opened
+    /// before anybody looked whether the pid belongs to the unit. Answered by `News::Main`.
+    NoteMain {
+        run: RunId,
+        pid: i32,
+        process: OwnedFd,
+    },
+    /// Like `Signal`, to make it end: noted in its row, so that the next engine knows that the
     /// end was wanted.
     SignalToEnd {
         run: RunId,
@@ -156,6 +176,10 @@ pub enum Request {
     Hold {
         name: Vec<u8>,
         fd: OwnedFd,
+    },
+    /// Close what is held under this name.
+    LetGo {
+        name: Vec<u8>,
     },
     /// Everything is stopped: end, with this exit code. The keeper reaps what is left.
     End {

@@ -5,6 +5,7 @@
 //! other side does, one probe costs at most its timeout and 64 KiB.
 
 pub mod notify;
+mod bounded;
 mod connect;
 mod http;
 mod postgres;
@@ -12,12 +13,12 @@ mod redis;
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use crate::base::check::{Endpoint, NetCheck, ProbeOutcome};
 use crate::base::duration::Pretty;
+use crate::probe::bounded::Bounded;
 
 /// Most bytes one probe reads, headers included. An honest answer needs a few hundred.
 const READ_BYTES_MAX: u64 = 64 * 1024;
@@ -25,40 +26,62 @@ const READ_BYTES_MAX: u64 = 64 * 1024;
 /// Longest outcome text, in characters (`ProbeOutcome::Failed`).
 const TEXT_CHARS_MAX: usize = 200;
 
+/// Why an attempt came to nothing.
+enum Trouble {
+    /// The server, or the way to it.
+    Theirs(String),
+    /// This process was short of something: nothing is known about the server.
+    Ours(String),
+}
+
+impl From<String> for Trouble {
+    fn from(text: String) -> Trouble {
+        Trouble::Theirs(text)
+    }
+}
+
 /// Runs `check` once. The whole attempt, looking the name up included, ends within `timeout`;
 /// at most 64 KiB are read. The connection is closed when this returns or is dropped.
 ///
 /// Must run in a tokio runtime with I/O and time enabled. Never fails: what went wrong is the outcome.
 pub async fn probe(check: &NetCheck, timeout: Duration) -> ProbeOutcome {
-    match tokio::time::timeout(timeout, attempt(check)).await {
+    let connected = AtomicBool::new(false);
+    match tokio::time::timeout(timeout, attempt(check, &connected)).await {
         Ok(Ok(())) => ProbeOutcome::Ok,
-        Ok(Err(text)) => ProbeOutcome::Failed(one_line(&text)),
-        Err(_) => ProbeOutcome::Failed(format!("no answer within {}", Pretty(timeout))),
+        Ok(Err(Trouble::Theirs(text))) => ProbeOutcome::Failed(one_line(&text)),
+        Ok(Err(Trouble::Ours(text))) => ProbeOutcome::Short(one_line(&text)),
+        Err(_) => {
+            let awaited = if connected.load(Ordering::Relaxed) { "answer" } else { "connection" };
+            ProbeOutcome::Failed(format!("no {awaited} within {}", Pretty(timeout)))
+        }
     }
 }
 
-async fn attempt(check: &NetCheck) -> Result<(), String> {
+async fn attempt(check: &NetCheck, connected: &AtomicBool) -> Result<(), Trouble> {
     match check {
         NetCheck::Tcp(at) => connect::tcp(at).await.map(drop),
         NetCheck::Unix(path) => connect::unix(path).await.map(drop),
         NetCheck::Http(target) => match &target.at {
-            Endpoint::Tcp(at) => http::ask(bounded(connect::tcp(at).await?), target).await,
-            Endpoint::Unix(path) => http::ask(bounded(connect::unix(path).await?), target).await,
+            Endpoint::Tcp(at) => Ok(http::ask(told(connect::tcp(at).await?, connected), target).await?),
+            Endpoint::Unix(path) => Ok(http::ask(told(connect::unix(path).await?, connected), target).await?),
         },
-        NetCheck::Postgres(Endpoint::Tcp(at)) => postgres::ask(bounded(connect::tcp(at).await?)).await,
-        NetCheck::Postgres(Endpoint::Unix(path)) => postgres::ask(bounded(connect::unix(path).await?)).await,
-        NetCheck::Redis(Endpoint::Tcp(at)) => redis::ask(bounded(connect::tcp(at).await?)).await,
-        NetCheck::Redis(Endpoint::Unix(path)) => redis::ask(bounded(connect::unix(path).await?)).await,
+        NetCheck::Postgres(Endpoint::Tcp(at)) => {
+            Ok(postgres::ask(told(connect::tcp(at).await?, connected)).await?)
+        }
+        NetCheck::Postgres(Endpoint::Unix(path)) => {
+            Ok(postgres::ask(told(connect::unix(path).await?, connected)).await?)
+        }
+        NetCheck::Redis(Endpoint::Tcp(at)) => Ok(redis::ask(told(connect::tcp(at).await?, connected)).await?),
+        NetCheck::Redis(Endpoint::Unix(path)) => {
+            Ok(redis::ask(told(connect::unix(path).await?, connected)).await?)
+        }
     }
 }
 
-/// The stream, ending after `READ_BYTES_MAX` bytes read as if the server had closed it.
-fn bounded<S>(stream: S) -> impl AsyncRead + AsyncWrite + Unpin + Send
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
-{
-    let (reader, writer) = tokio::io::split(stream);
-    tokio::io::join(reader.take(READ_BYTES_MAX), writer)
+/// The connection, bounded, and noted: from here on it is an answer that is waited for.
+fn told<S: tokio::io::AsyncRead>(stream: S, connected: &AtomicBool) -> Bounded<S> {
+    connected.store(true, Ordering::Relaxed);
+    Bounded::new(stream)
 }
 
 /// An I/O error as the outcome tells it: `connection refused`.

@@ -12,15 +12,22 @@ pub const STATUS_BYTES_MAX: usize = 4 * 1024;
 /// Longest `FDNAME=`, in bytes (sd_pid_notify_with_fds(3)).
 pub const FD_NAME_BYTES_MAX: usize = 255;
 
+/// How far the service says it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// `READY=1`
+    Ready,
+    /// `RELOADING=1`
+    Reloading,
+    /// `STOPPING=1`
+    Stopping,
+}
+
 /// What one datagram says. Later assignments of one key replace earlier ones, as in systemd.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Notice {
-    /// `READY=1`
-    pub ready: bool,
-    /// `RELOADING=1`
-    pub reloading: bool,
-    /// `STOPPING=1`
-    pub stopping: bool,
+    /// Of several, the last: `RELOADING=1` and `READY=1` together mean ready, as in systemd.
+    pub stage: Option<Stage>,
     /// `STATUS=`: one line, at most `STATUS_BYTES_MAX` bytes, broken UTF-8 and control
     /// characters replaced.
     pub status: Option<String>,
@@ -30,7 +37,7 @@ pub struct Notice {
     pub main_pid: Option<i32>,
     /// `WATCHDOG=1` or `WATCHDOG=trigger`
     pub watchdog: Option<Watchdog>,
-    /// `WATCHDOG_USEC=`
+    /// `WATCHDOG_USEC=`; zero switches it off.
     pub watchdog_period: Option<Duration>,
     /// `EXTEND_TIMEOUT_USEC=`
     pub extend_timeout: Option<Duration>,
@@ -69,9 +76,9 @@ pub fn parse(datagram: &[u8]) -> Notice {
 fn take(notice: &mut Notice, key: &[u8], value: &[u8]) {
     let yes = value == b"1";
     match key {
-        b"READY" => notice.ready |= yes,
-        b"RELOADING" => notice.reloading |= yes,
-        b"STOPPING" => notice.stopping |= yes,
+        b"READY" if yes => notice.stage = Some(Stage::Ready),
+        b"RELOADING" if yes => notice.stage = Some(Stage::Reloading),
+        b"STOPPING" if yes => notice.stage = Some(Stage::Stopping),
         b"FDSTORE" => notice.fd_store |= yes,
         b"FDSTOREREMOVE" => notice.fd_store_remove |= yes,
         b"BARRIER" => notice.barrier |= yes,
@@ -122,9 +129,7 @@ mod tests {
             WATCHDOG_USEC=20000000\nEXTEND_TIMEOUT_USEC=5000000\nMONOTONIC_USEC=7\nFDSTORE=1\n\
             FDSTOREREMOVE=1\nFDNAME=http\nBARRIER=1\nX_UNKNOWN=1\n";
         let wanted = Notice {
-            ready: true,
-            reloading: true,
-            stopping: true,
+            stage: Some(Stage::Stopping),
             status: Some("3/3 up".to_string()),
             errno: Some(2),
             main_pid: Some(4711),
@@ -138,6 +143,12 @@ mod tests {
             barrier: true,
         };
         assert_eq!(parse(text), wanted);
+    }
+
+    #[test]
+    fn the_last_stage_counts() {
+        assert_eq!(parse(b"RELOADING=1\nREADY=1").stage, Some(Stage::Ready));
+        assert_eq!(parse(b"READY=1\nSTOPPING=1\nREADY=0").stage, Some(Stage::Stopping));
     }
 
     #[test]
@@ -163,7 +174,7 @@ mod tests {
         let status = parse(&long).status.expect("status");
         assert!(status.len() <= STATUS_BYTES_MAX && status.len() > STATUS_BYTES_MAX - 4);
         let notice = parse(b"STATUS=a READY=1 b=\x1b[2J");
-        assert!(!notice.ready);
+        assert_eq!(notice.stage, None);
         assert_eq!(notice.status.as_deref(), Some("a READY=1 b= [2J"));
     }
 }

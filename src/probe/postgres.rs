@@ -1,8 +1,9 @@
 //! PostgreSQL's start-up packet, and the first message that answers it
 //! (PostgreSQL manual, "Frontend/Backend Protocol", message flow and formats).
 //!
-//! Refuses: logging in. Any answer that shows a server which takes clients is enough, an
-//! unknown role or a wrong password among them; only the 57P family says "not now".
+//! Refuses: logging in. Any answer that shows a server which serves is enough, an unknown role
+//! or a wrong password among them, and "too many clients" (53300): a restart would cut off all
+//! those that it serves. Only the 57P family says "not now".
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -20,6 +21,11 @@ const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
 /// Largest first message we look at. An ErrorResponse holds a few hundred bytes.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 
+/// Longest text of a postmaster that cannot even fork; libpq looks no further either.
+const BARE_TEXT_BYTES_MAX: usize = 1024;
+
+const STRANGE: &str = "the answer is not PostgreSQL's";
+
 pub(super) async fn ask<S>(mut stream: S) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -30,13 +36,16 @@ where
     let [kind, length @ ..] = head;
     // The length counts its own four bytes.
     let body_bytes = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX).saturating_sub(4);
-    let sizes = match kind {
-        b'R' => 4..=MESSAGE_BYTES_MAX,
-        b'E' => 1..=MESSAGE_BYTES_MAX,
-        _ => return Err("the answer is not PostgreSQL's".to_string()),
+    let fits = match kind {
+        b'R' => (4..=MESSAGE_BYTES_MAX).contains(&body_bytes),
+        b'E' => (1..=MESSAGE_BYTES_MAX).contains(&body_bytes),
+        _ => false,
     };
-    if !sizes.contains(&body_bytes) {
-        return Err("the answer is not PostgreSQL's".to_string());
+    if !fits && kind == b'E' && length.is_ascii() {
+        return Err(without_length(&mut stream, length).await);
+    }
+    if !fits {
+        return Err(STRANGE.to_string());
     }
     let mut body = vec![0_u8; body_bytes];
     stream.read_exact(&mut body).await.map_err(|error| cause(&error))?;
@@ -48,6 +57,21 @@ where
         let _ = stream.shutdown().await; // likewise
     }
     Ok(())
+}
+
+/// "could not fork new process for connection: …": E, a text and NUL, without any length. The
+/// postmaster writes it itself when it has no process for us.
+async fn without_length<S: AsyncRead + Unpin>(stream: &mut S, begun: [u8; 4]) -> String {
+    let mut text = begun.to_vec();
+    while text.len() < BARE_TEXT_BYTES_MAX {
+        match stream.read_u8().await {
+            Ok(0) => return String::from_utf8_lossy(&text).trim().to_string(),
+            Ok(byte) if byte.is_ascii_control() && byte != b'\n' => return STRANGE.to_string(),
+            Ok(byte) => text.push(byte),
+            Err(_) => return STRANGE.to_string(), // no text that ends, so not the postmaster's
+        }
+    }
+    STRANGE.to_string()
 }
 
 fn startup() -> Vec<u8> {
@@ -62,6 +86,7 @@ fn judge(body: &[u8]) -> Result<(), String> {
         body.split(|byte| *byte == 0)
             .find(|field| field.first() == Some(&letter))
             .map(|field| String::from_utf8_lossy(&field[1..]).into_owned())
+            .filter(|text| !text.is_empty())
     };
     match field(b'C').as_deref() {
         // admin_shutdown, crash_shutdown, cannot_connect_now
@@ -69,7 +94,7 @@ fn judge(body: &[u8]) -> Result<(), String> {
             Err(field(b'M').unwrap_or_else(|| "the database system is not accepting clients".to_string()))
         }
         Some(_) => Ok(()),
-        None => Err("the answer is not PostgreSQL's".to_string()),
+        None => Err(STRANGE.to_string()),
     }
 }
 

@@ -86,6 +86,7 @@ async fn fails_in_time(check: &NetCheck, timeout: Duration) -> String {
     assert!(begun.elapsed() < timeout + Duration::from_secs(2), "{check}: {:?}", begun.elapsed());
     match outcome {
         ProbeOutcome::Ok => panic!("{check} is ok"),
+        ProbeOutcome::Short(text) => panic!("{check}: {text}"),
         ProbeOutcome::Failed(text) => {
             assert!(!text.is_empty() && text.chars().count() <= 200, "{check}: {text:?}");
             assert!(!text.chars().any(char::is_control), "{check}: {text:?}");
@@ -206,7 +207,8 @@ fn http_is_ok_at_2xx_and_nowhere_else() {
             ("204 No Content", ProbeOutcome::Ok),
             ("503 Service Unavailable", failed("HTTP 503")),
             ("404 Not Found", failed("HTTP 404")),
-            ("302 Found\r\nLocation: /ok", failed("HTTP 302")),
+            ("302 Found\r\nLocation: /ok", failed("HTTP 302: no redirect is followed, here to /ok")),
+            ("304 Not Modified", failed("HTTP 304")),
         ] {
             let at = says(format!("HTTP/1.1 {line}\r\nContent-Length: 0\r\n\r\n")).await;
             assert_eq!(probe(&http(&at), PATIENCE).await, wanted, "{line}");
@@ -218,6 +220,26 @@ fn http_is_ok_at_2xx_and_nowhere_else() {
             let check = NetCheck::Http(HttpTarget { method: bad.to_string(), ..target.clone() });
             fails_in_time(&check, PATIENCE).await;
         }
+    });
+}
+
+#[test]
+fn a_post_says_that_it_has_no_body() {
+    run(async {
+        let at = server(|mut stream| async move {
+            let mut asked = [0; 1024];
+            let size = stream.read(&mut asked).await.expect("a request");
+            let asked = String::from_utf8_lossy(&asked[..size]).to_ascii_lowercase();
+            let sound = asked.starts_with("post /health?deep=1 http/1.1\r\n")
+                && asked.contains("\r\ncontent-length: 0\r\n");
+            let status = if sound { "204 No Content" } else { "411 Length Required" };
+            let answer = format!("HTTP/1.1 {status}\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.expect("the probe listens");
+        })
+        .await;
+        let NetCheck::Http(target) = http(&at) else { panic!("http") };
+        let check = NetCheck::Http(HttpTarget { method: "POST".to_string(), ..target });
+        assert_eq!(probe(&check, PATIENCE).await, ProbeOutcome::Ok);
     });
 }
 
@@ -296,7 +318,7 @@ async fn until_ok(check: &NetCheck) -> Vec<String> {
     loop {
         match probe(check, PATIENCE).await {
             ProbeOutcome::Ok => return before,
-            ProbeOutcome::Failed(text) => before.push(text),
+            ProbeOutcome::Failed(text) | ProbeOutcome::Short(text) => before.push(text),
         }
         assert!(begun.elapsed() < 2 * PATIENCE, "{check}: {:?}", before.last());
         tokio::time::sleep(Duration::from_millis(5)).await;

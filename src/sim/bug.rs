@@ -4,6 +4,7 @@
 //! Refuses: living in shipped code. The engine knows nothing of these.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::base::check::ProbeOutcome;
@@ -11,12 +12,27 @@ use crate::base::exit::RunId;
 use crate::base::time::Monotonic;
 use crate::engine::Adopted;
 use crate::engine::durable::UnitDurable;
-use crate::engine::effect::{Effect, RecordKind, Role};
+use crate::engine::effect::{AlertKind, Effect, Record, RecordKind, Role};
 use crate::engine::event::{Event, Order, Rest};
-use crate::unit::spec::UnitSpec;
+use crate::unit::spec::{OnLoss, UnitSpec};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bug {
+/// A unit that is in no file.
+pub const GHOST: &str = "ghost";
+
+const DAY_NS: u64 = 86_400 * 1_000_000_000;
+
+macro_rules! bugs {
+    ($($name:ident,)*) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Bug { $($name,)* }
+
+        impl Bug {
+            pub const ALL: &'static [Bug] = &[$(Bug::$name,)*];
+        }
+    };
+}
+
+bugs! {
     DoubleSpawn,
     EarlyTick,
     NoTick,
@@ -46,41 +62,46 @@ pub enum Bug {
     WrongDelay,
     DropRecovery,
     ForgetReadyWord,
+    LoseRow,
+    IgnoreLoss,
+    ClockOfTheDay,
+    LateAlert,
+    HelperIsMain,
+    ObeyStranger,
+    Unsteady,
+    SilentChange,
+    ForgetHold,
+    DropHoldAlert,
+    LoseSimultaneous,
+    LoseBatch,
+    BelieveStrangers,
+    EffectStorm,
+    HideDelay,
+    Restless,
+    SkipAlert,
+    ExtraAlert,
+    DropRecoveryAlert,
+    DoubleCheck,
+    HastyVerdict,
+    CheckLies,
+    StaleOwed,
+    ResyncWhileDown,
+    ResyncTwice,
+    DropStuckAlert,
+    DropResyncAlert,
 }
 
-impl Bug {
-    pub const ALL: [Bug; 29] = [
-        Bug::DoubleSpawn,
-        Bug::EarlyTick,
-        Bug::NoTick,
-        Bug::DropSave,
-        Bug::EarlyRelease,
-        Bug::DropKillAll,
-        Bug::ImpatientKill,
-        Bug::DropFailedRecord,
-        Bug::DoubleFailedRecord,
-        Bug::MiscountFailure,
-        Bug::ForgetOrderAtCrash,
-        Bug::ForgetFailuresAtCrash,
-        Bug::DropReply,
-        Bug::DoubleReply,
-        Bug::ProbeLies,
-        Bug::IgnoreRequires,
-        Bug::IgnoreConflicts,
-        Bug::IgnoreStrays,
-        Bug::IgnoreOrderOfStop,
-        Bug::LoseExit,
-        Bug::IgnoreStop,
-        Bug::IgnoreCap,
-        Bug::IgnoreShutdown,
-        Bug::StaleExitHitsNewRun,
-        Bug::SignalStranger,
-        Bug::ReconfigureDisturbs,
-        Bug::WrongDelay,
-        Bug::DropRecovery,
-        Bug::ForgetReadyWord,
-    ];
+/// What a planted bug remembers of this run.
+#[derive(Debug, Default)]
+pub struct Memory {
+    held: Vec<Effect>,
+    last_exit: Option<Monotonic>,
+}
 
+/// Differs from run to run, as a clock or an address would.
+static UNSTEADY: AtomicU64 = AtomicU64::new(0);
+
+impl Bug {
     /// The unit as a broken engine would understand it.
     pub fn spec(self, spec: &Arc<UnitSpec>) -> Arc<UnitSpec> {
         let mut broken = UnitSpec::clone(spec);
@@ -93,6 +114,16 @@ impl Bug {
             }
             Bug::ImpatientKill => broken.stop.timeout /= 2,
             Bug::WrongDelay => broken.restart.delays.truncate(1),
+            Bug::HideDelay => broken.restart.delays = vec![Duration::ZERO],
+            Bug::IgnoreLoss => {
+                broken.dependency.values_mut().for_each(|edge| edge.on_loss = OnLoss::Degrade);
+            }
+            Bug::ExtraAlert => broken.alert.after_failures += 1,
+            Bug::HastyVerdict => {
+                if let Some(health) = &mut broken.health {
+                    health.threshold = 1;
+                }
+            }
             _other_bugs_leave_it => return spec.clone(),
         }
         Arc::new(broken)
@@ -113,6 +144,14 @@ impl Bug {
         if self == Bug::ForgetReadyWord {
             rows.iter_mut().for_each(|row| row.said_ready = false);
         }
+        if self == Bug::LoseRow {
+            let lives = rows.iter().rposition(|row| row.role == Role::Main && row.ended.is_none());
+            lives.map(|at| rows.remove(at));
+        }
+        if self == Bug::HelperIsMain {
+            let helpers = rows.iter_mut().filter(|row| row.role == Role::HealthCheck);
+            helpers.for_each(|row| row.role = Role::Main);
+        }
         rows
     }
 
@@ -121,8 +160,24 @@ impl Bug {
     }
 
     /// What reaches the engine. None: nothing.
-    pub fn event(self, event: Event, newest: Option<RunId>) -> Option<Event> {
+    pub fn event(self, event: Event, newest: Option<RunId>, memory: &mut Memory) -> Option<Event> {
+        if let (Bug::LoseSimultaneous, Event::Exited { at, .. }) = (self, &event)
+            && memory.last_exit.replace(*at) == Some(*at)
+        {
+            return None;
+        }
         match (self, event) {
+            (Bug::CheckLies, Event::Checked { run, .. }) => {
+                Some(Event::Checked { run, outcome: ProbeOutcome::Ok })
+            }
+            (Bug::BelieveStrangers, Event::Exited { run, at, exit, rest }) if run.0 > u64::from(u32::MAX) => {
+                Some(Event::Exited { run: newest.unwrap_or(run), at, exit, rest })
+            }
+            (Bug::ObeyStranger, Event::Ordered { request, order: Order::Start(units) })
+                if units.iter().any(|unit| unit.as_str() == GHOST) =>
+            {
+                Some(Event::Ordered { request, order: Order::Shutdown })
+            }
             (Bug::NoTick, Event::Tick) | (Bug::LoseExit, Event::Exited { .. }) => None,
             (Bug::ProbeLies, Event::Probed { run, outcome: ProbeOutcome::Failed(_) }) => {
                 Some(Event::Probed { run, outcome: ProbeOutcome::Ok })
@@ -143,13 +198,35 @@ impl Bug {
 
     pub fn clock(self, now: Monotonic, event: &Event) -> Monotonic {
         let tick = matches!(event, Event::Tick);
-        if self == Bug::EarlyTick && tick { now + Duration::from_secs(2) } else { now }
+        let odd_day = (now.as_ns() / DAY_NS) % 2 == 1;
+        match self {
+            Bug::EarlyTick if tick => now + Duration::from_secs(2),
+            Bug::ClockOfTheDay if odd_day => now + Duration::from_millis(1),
+            Bug::Unsteady => now + Duration::from_millis(UNSTEADY.fetch_add(1, Ordering::Relaxed) % 2),
+            _other_bugs_leave_it => now,
+        }
+    }
+
+    /// Whether the store loses this batch of a step's writes.
+    pub fn loses(self, batch: &[Effect]) -> bool {
+        let harmless = |effect: &Effect| match effect {
+            Effect::Record(record) => matches!(
+                record.kind,
+                RecordKind::Degraded { .. } | RecordKind::HealthChanged { .. } | RecordKind::Waiting { .. }
+            ),
+            Effect::Save { .. } => true,
+            _something_else => false,
+        };
+        self == Bug::LoseBatch && batch.iter().all(harmless)
     }
 
     /// What the shell performs of a step.
-    pub fn effects(self, effects: Vec<Effect>) -> Vec<Effect> {
-        let mut out = Vec::new();
+    pub fn effects(self, effects: Vec<Effect>, memory: &mut Memory) -> Vec<Effect> {
+        let mut out = std::mem::take(&mut memory.held);
         for effect in effects {
+            if self.alters(&effect, &mut out, memory) {
+                continue;
+            }
             match (self, &effect) {
                 (Bug::DoubleSpawn, Effect::Spawn { unit, run, role: Role::Main }) => {
                     let twin = RunId(run.0 + 1_000_000);
@@ -188,7 +265,7 @@ impl Bug {
                     out.push(Effect::Record(wrong));
                     continue;
                 }
-                _ => {}
+                _other_bugs_leave_it => {}
             }
             out.push(effect);
         }
@@ -198,10 +275,63 @@ impl Bug {
         out
     }
 
+    /// The bugs of health, resync and alerts. True: the effect itself is not performed.
+    fn alters(self, effect: &Effect, out: &mut Vec<Effect>, memory: &mut Memory) -> bool {
+        let kind_is = |kind: AlertKind| matches!(effect, Effect::Alert(alert) if alert.kind == kind);
+        let record = match effect {
+            Effect::Record(record) => Some(record),
+            _no_record => None,
+        };
+        match (self, effect) {
+            (Bug::LateAlert, Effect::Alert(_)) => memory.held.push(effect.clone()),
+            (Bug::SkipAlert, _) if kind_is(AlertKind::Failing) => {}
+            (Bug::DropRecoveryAlert, _) if kind_is(AlertKind::Recovered) => {}
+            (Bug::DropStuckAlert, _) if kind_is(AlertKind::Stuck) => {}
+            (Bug::DropResyncAlert, _) if kind_is(AlertKind::ResyncFailed) => {}
+            (Bug::DropHoldAlert, _) if kind_is(AlertKind::GaveUp) => {}
+            (Bug::SilentChange, _)
+                if record.is_some_and(|record| matches!(record.kind, RecordKind::Changed { .. })) => {}
+            (Bug::HideDelay, _)
+                if record.is_some_and(|r| matches!(r.kind, RecordKind::RestartScheduled { .. })) => {}
+            (Bug::EffectStorm, Effect::Save { .. }) => {
+                out.extend(std::iter::repeat_n(effect.clone(), 250));
+                return false;
+            }
+            (Bug::DoubleCheck, Effect::Check { .. }) => {
+                out.push(effect.clone());
+                return false;
+            }
+            (Bug::Restless, Effect::Check { unit, run }) => {
+                out.push(Effect::Probe { unit: unit.clone(), run: *run });
+                return false;
+            }
+            (Bug::StaleOwed, Effect::Save { unit, durable }) => {
+                let mut durable = durable.clone();
+                durable.owed.insert(unit.clone());
+                out.push(Effect::Save { unit: unit.clone(), durable });
+            }
+            (Bug::ResyncWhileDown, Effect::Record(Record { unit: Some(unit), run: Some(run), kind })) => {
+                if matches!(kind, RecordKind::Degraded { .. }) {
+                    out.push(Effect::Resync { unit: unit.clone(), run: *run });
+                }
+                return false;
+            }
+            (Bug::ResyncTwice, Effect::Record(Record { unit: Some(unit), run: Some(run), kind })) => {
+                out.push(effect.clone());
+                if matches!(kind, RecordKind::Resynced { .. }) {
+                    out.push(Effect::Resync { unit: unit.clone(), run: *run });
+                }
+            }
+            _other_bugs_leave_it => return false,
+        }
+        true
+    }
+
     pub fn row(self, mut row: UnitDurable) -> UnitDurable {
         match self {
             Bug::ForgetOrderAtCrash => row.ordered = None,
             Bug::ForgetFailuresAtCrash => row.failures = 0,
+            Bug::ForgetHold => row.held = None,
             _other_bugs_leave_it => {}
         }
         row

@@ -3,12 +3,20 @@
 //!
 //! Refuses: anything real. A run is a function of its tape: the same tape, the same run.
 
+mod audit;
 mod books;
 pub mod bug;
+mod disk;
+mod healing;
 pub mod oracle;
+pub mod outbox;
 pub mod promises;
+mod rest;
 pub mod run;
 pub mod setup;
 pub mod shrink;
+mod standby;
 pub mod tape;
+mod upset;
+pub mod timeline;
 pub mod world;

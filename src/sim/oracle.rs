@@ -11,12 +11,12 @@ use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::Engine;
-use crate::engine::durable::Desired;
 use crate::engine::effect::{Cause, Effect, Outcome, Record, RecordKind, Role};
 use crate::engine::event::{Order, RequestId};
 use crate::engine::view::StateWord;
+use crate::sim::audit::LastStep;
 use crate::sim::books::Books;
-use crate::sim::promises::PROMISES;
+use crate::sim::promises;
 use crate::sim::world::World;
 use crate::unit::spec::{RestartPolicy, ServiceType, UnitSpec};
 
@@ -36,34 +36,48 @@ pub(crate) fn broken(promise: &str, unit: &UnitName, detail: impl Into<String>) 
 
 #[derive(Debug, Default)]
 pub struct Oracle {
-    specs: BTreeMap<UnitName, Arc<UnitSpec>>,
+    pub(crate) specs: BTreeMap<UnitName, Arc<UnitSpec>>,
     /// Units that have a file now.
-    files: BTreeSet<UnitName>,
-    cap: u32,
+    pub(crate) files: BTreeSet<UnitName>,
+    pub(crate) cap: u32,
     /// Earliest next spawn: failure plus delay. Lifted by an operator.
     not_before: BTreeMap<UnitName, (Monotonic, RunId)>,
     /// When the unit was first asked to end, since it last came to rest.
-    asked_at: BTreeMap<UnitName, Monotonic>,
-    killed: BTreeSet<UnitName>,
+    /// With the grace that was in force then.
+    asked_at: BTreeMap<UnitName, (Monotonic, Duration)>,
+    pub(crate) killed: BTreeSet<UnitName>,
     /// Stops whose answer was given.
     down: BTreeSet<UnitName>,
     /// The newest order that starts the unit.
     lifted: BTreeMap<UnitName, RequestId>,
-    open_requests: BTreeMap<RequestId, Order>,
-    books: Books,
+    pub(crate) open_requests: BTreeMap<RequestId, Order>,
+    pub(crate) books: Books,
     starts: BTreeMap<UnitName, VecDeque<Monotonic>>,
     /// Main runs that ended though nobody had asked them to: a failure is owed.
-    owed: BTreeMap<RunId, UnitName>,
+    pub(crate) owed: BTreeMap<RunId, UnitName>,
     /// The newest main run of each unit that this engine has spawned.
     newest: BTreeMap<UnitName, RunId>,
     /// Runs that an operator's stop or restart is about; it may wait long for its turn. An
     /// engine's death ends that wait: a restart is no row.
-    ordered: BTreeSet<RunId>,
+    pub(crate) ordered: BTreeSet<RunId>,
     /// Runs that a stop command was started for: asked to end, by a way that the keeper
     /// does not see as such. The next engine sees the command in the table.
-    commanded: BTreeSet<RunId>,
+    pub(crate) commanded: BTreeSet<RunId>,
     /// Units that were starting after the last step of this engine.
     starting: Option<usize>,
+    /// Net checks under way.
+    pub(crate) checks: BTreeMap<RunId, UnitName>,
+    /// Acknowledged, and no requirement lost since.
+    pub(crate) resynced: BTreeSet<UnitName>,
+    /// When a process of the unit last could not be forked.
+    pub(crate) short_at: BTreeMap<UnitName, Monotonic>,
+    /// When the engine that lives now took over.
+    pub(crate) took_over_at: Monotonic,
+    pub(crate) last: LastStep,
+    /// Gave up, and no operator came since.
+    parked: BTreeSet<UnitName>,
+    /// The files have changed once: what is in force is what the engine goes by.
+    pub(crate) reconfigured: bool,
     pub shutting_down: bool,
     pub finished: bool,
 }
@@ -71,15 +85,34 @@ pub struct Oracle {
 impl Oracle {
     pub fn new(specs: &[Arc<UnitSpec>], cap: u32) -> Oracle {
         let mut oracle = Oracle { cap, ..Oracle::default() };
-        oracle.reconfigure(specs);
+        oracle.reconfigure(Monotonic::ZERO, specs);
+        oracle.reconfigured = false;
         oracle
     }
 
-    pub fn reconfigure(&mut self, specs: &[Arc<UnitSpec>]) {
+    pub fn reconfigure(&mut self, now: Monotonic, specs: &[Arc<UnitSpec>]) {
         // A running unit goes by its old file: the longer delay, the older edges stay in force.
         self.files = specs.iter().map(|spec| spec.name.clone()).collect();
         for spec in specs {
-            self.specs.insert(spec.name.clone(), spec.clone());
+            let known = self.specs.insert(spec.name.clone(), spec.clone());
+            // A changed command is another program: what held of the old one is over.
+            if known.as_ref().is_some_and(|known| known.alert != spec.alert) {
+                self.books.forget_due(&spec.name);
+            }
+            if known.is_some_and(|known| known != *spec) {
+                self.not_before.remove(&spec.name);
+                self.parked.remove(&spec.name);
+                self.forgive_starts(&spec.name);
+                self.short_at.insert(spec.name.clone(), now); // its checks begin anew
+            }
+        }
+        self.reconfigured = true;
+    }
+
+    /// What is in force: a step may have brought a changed file in.
+    pub(crate) fn sync(&mut self, engine: &Engine) {
+        if self.reconfigured {
+            self.specs.extend(engine.specs().map(|spec| (spec.name.clone(), spec.clone())));
         }
     }
 
@@ -89,25 +122,40 @@ impl Oracle {
             Effect::Spawn { unit, run, role } => self.on_spawn(world, engine, unit, *run, *role),
             Effect::Signal { run, .. } | Effect::End { run, .. } => {
                 let Some(process) = world.table.get(run) else {
+                    // It may not even have been forked; that news is on its way.
+                    if let Some(unit) = engine.unit_of(*run) {
+                        self.asks(world.now, unit);
+                    }
                     let known = run.0 <= world.run_max;
                     let unit = UnitName::parse("unknown").map_err(|_| never_named())?;
-                    return if known { Ok(()) } else { broken(PROMISES[14], &unit, format!("run {run}")) };
+                    return if known { Ok(()) } else { broken(promises::I22, &unit, format!("run {run}")) };
                 };
-                if matches!(effect, Effect::End { .. }) {
-                    self.asked_at.entry(process.unit.clone()).or_insert(world.now);
+                // A failed run is signalled without the keeper being told that its end is wanted.
+                let going = engine.view_of(&process.unit).map(|view| view.state);
+                if matches!(effect, Effect::End { .. }) || going == Some(StateWord::Deactivating) {
+                    self.asks(world.now, &process.unit);
                 }
                 Ok(())
             }
             Effect::SignalAll { unit, .. } => {
-                self.asked_at.entry(unit.clone()).or_insert(world.now);
+                self.asks(world.now, unit);
                 Ok(())
             }
             Effect::KillAll { unit } => self.on_kill(world, unit),
             Effect::Record(record) => self.on_record(world, record),
+            Effect::Check { unit, run } => {
+                if let Some(other) = self.checks.insert(*run, unit.clone()) {
+                    return broken(promises::I25, &other, format!("run {run}"));
+                }
+                Ok(())
+            }
+            Effect::Resync { unit, .. } => self.on_resync(world, engine, unit),
             Effect::Release { .. }
+            | Effect::Alert(_)
             | Effect::Probe { .. }
             | Effect::WatchLog { .. }
             | Effect::Save { .. }
+            | Effect::SaveEngine(_)
             | Effect::Forget { .. }
             | Effect::Reply { .. }
             | Effect::Finished => Ok(()),
@@ -122,9 +170,17 @@ impl Oracle {
         run: RunId,
         role: Role,
     ) -> Verdict {
+        if role == Role::Resync {
+            self.on_resync(world, engine, unit)?;
+        }
+        if role == Role::HealthCheck
+            && world.lives_in(unit).any(|(_, p)| p.role == Role::HealthCheck && !p.asked)
+        {
+            return broken(promises::I25, unit, format!("run {run}"));
+        }
         let first = matches!(role, Role::Main | Role::StartPre(0));
         if matches!(role, Role::StopPost(_)) {
-            self.asked_at.entry(unit.clone()).or_insert(world.now);
+            self.asks(world.now, unit);
         }
         if role == Role::StopCommand {
             let mains = world.lives_in(unit).filter(|(_, process)| process.role == Role::Main);
@@ -133,10 +189,10 @@ impl Oracle {
         if role == Role::Main {
             self.newest.insert(unit.clone(), run);
             if let Some((other, _)) = world.lives_in(unit).find(|(_, process)| process.role == Role::Main) {
-                return broken(PROMISES[0], unit, format!("run {run} beside run {other}"));
+                return broken(promises::I1, unit, format!("run {run} beside run {other}"));
             }
             if self.shutting_down && self.finished {
-                return broken(PROMISES[20], unit, "spawned after the end");
+                return broken(promises::I35, unit, "spawned after the end");
             }
         }
         if !first {
@@ -148,40 +204,48 @@ impl Oracle {
             return Ok(());
         }
         if !world.is_empty(unit) {
-            return broken(PROMISES[1], unit, format!("run {run}"));
+            return broken(promises::I2, unit, format!("run {run}"));
         }
         if self.shutting_down {
-            return broken(PROMISES[20], unit, "spawned during a shutdown");
+            return broken(promises::I35, unit, "spawned during a shutdown");
         }
         self.asked_at.remove(unit);
         self.killed.remove(unit);
+        self.on_attempt(world, engine, unit, &spec)
+    }
+
+    /// A first process of a new attempt: may it be?
+    fn on_attempt(&mut self, world: &World, engine: &Engine, unit: &UnitName, spec: &UnitSpec) -> Verdict {
         for other in &spec.unit.requires {
             let ready = engine
                 .view_of(other)
                 .is_some_and(|view| matches!(view.state, StateWord::Active | StateWord::Degraded));
             if !ready || self.truly_down(world, other) {
-                return broken(PROMISES[3], unit, format!("{other} is not ready"));
+                return broken(promises::I5, unit, format!("{other} is not ready"));
             }
         }
         for other in &spec.unit.conflicts {
             if !world.is_empty(other) {
-                return broken(PROMISES[24], unit, other.to_string());
+                return broken(promises::I5B, unit, other.to_string());
             }
         }
         if let Some((at, _)) = self.not_before.remove(unit)
             && world.now < at
         {
             let early = at.since(world.now);
-            return broken(PROMISES[5], unit, format!("{early:?} early"));
+            return broken(promises::I9, unit, format!("{early:?} early"));
+        }
+        if self.parked.contains(unit) {
+            return broken(promises::I40, unit, "started after it gave up");
         }
         if self.down.contains(unit) {
-            return broken(PROMISES[11], unit, "spawned after an answered stop");
+            return broken(promises::I20, unit, "spawned after an answered stop");
         }
-        self.on_start_rate(world.now, unit, &spec)
+        self.on_start_rate(world.now, unit)
     }
 
     /// Nothing of the unit lives and it is no finished oneshot.
-    fn truly_down(&self, world: &World, unit: &UnitName) -> bool {
+    pub(crate) fn truly_down(&self, world: &World, unit: &UnitName) -> bool {
         let oneshot = self.specs.get(unit).is_some_and(|spec| spec.service.kind == ServiceType::Oneshot);
         // News travels up to some milliseconds: a death just now is not known yet.
         let recent = world
@@ -189,31 +253,37 @@ impl Oracle {
             .values()
             .filter(|process| process.unit == *unit)
             .filter_map(|process| process.ended)
-            .any(|(at, _)| world.now.since(at) < Duration::from_millis(1_200));
+            .any(|(at, _)| world.awake_since(at) < Duration::from_millis(1_200));
         !oneshot && world.lives_in(unit).next().is_none() && !recent
     }
 
-    fn on_start_rate(&mut self, now: Monotonic, unit: &UnitName, spec: &UnitSpec) -> Verdict {
-        let slow = spec.restart.delays.iter().all(|delay| *delay >= Duration::from_secs(5))
-            && spec.restart.reset_after >= Duration::from_secs(60);
+    fn on_start_rate(&mut self, now: Monotonic, unit: &UnitName) -> Verdict {
+        let slow = self.is_slow(unit);
         let starts = self.starts.entry(unit.clone()).or_default();
         starts.push_back(now);
         while starts.front().is_some_and(|at| now.since(*at) > Duration::from_secs(60)) {
             starts.pop_front();
         }
         if slow && starts.len() > 6 {
-            return broken(PROMISES[18], unit, format!("{} in 60 s", starts.len()));
+            return broken(promises::I33, unit, format!("{} in 60 s", starts.len()));
         }
         Ok(())
     }
 
+    /// Asked to end for the first time since it last came to rest.
+    fn asks(&mut self, now: Monotonic, unit: &UnitName) {
+        let grace = self.specs.get(unit).map_or(Duration::ZERO, |spec| spec.stop.timeout);
+        self.asked_at.entry(unit.clone()).or_insert((now, grace));
+    }
+
     fn on_kill(&mut self, world: &World, unit: &UnitName) -> Verdict {
         self.killed.insert(unit.clone());
-        let Some(spec) = self.specs.get(unit) else { return Ok(()) };
+        // An engine that takes over goes by the file as it is then.
+        let newest = self.specs.get(unit).map_or(Duration::MAX, |spec| spec.stop.timeout);
         match self.asked_at.get(unit) {
-            Some(asked) if world.now >= *asked + spec.stop.timeout => Ok(()),
-            Some(asked) => broken(PROMISES[12], unit, format!("after {:?}", world.now.since(*asked))),
-            None => broken(PROMISES[12], unit, "never asked"),
+            Some((asked, grace)) if world.now >= *asked + newest.min(*grace) => Ok(()),
+            Some((asked, _)) => broken(promises::I21, unit, format!("after {:?}", world.now.since(*asked))),
+            None => broken(promises::I21, unit, "never asked"),
         }
     }
 
@@ -221,32 +291,19 @@ impl Oracle {
         let Some(unit) = &record.unit else { return Ok(()) };
         match &record.kind {
             RecordKind::Failed { cause, .. } => {
-                let run = record.run.unwrap_or(RunId(0));
-                let lives = world.table.get(&run).is_some_and(|process| process.lives());
-                let said_ready = world.table.get(&run).is_some_and(|process| process.said_ready);
-                if said_ready && matches!(cause, Cause::NotReady { .. }) {
-                    return broken(PROMISES[27], unit, format!("run {run}"));
-                }
-                if lives && matches!(cause, Cause::Exited(_)) {
-                    return broken(PROMISES[9], unit, format!("run {run}: {cause}"));
-                }
-                Ok(())
+                self.on_failed(world, unit, record.run.unwrap_or(RunId(0)), cause)
             }
             RecordKind::RestartScheduled { failures, .. } => {
-                let Some(spec) = self.specs.get(unit) else { return Ok(()) };
-                let last = spec.restart.delays.len() - 1;
-                let index = usize::try_from(failures.saturating_sub(1)).unwrap_or(last).min(last);
-                let ended = record.run.and_then(|run| world.table.get(&run)).and_then(|p| p.ended);
-                let failed_at = ended.map_or(world.now, |(at, _)| at);
-                let run = record.run.unwrap_or(RunId(0));
-                self.not_before.insert(unit.clone(), (failed_at + spec.restart.delays[index], run));
+                self.on_scheduled(world, unit, record.run.unwrap_or(RunId(0)), *failures);
                 Ok(())
             }
             RecordKind::GaveUp { .. } => {
                 self.not_before.remove(unit); // held: the next start is an operator's
+                self.parked.insert(unit.clone());
                 Ok(())
             }
             RecordKind::Shortage { .. } => {
+                self.short_at.insert(unit.clone(), world.now);
                 if let Some(starts) = self.starts.get_mut(unit) {
                     starts.pop_back(); // it never ran
                 }
@@ -256,15 +313,29 @@ impl Oracle {
                 self.ordered.extend(self.newest.get(unit));
                 Ok(())
             }
-            RecordKind::Stuck if !self.killed.contains(unit) => broken(PROMISES[13], unit, ""),
+            RecordKind::Stuck if !self.killed.contains(unit) => broken(promises::I21B, unit, ""),
             RecordKind::Stopping if self.shutting_down => self.on_stopping(world, unit),
             RecordKind::Active { .. } => self.on_active(world, unit, record.run),
-            RecordKind::Recovered { .. }
+            RecordKind::Resynced { .. } => {
+                self.resynced.insert(unit.clone());
+                Ok(())
+            }
+            RecordKind::Degraded { .. } | RecordKind::Started { .. } => {
+                self.resynced.remove(unit);
+                Ok(())
+            }
+            RecordKind::HealthChanged { .. }
+            | RecordKind::RetryExhausted { .. }
+            | RecordKind::ResyncStarted { .. }
+            | RecordKind::ResyncFailed { .. }
+            | RecordKind::AlertRaised { .. }
+            | RecordKind::Changed { .. }
+            | RecordKind::Reconfigured { .. }
+            | RecordKind::Recovered { .. }
             | RecordKind::Stuck
             | RecordKind::Stopping
             | RecordKind::Ordered { .. }
             | RecordKind::Waiting { .. }
-            | RecordKind::Started { .. }
             | RecordKind::Restarted { .. }
             | RecordKind::EpisodeEnded { .. }
             | RecordKind::Killed
@@ -274,28 +345,45 @@ impl Oracle {
             | RecordKind::Reloaded
             | RecordKind::HookFailed { .. }
             | RecordKind::Adopted { .. }
-            | RecordKind::Removed
-            | RecordKind::Degraded { .. }
             | RecordKind::Restored => Ok(()),
+            RecordKind::Removed => {
+                self.parked.remove(unit);
+                Ok(())
+            }
         }
+    }
+
+    fn on_failed(&self, world: &World, unit: &UnitName, run: RunId, cause: &Cause) -> Verdict {
+        self.on_verdict(world, unit, run, cause)?;
+        let process = world.table.get(&run);
+        if process.is_some_and(|p| p.said_ready) && matches!(cause, Cause::NotReady { .. }) {
+            return broken(promises::I49, unit, format!("run {run}"));
+        }
+        if process.is_some_and(|p| p.lives()) && matches!(cause, Cause::Exited(_)) {
+            return broken(promises::I12B, unit, format!("run {run}: {cause}"));
+        }
+        Ok(())
+    }
+
+    fn on_scheduled(&mut self, world: &World, unit: &UnitName, run: RunId, failures: u32) {
+        let Some(spec) = self.specs.get(unit) else { return };
+        let last = spec.restart.delays.len() - 1;
+        let index = usize::try_from(failures.saturating_sub(1)).unwrap_or(last).min(last);
+        let ended = world.table.get(&run).and_then(|process| process.ended);
+        let failed_at = ended.map_or(world.now, |(at, _)| at);
+        self.not_before.insert(unit.clone(), (failed_at + spec.restart.delays[index], run));
     }
 
     /// I7: in a shutdown a unit is asked only when none that follows it lives.
     fn on_stopping(&self, world: &World, unit: &UnitName) -> Verdict {
-        let follows = |other: &Arc<UnitSpec>| {
-            let own = self.specs.get(unit);
-            other.name != *unit
-                && (other.unit.requires.contains(unit)
-                    || other.unit.after.contains(unit)
-                    || own.is_some_and(|own| own.unit.before.contains(&other.name)))
-        };
+        let follows = |other: &Arc<UnitSpec>| self.follows(&other.name, unit);
         let alive = |other: &&Arc<UnitSpec>| {
             world.lives_in(&other.name).any(|(_, p)| !p.asked || p.nature.kill.is_zero())
                 && !world.is_empty(&other.name)
         };
         match self.specs.values().filter(|other| follows(other)).find(alive) {
             Some(other) if !self.killed.contains(&other.name) => {
-                broken(PROMISES[4], unit, format!("{} still lives", other.name))
+                broken(promises::I7, unit, format!("{} still lives", other.name))
             }
             Some(_) | None => Ok(()),
         }
@@ -310,7 +398,7 @@ impl Oracle {
             (_, crate::unit::spec::ReadyWhen::Exec(_)) => process.executed,
             (_, _) => process.ready,
         };
-        if truth { Ok(()) } else { broken(PROMISES[23], unit, "active, but not ready") }
+        if truth { Ok(()) } else { broken(promises::S1, unit, "active, but not ready") }
     }
 
     /// The engine was given an order.
@@ -320,10 +408,20 @@ impl Oracle {
             Order::Clear(units) => {
                 for unit in units {
                     self.starts.remove(unit);
+                    self.parked.remove(unit);
                 }
             }
             Order::Shutdown => self.shutting_down = true,
-            Order::Stop(_) | Order::Reload(_) | Order::Signal(..) => {}
+            Order::Resync(units) => {
+                for unit in units {
+                    self.resynced.remove(unit);
+                }
+            }
+            Order::Stop(_)
+            | Order::Reload(_)
+            | Order::Signal(..)
+            | Order::AwaitUp(_)
+            | Order::AwaitDown(_) => {}
         }
         if !matches!(order, Order::Shutdown) {
             self.open_requests.insert(request, order.clone());
@@ -340,11 +438,22 @@ impl Oracle {
             }
             self.not_before.remove(&unit);
             self.down.remove(&unit);
+            self.parked.remove(&unit);
             self.lifted.insert(unit.clone(), request);
-            self.starts.remove(&unit);
+            self.forgive_starts(&unit);
             if let Some(spec) = self.specs.get(&unit) {
                 open.extend(spec.unit.requires.iter().chain(&spec.unit.wants).cloned());
             }
+        }
+    }
+
+    /// The operator's doing may start it, and those that follow it down and up, any number of times.
+    fn forgive_starts(&mut self, unit: &UnitName) {
+        let mut open = vec![unit.clone()];
+        while let Some(next) = open.pop() {
+            self.starts.remove(&next);
+            let followers = self.specs.values().filter(|spec| spec.unit.requires.contains(&next));
+            open.extend(followers.map(|spec| spec.name.clone()));
         }
     }
 
@@ -357,14 +466,14 @@ impl Oracle {
     ) -> Verdict {
         let unknown = UnitName::parse("request").map_err(|_| never_named())?;
         let Some(order) = self.open_requests.remove(&request) else {
-            return broken(PROMISES[2], &unknown, format!("{request:?} answered twice"));
+            return broken(promises::I4, &unknown, format!("{request:?} answered twice"));
         };
         if let Order::Stop(_) = order {
             for (unit, outcome) in outcomes {
                 let overtaken = self.lifted.get(unit).is_some_and(|start| *start > request);
                 if matches!(outcome, Outcome::Done | Outcome::Already) && !overtaken {
                     if !world.is_empty(unit) {
-                        return broken(PROMISES[11], unit, "told stopped, but it lives");
+                        return broken(promises::I20, unit, "told stopped, but it lives");
                     }
                     self.down.insert(unit.clone());
                 }
@@ -382,6 +491,10 @@ impl Oracle {
             world.failed_runs.contains(run) || process.is_some_and(|p| !p.lives() && !p.asked)
         });
         self.open_requests.clear();
+        self.checks.clear();
+        self.resynced.clear();
+        self.parked.retain(|unit| world.rows.get(unit).is_some_and(|row| row.held.is_some()));
+        self.last = LastStep::default();
         // What runs on without a file is a stranger to the next engine: its place in the
         // order went with its file.
         self.specs.retain(|name, _| self.files.contains(name));
@@ -390,6 +503,10 @@ impl Oracle {
         self.starting = None;
         self.newest.clear();
         self.ordered.clear();
+    }
+
+    pub fn on_engine_start(&mut self, now: Monotonic) {
+        self.took_over_at = now;
     }
 
     /// The keeper and all services are gone: nothing is owed, everything begins anew.
@@ -412,58 +529,9 @@ impl Oracle {
         }
     }
 
-    /// The engine says that the daemon may end.
-    pub fn on_finished(&mut self, world: &World) -> Verdict {
-        self.finished = true;
-        let living = world.table.values().filter(|process| process.lives()).map(|process| &process.unit);
-        let strays = world.strays.iter().filter(|(_, strays)| !strays.is_empty()).map(|(unit, _)| unit);
-        match living.chain(strays).find(|unit| !self.killed.contains(*unit)) {
-            Some(unit) => broken(PROMISES[20], unit, "told the end, but it lives and was not killed"),
-            None => Ok(()),
-        }
-    }
-
-    pub fn on_release(&mut self, world: &World, run: RunId) -> Verdict {
-        let Some(process) = world.table.get(&run) else { return Ok(()) };
-        let unit = process.unit.clone();
-        if process.lives() {
-            return broken(PROMISES[10], &unit, format!("run {run} lives"));
-        }
-        let settled = world.failed_runs.contains(&run) || self.pardoned(world, run);
-        if self.owed.remove(&run).is_some() && !settled {
-            return broken(PROMISES[8], &unit, format!("run {run} was forgotten unrecorded"));
-        }
-        Ok(())
-    }
-
-    /// An end without a failure record is right when an operator's stop or restart was
-    /// pending, or when the run's failure was already counted (not ready, a hook failed).
-    fn pardoned(&self, world: &World, run: RunId) -> bool {
-        let Some(unit) = self.owed.get(&run) else { return true };
-        let down = world.rows.get(unit).is_some_and(|row| row.ordered == Some(Desired::Down));
-        // Gone from the files, it has to stop, even if it still waits for its followers.
-        let known = self.files.contains(unit) && world.rows.contains_key(unit);
-        let since_start =
-            world.events.iter().rev().filter(|record| record.unit.as_ref() == Some(unit)).take_while(
-                |record| !(matches!(record.kind, RecordKind::Started { .. }) && record.run == Some(run)),
-            );
-        let asked = since_start.into_iter().any(|record| match &record.kind {
-            RecordKind::Ordered { verb } => matches!(*verb, "stop" | "restart"),
-            RecordKind::Stopping | RecordKind::Stopped { .. } | RecordKind::Removed => true,
-            RecordKind::Failed { .. } => record.run >= Some(run),
-            _no_reason_to_end => false,
-        });
-        self.shutting_down
-            || down
-            || !known
-            || asked
-            || self.ordered.contains(&run)
-            || self.commanded.contains(&run)
-    }
-
     /// What was committed since the last look.
     pub fn on_commit(&mut self, world: &World) -> Verdict {
-        self.books.read(world)
+        self.books.read(world, &self.specs)
     }
 
     /// After every step.
@@ -476,15 +544,16 @@ impl Oracle {
         let views = engine.view();
         let any = UnitName::parse("all").map_err(|_| never_named())?;
         if effects > 32 + 24 * views.len() {
-            return broken(PROMISES[17], &any, format!("{effects} effects, {} units", views.len()));
+            return broken(promises::I32, &any, format!("{effects} effects, {} units", views.len()));
         }
         let starting = views.iter().filter(|view| view.state == StateWord::Activating).count();
         // An engine may inherit more than the cap (a start whose end was not committed is
         // taken up again), but it must not add to them.
         let before = self.starting.replace(starting).unwrap_or(usize::MAX);
         if starting > usize::try_from(self.cap).unwrap_or(usize::MAX) && starting > before {
-            return broken(PROMISES[19], &any, format!("{starting} starting, cap {}", self.cap));
+            return broken(promises::I34, &any, format!("{starting} starting, cap {}", self.cap));
         }
+        self.audit(world, engine, &views)?;
         for view in &views {
             let ready = |name: &&UnitName| {
                 views.iter().any(|other| {
@@ -503,74 +572,22 @@ impl Oracle {
                 | StateWord::Failed => None,
             };
             if says.is_some_and(|says| says != whole) && !self.shutting_down {
-                return broken(PROMISES[23], &view.name, format!("{:?}", view.state));
+                return broken(promises::S1, &view.name, format!("{:?}", view.state));
             }
+            self.found_in_time(world, view)?;
             if view.reason.is_empty() {
-                return broken(PROMISES[25], &view.name, format!("{:?}", view.state));
+                return broken(promises::S2, &view.name, format!("{:?}", view.state));
             }
-            if let Some(due) = view.next_retry_at
+            if let Some(due) = view.next_retry_at.map(|due| due.max(world.woke_at))
                 && world.now.since(due) > Duration::from_millis(300)
             {
-                return broken(PROMISES[6], &view.name, format!("due for {:?}", world.now.since(due)));
-            }
-        }
-        Ok(())
-    }
-
-    /// Long after the faults are gone.
-    pub fn at_rest(&self, world: &World, engine: &Engine) -> Verdict {
-        let unknown = UnitName::parse("request").map_err(|_| never_named())?;
-        let views = engine.view();
-        let stands = |name: &UnitName| {
-            views.iter().any(|view| {
-                view.name == *name && matches!(view.state, StateWord::Active | StateWord::Degraded)
-            })
-        };
-        for view in &views {
-            let Some(spec) = self.specs.get(&view.name) else { continue };
-            let mut rivals = spec.unit.conflicts.clone();
-            rivals.extend(
-                self.specs
-                    .values()
-                    .filter(|other| other.unit.conflicts.contains(&view.name))
-                    .map(|other| other.name.clone()),
-            );
-            let excused = !view.wanted
-                || view.state == StateWord::Failed
-                || view.requires.iter().any(|name| !stands(name))
-                || rivals.iter().any(stands)
-                || (view.state == StateWord::Inactive && spec.restart.policy != RestartPolicy::Always)
-                || matches!(view.state, StateWord::Active | StateWord::Degraded);
-            if !excused {
-                return broken(PROMISES[21], &view.name, format!("{:?}: {}", view.state, view.reason));
-            }
-        }
-        if let Some((request, order)) = self.open_requests.iter().next() {
-            let waits = |unit: &UnitName| {
-                views.iter().any(|view| {
-                    view.name == *unit
-                        && (view.state == StateWord::Waiting || view.state == StateWord::Failed)
-                })
-            };
-            let excused = match order {
-                Order::Start(units) | Order::Restart(units) => units.iter().any(waits),
-                Order::Stop(_) | Order::Reload(_) | Order::Clear(_) | Order::Signal(..) | Order::Shutdown => {
-                    false
-                }
-            };
-            if !excused {
-                return broken(PROMISES[2], &unknown, format!("{request:?} {order:?} was never answered"));
-            }
-        }
-        for run in self.owed.keys() {
-            if !world.failed_runs.contains(run) && !self.pardoned(world, *run) {
-                return broken(PROMISES[8], &self.owed[run], format!("run {run} never recorded"));
+                return broken(promises::I9B, &view.name, format!("due for {:?}", world.now.since(due)));
             }
         }
         Ok(())
     }
 }
 
-fn never_named() -> Broken {
+pub(crate) fn never_named() -> Broken {
     Broken { promise: "a fixed name is a name".to_string(), unit: None, detail: String::new() }
 }

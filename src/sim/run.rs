@@ -7,19 +7,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::check::ProbeOutcome;
-use crate::base::exit::{Exit, RunId};
+use crate::base::exit::RunId;
 use crate::base::name::UnitName;
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::adopt::{Boot, Inheritance};
 use crate::engine::durable::UnitDurable;
-use crate::engine::effect::{Effect, Mark, RecordKind};
-use crate::engine::event::{Event, Order, RequestId, Rest};
-use crate::engine::view::{StateWord, UnitView};
+use crate::engine::effect::{Effect, Mark, Role};
+use crate::engine::event::{Event, Order, RequestId};
 use crate::engine::{Effects, Engine, Settings};
-use crate::sim::bug::Bug;
+use crate::sim::bug::{Bug, Memory};
 use crate::sim::oracle::{Broken, Oracle};
-use crate::sim::promises::PROMISES;
+use crate::sim::promises;
 use crate::sim::setup::{self, Ending, Setup};
 use crate::sim::tape::{Domain, Tape};
 use crate::sim::world::{Happening, World};
@@ -31,7 +30,11 @@ use crate::unit::spec::UnitSpec;
 const LIVENESS: Duration = Duration::from_secs(600);
 
 /// More steps than any world needs: beyond it the engine is running in a circle.
-const STEPS_MAX: u64 = 1_000_000;
+const STEPS_MAX: u64 = 2_000_000;
+
+/// FNV-1a, 64 bits.
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 
 /// What a run came to.
 #[derive(Clone, Debug)]
@@ -44,6 +47,8 @@ pub struct Report {
     pub units: usize,
     /// Of every effect in order: equal for equal tapes.
     pub hash: u64,
+    /// Of every effect in order without its times: equal for worlds that differ in when they begin.
+    pub shape: u64,
     pub tape: Tape,
     /// The last lines, for a reader.
     pub trace: Vec<String>,
@@ -56,39 +61,54 @@ pub enum Trace {
 }
 
 /// Runs the world of this tape, with a planted bug or without.
-pub fn run(mut tape: Tape, bug: Option<Bug>, trace: Trace) -> Report {
+pub fn run(tape: Tape, bug: Option<Bug>, trace: Trace) -> Report {
+    run_from(tape, bug, trace, Duration::ZERO)
+}
+
+/// The same, in a world whose clock is ahead by `shift`.
+pub fn run_from(mut tape: Tape, bug: Option<Bug>, trace: Trace, shift: Duration) -> Report {
     let setup = setup::draw(&mut tape);
     let mut sim = Sim::new(tape, setup, bug, trace);
+    sim.world.now = sim.world.now + shift;
+    sim.begun = sim.world.now;
     let broken = sim.play().err();
     Report {
         broken,
         marks: sim.marks,
         steps: sim.steps,
-        simulated: sim.world.now.since(Monotonic::ZERO),
+        simulated: sim.world.now.since(sim.begun),
         units: sim.setup.units.len(),
         hash: sim.hash,
+        shape: sim.shape,
         tape: sim.world.tape,
         trace: sim.trace_lines,
     }
 }
 
-struct Sim {
-    world: World,
-    setup: Setup,
-    engine: Option<Engine>,
-    oracle: Oracle,
-    bug: Option<Bug>,
-    marks: BTreeSet<Mark>,
-    steps: u64,
-    hash: u64,
-    orders_left: u64,
-    reconfigurations_left: u64,
-    request: u64,
+pub(super) struct Sim {
+    pub(super) world: World,
+    pub(super) setup: Setup,
+    pub(super) engine: Option<Engine>,
+    pub(super) oracle: Oracle,
+    pub(super) bug: Option<Bug>,
+    pub(super) marks: BTreeSet<Mark>,
+    pub(super) steps: u64,
+    pub(super) hash: u64,
+    pub(super) shape: u64,
+    pub(super) begun: Monotonic,
+    pub(super) memory: Memory,
+    /// Main processes that died in one moment.
+    pub(super) victims: Vec<RunId>,
+    pub(super) orders_left: u64,
+    pub(super) reconfigurations_left: u64,
+    pub(super) request: u64,
     /// The tick that is on its way, and for which engine.
-    armed: Option<(u64, Monotonic)>,
-    files: Vec<Arc<UnitSpec>>,
-    trace: Trace,
-    trace_lines: Vec<String>,
+    pub(super) armed: Option<(u64, Monotonic)>,
+    /// Effects that are more than a periodic check.
+    pub(super) restless: u64,
+    pub(super) files: Vec<Arc<UnitSpec>>,
+    pub(super) trace: Trace,
+    pub(super) trace_lines: Vec<String>,
 }
 
 impl Sim {
@@ -108,9 +128,14 @@ impl Sim {
             bug,
             marks: BTreeSet::new(),
             steps: 0,
-            hash: 0xcbf2_9ce4_8422_2325,
+            hash: FNV_OFFSET,
+            shape: FNV_OFFSET,
+            begun: Monotonic::ZERO,
+            memory: Memory::default(),
+            victims: Vec::new(),
             request: 0,
             armed: None,
+            restless: 0,
             trace,
             trace_lines: Vec::new(),
         }
@@ -130,12 +155,25 @@ impl Sim {
             let wait = Duration::from_millis(self.world.tape.below(Domain::Operator, within));
             self.world.after(wait, Happening::Reconfigure);
         }
+        self.plan_troubles();
         if let Ending::ShutdownInChaos(after) = self.setup.ending {
             self.until(self.world.now + after)?;
             return self.shut_down();
         }
-        self.until(heal_at + LIVENESS)?;
-        let Some(engine) = &self.engine else { return self.fail(PROMISES[21], "no engine") };
+        self.until(heal_at)?;
+        // A sleep may have put it off.
+        while !self.world.healed
+            && let Some(at) = self.world.next_at()
+        {
+            self.until(at)?;
+        }
+        self.until(self.world.now + LIVENESS)?;
+        let Some(engine) = &self.engine else { return self.fail(promises::I44, "no engine") };
+        self.oracle.audit_storm(&self.world, &self.victims)?;
+        if self.world.records_due != self.world.records_kept {
+            let (due, kept) = (self.world.records_due, self.world.records_kept);
+            return self.fail(promises::I43, &format!("{due} records were said, {kept} are kept"));
+        }
         self.oracle.at_rest(&self.world, engine)?;
         self.quiet()?;
         if self.setup.ending == Ending::Shutdown { self.shut_down() } else { Ok(()) }
@@ -146,19 +184,20 @@ impl Sim {
             let Some(happening) = self.world.next_happening() else { break };
             self.happen(happening)?;
             if self.steps > STEPS_MAX {
-                return self.fail(PROMISES[22], "the engine runs in a circle");
+                return self.fail(promises::I46, "the engine runs in a circle");
             }
         }
         self.world.now = self.world.now.max(end);
         Ok(())
     }
 
-    /// I46: everything stands, so nothing may happen any more but the ends of episodes.
+    /// I46: everything stands, so nothing may happen any more but checks and ends of episodes.
     fn quiet(&mut self) -> Result<(), Broken> {
-        let before = self.steps;
-        self.until(self.world.now + Duration::from_secs(3_600))?;
-        if self.steps - before > 4 * self.setup.units.len() as u64 {
-            return self.fail(PROMISES[22], &format!("{} steps in a quiet hour", self.steps - before));
+        let before = self.restless;
+        self.until(self.world.now + Duration::from_secs(300))?;
+        let restless = self.restless - before;
+        if restless > 6 * self.setup.units.len() as u64 {
+            return self.fail(promises::I46, &format!("{restless} effects in quiet minutes"));
         }
         Ok(())
     }
@@ -175,12 +214,12 @@ impl Sim {
         let grace = Duration::from_secs(15 * 4 + 60) * u32::try_from(self.setup.units.len()).unwrap_or(1);
         self.until(self.world.now + grace)?;
         if !self.oracle.finished {
-            return self.fail(PROMISES[20], "it did not end");
+            return self.fail(promises::I35, "it did not end");
         }
         Ok(())
     }
 
-    fn fail<T>(&self, promise: &str, detail: &str) -> Result<T, Broken> {
+    pub(super) fn fail<T>(&self, promise: &str, detail: &str) -> Result<T, Broken> {
         Err(Broken { promise: promise.to_string(), unit: None, detail: detail.to_string() })
     }
 
@@ -196,6 +235,17 @@ impl Sim {
                     self.oracle.on_death(&self.world, run);
                 }
             }
+            Happening::GetsSick(run) => self.world.gets_sick(run),
+            Happening::Pings(run) => self.world.pings(run),
+            Happening::CheckAnswers { engine, run } if engine == self.world.engine => {
+                let outcome = self.world.check(run);
+                self.oracle.on_check_answered(&self.world, run, &outcome);
+                return self.step(Event::Checked { run, outcome });
+            }
+            Happening::ResyncAnswers { engine, run } if engine == self.world.engine => {
+                let outcome = self.world.resync();
+                return self.step(Event::Resynced { run, outcome });
+            }
             Happening::StrayEnds(unit) => self.world.stray_ends(&unit),
             Happening::Arrives { engine, event } if engine == self.world.engine => {
                 if let (Event::NotifiedReady { run }, true) = (&event, self.engine.is_some()) {
@@ -207,18 +257,26 @@ impl Sim {
                 return self.answer_probe(run);
             }
             Happening::Commits { engine, batch } if engine == self.world.engine => return self.commit(batch),
-            Happening::Tick { engine } if engine == self.world.engine => {
+            Happening::Tick { engine, at } if self.armed == Some((engine, at)) => {
                 self.armed = None;
                 return self.step(Event::Tick);
             }
             // These were on their way to an engine that is gone.
             Happening::Arrives { .. }
             | Happening::ProbeAnswers { .. }
+            | Happening::CheckAnswers { .. }
+            | Happening::ResyncAnswers { .. }
             | Happening::Commits { .. }
             | Happening::Tick { .. } => {}
             Happening::EngineStarts { boot } => return self.start_engine(boot),
             Happening::Operator => return self.operate(),
             Happening::Reconfigure => return self.reconfigure(),
+            Happening::StoreFails(length) => self.world.outage_until = self.world.now + length,
+            Happening::Sleeps(length) if !self.oracle.shutting_down && !self.world.healed => {
+                self.say(|| format!("        the machine sleeps for {length:?}"));
+                self.world.sleeps(length);
+            }
+            Happening::Sleeps(_) => {}
             Happening::Heal => return self.heal(),
         }
         Ok(())
@@ -231,6 +289,7 @@ impl Sim {
         };
         let cap = bug.map_or(self.setup.start_concurrency, |bug| bug.cap(self.setup.start_concurrency));
         let inherited = Inheritance {
+            engine: self.world.engine_row.clone(),
             boot,
             units: self.files.iter().map(|s| bug.map_or(s.clone(), |bug| bug.spec(s))).collect(),
             durable: self.world.rows.iter().map(row).collect(),
@@ -248,17 +307,23 @@ impl Sim {
             Engine::new(now, settings, inherited, &mut fx)
         };
         self.engine = Some(engine);
+        self.oracle.on_engine_start(now);
         self.say(|| "ENGINE STARTS".to_string());
-        self.perform(fx)
+        self.marks.extend(fx.drain_marks());
+        let effects: Vec<Effect> = fx.drain().collect();
+        if let Some(engine) = &self.engine {
+            self.oracle.audit_takeover(&self.world, engine, &effects)?;
+        }
+        self.perform(effects)
     }
 
     /// One event into the engine, its effects out into the world.
-    fn step(&mut self, event: Event) -> Result<(), Broken> {
+    pub(super) fn step(&mut self, event: Event) -> Result<(), Broken> {
         let newest = self.world.table.iter().filter(|(_, p)| p.lives()).map(|(run, _)| *run).next_back();
         let now = self.bug.map_or(self.world.now, |bug| bug.clock(self.world.now, &event));
         self.say(|| format!("{event:?}"));
         let event = match self.bug {
-            Some(bug) => match bug.event(event, newest) {
+            Some(bug) => match bug.event(event, newest, &mut self.memory) {
                 Some(event) => event,
                 None => return Ok(()),
             },
@@ -268,19 +333,25 @@ impl Sim {
         self.steps += 1;
         let mut fx = Effects::default();
         engine.step(now, event, &mut fx);
-        self.perform(fx)
+        self.marks.extend(fx.drain_marks());
+        self.perform(fx.drain().collect())
     }
 
-    fn perform(&mut self, mut fx: Effects) -> Result<(), Broken> {
-        self.marks.extend(fx.drain_marks());
-        let mut effects: Vec<Effect> = fx.drain().collect();
+    fn perform(&mut self, mut effects: Vec<Effect>) -> Result<(), Broken> {
         if let Some(bug) = self.bug {
-            effects = bug.effects(effects);
+            effects = bug.effects(effects, &mut self.memory);
         }
+        if let Some(engine) = &self.engine {
+            self.oracle.sync(engine);
+        }
+        self.oracle.on_effects(&effects)?;
         let count = effects.len();
         let mut durable = Vec::new();
         for effect in effects {
             self.mix(&effect);
+            let checking = matches!(effect, Effect::Check { .. } | Effect::Release { .. })
+                || matches!(effect, Effect::Spawn { role: Role::HealthCheck, .. });
+            self.restless += u64::from(!checking);
             self.say(|| format!("    {effect:?}"));
             let Some(engine) = &self.engine else { return Ok(()) };
             self.oracle.before(&self.world, engine, &effect)?;
@@ -297,11 +368,24 @@ impl Sim {
                     let engine = self.world.engine;
                     self.world.after(Duration::from_millis(2), Happening::ProbeAnswers { engine, run });
                 }
+                Effect::Check { run, .. } => {
+                    let engine = self.world.engine;
+                    let sick = self.world.table.get(&run).is_some_and(|p| p.sick_since.is_some());
+                    // Nobody answers: the prober gives up after the check's timeout.
+                    let wait = if sick { Duration::from_secs(3) } else { Duration::from_millis(2) };
+                    self.world.after(wait, Happening::CheckAnswers { engine, run });
+                }
+                Effect::Resync { run, .. } => {
+                    let engine = self.world.engine;
+                    self.world.after(Duration::from_millis(5), Happening::ResyncAnswers { engine, run });
+                }
                 Effect::WatchLog { .. } => {}
                 Effect::Release { run } if self.bug == Some(Bug::EarlyRelease) => self.release(run)?,
                 Effect::Save { .. }
+                | Effect::SaveEngine(_)
                 | Effect::Forget { .. }
                 | Effect::Record(_)
+                | Effect::Alert(_)
                 | Effect::Release { .. }
                 | Effect::Reply { .. }
                 | Effect::Finished => durable.push(effect),
@@ -312,59 +396,25 @@ impl Sim {
                 return self.crash();
             }
         }
-        self.world.submit(durable);
+        if self.bug.is_some_and(|bug| bug.loses(&durable)) {
+            self.world.lose(&durable);
+        } else {
+            self.world.submit(durable);
+        }
         let Some(engine) = &self.engine else { return Ok(()) };
         self.oracle.after_step(&self.world, engine, count)?;
-        if let Some(at) = engine.next_deadline()
-            && self.armed != Some((self.world.engine, at))
-        {
-            self.armed = Some((self.world.engine, at));
-            let incarnation = self.world.engine;
-            let late = !self.world.healed
-                && self.world.tape.chance(Domain::Delay, self.world.faults.late_tick_per_mille);
-            let wait = if late {
-                Duration::from_millis(self.world.tape.below(Domain::Delay, 200))
-            } else {
-                Duration::ZERO
-            };
-            self.world.at(at + wait, Happening::Tick { engine: incarnation });
-        }
+        self.arm();
         self.disturb()
-    }
-
-    /// I23: now and then, news of a run that nobody knows. The engine must not move.
-    fn disturb(&mut self) -> Result<(), Broken> {
-        if self.world.healed || !self.steps.is_multiple_of(64) {
-            return Ok(());
-        }
-        let Some(engine) = &mut self.engine else { return Ok(()) };
-        let run = RunId(u64::MAX - 1);
-        let before = format!("{engine:?}");
-        let (at, exit) = (self.world.now, Exit::Code(1));
-        let news = [
-            Event::Exited { run, at, exit, rest: Rest::Alive },
-            Event::Executed { run },
-            Event::Spawned { run, pid: 1 },
-            Event::Probed { run, outcome: ProbeOutcome::Ok },
-            Event::NotifiedReady { run },
-            Event::SpawnShort { run, errno: 11 },
-        ];
-        for event in news {
-            let mut fx = Effects::default();
-            engine.step(self.world.now, event, &mut fx);
-            self.marks.extend(fx.drain_marks());
-            let moved = fx.drain().any(|effect| effect != Effect::Release { run });
-            if moved || format!("{engine:?}") != before {
-                return self.fail(PROMISES[15], "the state changed");
-            }
-        }
-        Ok(())
     }
 
     fn answer_probe(&mut self, run: RunId) -> Result<(), Broken> {
         let ready = self.world.table.get(&run).is_some_and(|process| process.lives() && process.ready);
         let refused = || ProbeOutcome::Failed("connection refused".to_string());
-        let outcome = if ready { ProbeOutcome::Ok } else { refused() };
+        let outcome = match (ready, self.world.lacks_fds()) {
+            (_, true) => ProbeOutcome::Short("too many open files".to_string()),
+            (true, false) => ProbeOutcome::Ok,
+            (false, false) => refused(),
+        };
         self.step(Event::Probed { run, outcome })
     }
 
@@ -404,118 +454,47 @@ impl Sim {
         self.oracle.on_commit(&self.world)
     }
 
-    fn operate(&mut self) -> Result<(), Broken> {
-        if self.engine.is_none() {
-            return Ok(());
-        }
-        let tape = &mut self.world.tape;
-        let known: Vec<UnitName> = self.files.iter().map(|spec| spec.name.clone()).collect();
-        let mut units: Vec<UnitName> = vec![tape.pick(Domain::Operator, &known).clone()];
-        if tape.chance(Domain::Operator, 300) {
-            units = known;
-        }
-        let one = units[0].clone();
-        let order = match tape.below(Domain::Operator, 9) {
-            0 | 1 => Order::Start(units),
-            2 | 3 => Order::Stop(units),
-            4 | 5 => Order::Restart(units),
-            6 => Order::Reload(units),
-            7 => Order::Clear(units),
-            _ => Order::Signal(one, Signal::HUP),
-        };
-        self.request += 1;
-        let request = RequestId(self.request);
-        self.oracle.on_order(request, &order);
-        self.step(Event::Ordered { request, order })
-    }
-
-    /// A change of the files: the same again, or units less, or units changed.
-    fn reconfigure(&mut self) -> Result<(), Broken> {
-        if self.engine.as_ref().and_then(Engine::next_deadline).is_some_and(|at| at <= self.world.now) {
-            self.step(Event::Tick)?; // what is due anyway is not the reread's doing
-        }
-        let Some(engine) = &mut self.engine else { return Ok(()) };
-        let same: Vec<Arc<UnitSpec>> =
-            self.files.iter().map(|s| self.bug.map_or(s.clone(), |bug| bug.reconfigured(s))).collect();
-        let before = engine.view();
-        let mut fx = Effects::default();
-        engine.step(self.world.now, Event::Configured { units: same }, &mut fx);
-        // A look that any other event might have caused may say what a unit waits for, too.
-        let told = |effect: &Effect| matches!(effect, Effect::Record(record) if matches!(record.kind, RecordKind::Waiting { .. }));
-        let did: Vec<Effect> = fx.drain().filter(|effect| !told(effect)).collect();
-        let after = engine.view();
-        let changed = before.iter().zip(&after).find(|(before, after)| !is_same(before, after));
-        if !did.is_empty() || changed.is_some() || before.len() != after.len() {
-            return self.fail(PROMISES[16], &format!("{did:?} {changed:?}"));
-        }
-        match self.world.tape.below(Domain::Operator, 3) {
-            0 => return Ok(()),
-            1 if self.files.len() > 1 => {
-                self.files.pop();
-            }
-            _ => {
-                let index = self.world.tape.below(Domain::Operator, self.files.len() as u64);
-                let changed = Arc::new(setup::unit(&mut self.world.tape, index));
-                let calm = UnitSpec {
-                    unit: self.files[index as usize].unit.clone(),
-                    restart: self.files[index as usize].restart.clone(),
-                    stop: self.files[index as usize].stop.clone(),
-                    service: self.files[index as usize].service.clone(),
-                    readiness: self.files[index as usize].readiness.clone(),
-                    ..UnitSpec::clone(&changed)
-                };
-                self.files[index as usize] = Arc::new(calm);
-            }
-        }
-        self.oracle.reconfigure(&self.files);
-        for spec in &self.files {
-            self.world.specs.insert(spec.name.clone(), UnitSpec::clone(spec));
-        }
-        let units = self.files.iter().map(|s| self.bug.map_or(s.clone(), |bug| bug.spec(s))).collect();
-        self.step(Event::Configured { units })
-    }
-
-    /// The faults are gone: processes that are already broken die, then everything is sound.
-    fn heal(&mut self) -> Result<(), Broken> {
-        self.say(|| "HEALED".to_string());
-        self.world.healed = true;
-        let exit = Exit::Signal { signal: Signal::KILL, core: false };
-        let living: Vec<RunId> =
-            self.world.table.iter().filter(|(_, p)| p.lives()).map(|(run, _)| *run).collect();
-        for run in living {
-            self.world.after(Duration::from_millis(1), Happening::Ends(run, exit));
-        }
-        let strays: Vec<(UnitName, usize)> =
-            self.world.strays.iter().map(|(unit, strays)| (unit.clone(), strays.len())).collect();
-        for (unit, count) in strays {
-            for _ in 0..count {
-                self.world.after(Duration::from_millis(2), Happening::StrayEnds(unit.clone()));
-            }
-        }
-        Ok(())
-    }
-
     fn mix(&mut self, effect: &Effect) {
-        let text = format!("{} {effect:?}", self.world.now.as_ns());
-        for byte in text.bytes() {
-            self.hash = (self.hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        let fold = |hash: u64, text: &str| {
+            text.bytes().fold(hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME))
+        };
+        self.hash = fold(self.hash, &format!("{} {effect:?}", self.world.now.as_ns()));
+        let since = self.world.now.since(self.begun).as_nanos();
+        let what = match effect {
+            Effect::Spawn { unit, run, role } => format!("{since} {unit} {run} {role:?}"),
+            Effect::Record(record) => {
+                let kind = std::mem::discriminant(&record.kind);
+                format!("{since} {:?} {:?} {kind:?}", record.unit, record.run)
+            }
+            other => format!("{since} {:?}", std::mem::discriminant(other)),
+        };
+        self.shape = fold(self.shape, &what);
+    }
+
+    /// A tick for the engine's next deadline.
+    fn arm(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        if let Some(at) = engine.next_deadline()
+            && self.armed != Some((self.world.engine, at))
+        {
+            self.armed = Some((self.world.engine, at));
+            let incarnation = self.world.engine;
+            let late = !self.world.healed
+                && self.world.tape.chance(Domain::Delay, self.world.faults.late_tick_per_mille);
+            let wait = if late {
+                Duration::from_millis(self.world.tape.below(Domain::Delay, 200))
+            } else {
+                Duration::ZERO
+            };
+            self.world.at(at + wait, Happening::Tick { engine: incarnation, at });
         }
     }
 
-    fn say(&mut self, line: impl FnOnce() -> String) {
+    pub(super) fn say(&mut self, line: impl FnOnce() -> String) {
         if self.trace == Trace::On {
             let now = self.world.now.as_ns();
             let (s, ms) = (now / 1_000_000_000, now / 1_000_000 % 1_000);
             self.trace_lines.push(format!("{s:>6}.{ms:03} {}", line()));
         }
     }
-}
-
-/// Whether nothing happened to a unit. What a waiting one waits for, besides what it requires,
-/// is as it was when it was last looked at; a look may find one more name in an ordering.
-fn is_same(before: &UnitView, after: &UnitView) -> bool {
-    let waits = before.state == StateWord::Waiting && after.state == StateWord::Waiting;
-    let known =
-        UnitView { waiting_for: after.waiting_for.clone(), reason: after.reason.clone(), ..before.clone() };
-    before == after || (waits && known == *after)
 }

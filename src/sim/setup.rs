@@ -8,7 +8,14 @@ use std::time::Duration;
 use crate::base::check::{HostPort, NetCheck};
 use crate::base::name::UnitName;
 use crate::sim::tape::{Domain, Tape};
-use crate::unit::spec::{Command, ReadyWhen, Reload, RestartPolicy, ServiceType, UnitSpec};
+use crate::unit::spec::{
+    Command, Edge, Health, HealthCheck, OnLoss, OnReturn, ReadyWhen, Reload, RestartPolicy, Resync, ResyncBy,
+    ServiceType, UnitSpec,
+};
+
+/// A long world: half a day in which processes live for hours.
+const LONG_S: u64 = 43_200;
+pub const LONG: Duration = Duration::from_secs(LONG_S);
 
 /// Which kinds of trouble this seed has, and how much (swarm testing: a random subset
 /// each, so that rare combinations are met).
@@ -34,6 +41,17 @@ pub struct Faults {
     pub orders: u64,
     pub reconfigurations: u64,
     pub keeper_loss: bool,
+    /// Per mille of the main processes that live on but answer no check.
+    pub sick_per_mille: u64,
+    /// Times that the store refuses everything for a while, and that the machine sleeps.
+    pub outages: u64,
+    pub sleeps: u64,
+    /// Per mille of the main processes that say more of themselves than that they are ready.
+    pub talk_per_mille: u64,
+    /// Longest life of a process that dies by itself.
+    pub life_ms_max: u64,
+    /// Per mille of the resyncs that are not acknowledged.
+    pub resync_per_mille: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -58,9 +76,9 @@ pub enum Ending {
 
 pub fn draw(tape: &mut Tape) -> Setup {
     let count = 1 + tape.below(Domain::Setup, 7);
-    let units = (0..count).map(|index| Arc::new(unit(tape, index))).collect();
+    let mut units: Vec<UnitSpec> = (0..count).map(|index| unit(tape, index)).collect();
     let mut rate = |choices: &[u64]| *tape.pick(Domain::Setup, choices);
-    let faults = Faults {
+    let mut faults = Faults {
         start_per_mille: rate(&[0, 100, 300, 700]),
         death_per_mille: rate(&[0, 300, 700, 1000]),
         ignore_term_per_mille: rate(&[0, 0, 200, 600]),
@@ -75,9 +93,20 @@ pub fn draw(tape: &mut Tape) -> Setup {
         orders: rate(&[0, 3, 20, 60]),
         reconfigurations: rate(&[0, 0, 2, 6]),
         keeper_loss: rate(&[0, 0, 0, 0, 1]) == 1,
+        sick_per_mille: rate(&[0, 0, 300, 700]),
+        resync_per_mille: rate(&[0, 0, 300, 900]),
+        outages: rate(&[0, 0, 0, 2]),
+        sleeps: rate(&[0, 0, 0, 2]),
+        talk_per_mille: rate(&[0, 300]),
+        life_ms_max: 40_000,
     };
     let start_concurrency = *tape.pick(Domain::Setup, &[32, 1, 2]);
-    let chaos = Duration::from_secs(*tape.pick(Domain::Setup, &[60, 300, 1_200]));
+    let chaos = Duration::from_secs(*tape.pick(Domain::Setup, &[60, 300, 1_200, LONG_S]));
+    if chaos == Duration::from_secs(LONG_S) {
+        faults.life_ms_max = 7_200_000;
+        units.iter_mut().for_each(slow_down);
+    }
+    let units = units.into_iter().map(Arc::new).collect();
     let ending = match (tape.chance(Domain::Setup, 400), tape.below(Domain::Hook, 2)) {
         (false, _) => Ending::Standing,
         (true, 0) => Ending::Shutdown,
@@ -87,6 +116,16 @@ pub fn draw(tape: &mut Tape) -> Setup {
         }
     };
     Setup { units, faults, start_concurrency, chaos, ending }
+}
+
+/// Checks of a long world are far apart: they are most of its steps, and teach nothing new.
+pub fn slow_down(spec: &mut UnitSpec) {
+    if let Some(health) = &mut spec.health {
+        health.interval *= 60;
+        if let HealthCheck::Watchdog(every) = &mut health.check {
+            *every *= 60;
+        }
+    }
 }
 
 pub fn name(index: u64) -> UnitName {
@@ -161,5 +200,45 @@ pub fn unit(tape: &mut Tape, index: u64) -> UnitSpec {
     if here(30, tape) {
         spec.reload = Reload::Command(hook());
     }
+    heal(tape, &mut spec);
     spec
+}
+
+/// Health, what follows from lost and returned requirements, alerts.
+fn heal(tape: &mut Tape, spec: &mut UnitSpec) {
+    let net = || NetCheck::Tcp(HostPort { host: "127.0.0.1".into(), port: 2 });
+    let hook = || Command { argv: vec!["/bin/hook".to_string()] };
+    let seconds = Duration::from_secs;
+    let check = match tape.below(Domain::Setup, 6) {
+        3 => Some(HealthCheck::Net(net())),
+        4 => Some(HealthCheck::Exec(hook())),
+        5 => Some(HealthCheck::Watchdog(seconds(4))),
+        _ => None,
+    };
+    if spec.service.kind != ServiceType::Oneshot {
+        spec.health = check.map(|check| Health {
+            check,
+            interval: *tape.pick(Domain::Setup, &[seconds(5), seconds(1)]),
+            timeout: seconds(3),
+            threshold: *tape.pick(Domain::Setup, &[3, 1]),
+            grace: *tape.pick(Domain::Setup, &[Duration::ZERO, seconds(4)]),
+        });
+    }
+    for other in spec.unit.requires.clone() {
+        let on_loss =
+            *tape.pick(Domain::Setup, &[OnLoss::Degrade, OnLoss::Degrade, OnLoss::Stop, OnLoss::Restart]);
+        let on_return = *tape.pick(
+            Domain::Setup,
+            &[OnReturn::Resync, OnReturn::Resync, OnReturn::Reload, OnReturn::Restart, OnReturn::None],
+        );
+        spec.dependency.insert(other, Edge { on_loss, on_return });
+    }
+    if tape.chance(Domain::Setup, 600) {
+        let by =
+            if tape.chance(Domain::Setup, 500) { ResyncBy::Net(net()) } else { ResyncBy::Command(hook()) };
+        let delays = vec![seconds(5), seconds(10), seconds(15)];
+        spec.resync = Some(Resync { by, timeout: seconds(2), delays });
+    }
+    spec.alert.after_failures = *tape.pick(Domain::Setup, &[4, 1, 2]);
+    spec.alert.repeat_every = *tape.pick(Domain::Setup, &[4, 0, 1]);
 }

@@ -5,18 +5,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::base::check::ProbeOutcome;
 use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::adopt::Boot;
-use crate::engine::durable::UnitDurable;
-use crate::engine::effect::{Effect, Record, RecordKind, Role};
-use crate::engine::event::{Event, Rest};
+use crate::engine::durable::{EngineDurable, UnitDurable};
+use crate::engine::effect::{Alert, Effect, Record, Role};
+use crate::engine::event::{Event, Rest, Said};
 use crate::engine::{Adopted, Asked};
 use crate::sim::setup::Faults;
 use crate::sim::tape::{Domain, Tape};
-use crate::unit::spec::UnitSpec;
+use crate::unit::spec::{HealthCheck, ReadyWhen, UnitSpec};
 
 /// What a process will do, decided when it is born.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +28,8 @@ pub struct Nature {
     pub term: Option<Duration>,
     /// How long it takes to die of KILL: zero, or the D state.
     pub kill: Duration,
+    /// Lives on, but answers no check from then.
+    pub sick_after: Option<Duration>,
     /// Leaves a child behind that lives on.
     pub stray: bool,
 }
@@ -40,6 +43,9 @@ pub struct Process {
     pub spawned_at: Monotonic,
     pub executed: bool,
     pub ready: bool,
+    pub sick_since: Option<Monotonic>,
+    /// Bad answers in a row that the engine was given.
+    pub bad_answers: u32,
     /// An engine heard it say so, and had the keeper note it.
     pub said_ready: bool,
     pub ended: Option<(Monotonic, Exit)>,
@@ -67,6 +73,16 @@ pub enum Happening {
     GetsReady(RunId),
     Ends(RunId, Exit),
     StrayEnds(UnitName),
+    CheckAnswers {
+        engine: u64,
+        run: RunId,
+    },
+    ResyncAnswers {
+        engine: u64,
+        run: RunId,
+    },
+    GetsSick(RunId),
+    Pings(RunId),
     /// News arrives at the engine of that incarnation, and only there.
     Arrives {
         engine: u64,
@@ -80,14 +96,19 @@ pub enum Happening {
         engine: u64,
         batch: u64,
     },
+    /// A deadline of that engine; it is void when another was armed since.
     Tick {
         engine: u64,
+        at: Monotonic,
     },
     EngineStarts {
         boot: Boot,
     },
     Operator,
     Reconfigure,
+    /// The store refuses everything for so long.
+    StoreFails(Duration),
+    Sleeps(Duration),
     Heal,
 }
 
@@ -109,10 +130,21 @@ pub struct World {
     pub table: BTreeMap<RunId, Process>,
     pub strays: BTreeMap<UnitName, Vec<Stray>>,
     /// Committed rows and events.
+    /// What is committed of the engine itself.
+    pub engine_row: EngineDurable,
     pub rows: BTreeMap<UnitName, UnitDurable>,
     pub events: Vec<Record>,
     pub failed_runs: BTreeSet<RunId>,
+    pub alerts: BTreeMap<String, Alert>,
     pub pending: Vec<Batch>,
+    /// Records that are to be kept, and that were.
+    pub records_due: u64,
+    pub records_kept: u64,
+    /// The store takes nothing until then.
+    pub outage_until: Monotonic,
+    /// When the machine last woke from a suspend.
+    pub woke_at: Monotonic,
+    slept: Duration,
     pub engine: u64,
     pub run_max: u64,
     queue: BTreeMap<(Monotonic, u64), Happening>,
@@ -131,10 +163,17 @@ impl World {
             specs: BTreeMap::new(),
             table: BTreeMap::new(),
             strays: BTreeMap::new(),
+            engine_row: EngineDurable::default(),
             rows: BTreeMap::new(),
             events: Vec::new(),
             failed_runs: BTreeSet::new(),
+            alerts: BTreeMap::new(),
             pending: Vec::new(),
+            records_due: 0,
+            records_kept: 0,
+            outage_until: Monotonic::ZERO,
+            woke_at: Monotonic::ZERO,
+            slept: Duration::ZERO,
             engine: 0,
             run_max: 0,
             queue: BTreeMap::new(),
@@ -167,7 +206,7 @@ impl World {
         !self.healed && self.tape.chance(domain, per_mille)
     }
 
-    fn some_ms(&mut self, domain: Domain, max: u64) -> Duration {
+    pub(crate) fn some_ms(&mut self, domain: Domain, max: u64) -> Duration {
         Duration::from_millis(self.tape.below(domain, max + 1))
     }
 
@@ -210,6 +249,8 @@ impl World {
             spawned_at: self.now,
             executed: false,
             ready: false,
+            sick_since: None,
+            bad_answers: 0,
             said_ready: false,
             ended: None,
             asked: false,
@@ -233,7 +274,9 @@ impl World {
             .specs
             .get(unit)
             .is_some_and(|spec| spec.service.kind == crate::unit::spec::ServiceType::Oneshot);
-        let kill = if self.rate(Domain::Process, faults.stuck_per_mille) {
+        // A check or a resync in the D state only puts the next one off; nothing to learn from.
+        let passing = matches!(role, Role::HealthCheck | Role::Resync);
+        let kill = if self.rate(Domain::Process, faults.stuck_per_mille) && !passing {
             self.some_ms(Domain::Process, 30_000)
         } else {
             Duration::ZERO
@@ -244,26 +287,39 @@ impl World {
             Some(self.some_ms(Domain::Process, 900))
         };
         let bad_start = self.rate(Domain::Process, faults.start_per_mille);
-        let life = self.some_ms(Domain::Process, 40_000);
+        let life = self.some_ms(Domain::Process, faults.life_ms_max);
         let exit = match self.tape.below(Domain::Process, 4) {
             0 => Exit::Code(0),
             1 => Exit::Code(1),
             2 => Exit::Code(77),
             _ => Exit::Signal { signal: Signal::KILL, core: false },
         };
+        let sick_main = self.lives_in(unit).any(|(_, process)| process.sick_since.is_some());
         if role != Role::Main {
-            let bad = self.rate(Domain::Process, faults.hook_per_mille);
+            let rate = match role {
+                Role::Resync => faults.resync_per_mille,
+                Role::HealthCheck => 0,
+                Role::Main
+                | Role::StartPre(_)
+                | Role::StartPost(_)
+                | Role::StopPost(_)
+                | Role::StopCommand
+                | Role::ReloadCommand
+                | Role::ReadyCheck => faults.hook_per_mille,
+            };
+            let bad = self.rate(Domain::Hook, rate) || (role == Role::HealthCheck && sick_main);
             let hang = bad && self.tape.chance(Domain::Process, 300);
+            let exit = if role == Role::HealthCheck { Exit::Code(1) } else { exit };
             let code = if bad || (role == Role::ReadyCheck && bad_start) { exit } else { Exit::Code(0) };
             let ends = (!hang).then(|| (Duration::from_millis(5 + life.as_millis() as u64 % 300), code));
             let stray = self.rate(Domain::Hook, faults.strays_per_mille / 3);
-            return Nature { ready_after: None, ends, term, kill, stray };
+            return Nature { ready_after: None, ends, term, kill, sick_after: None, stray };
         }
         let stray = self.rate(Domain::Process, faults.strays_per_mille);
         if oneshot {
             let code = if bad_start { exit } else { Exit::Code(0) };
             let ends = Some((Duration::from_millis(10 + life.as_millis() as u64 % 2_000), code));
-            return Nature { ready_after: None, ends, term, kill, stray: false };
+            return Nature { ready_after: None, ends, term, kill, sick_after: None, stray: false };
         }
         let dies = self.rate(Domain::Process, faults.death_per_mille);
         let (ready_after, ends) = match (bad_start, self.tape.below(Domain::Process, 3)) {
@@ -271,7 +327,9 @@ impl World {
             (true, _) => (None, Some((life / 20, exit))),
             (false, _) => (Some(self.some_ms(Domain::Process, 2_000)), dies.then_some((life, exit))),
         };
-        Nature { ready_after, ends, term, kill, stray }
+        let sick = self.rate(Domain::Hook, faults.sick_per_mille);
+        let sick_after = sick.then(|| self.some_ms(Domain::Hook, 30_000));
+        Nature { ready_after, ends, term, kill, sick_after, stray }
     }
 
     pub fn executes(&mut self, run: RunId) {
@@ -279,17 +337,75 @@ impl World {
         process.executed = true;
         let nature = process.nature;
         self.tell(Event::Executed { run });
+        if nature.ready_after.is_some() {
+            self.talks(run);
+        }
         if let Some(wait) = nature.ready_after {
             self.after(wait, Happening::GetsReady(run));
+        }
+        if let Some(wait) = nature.sick_after {
+            self.after(wait, Happening::GetsSick(run));
         }
         if let Some((wait, exit)) = nature.ends {
             self.after(wait, Happening::Ends(run, exit));
         }
     }
 
+    pub fn gets_sick(&mut self, run: RunId) {
+        let now = self.now;
+        if let Some(process) = self.table.get_mut(&run).filter(|process| process.lives()) {
+            process.sick_since.get_or_insert(now);
+        }
+    }
+
+    /// `WATCHDOG=1` as long as it is well.
+    pub fn pings(&mut self, run: RunId) {
+        let Some(process) = self.table.get(&run).filter(|p| p.lives() && p.sick_since.is_none()) else {
+            return;
+        };
+        let Some(spec) = self.specs.get(&process.unit) else { return };
+        if let Some(HealthCheck::Watchdog(every)) = spec.health.as_ref().map(|health| health.check.clone()) {
+            self.after(every / 2, Happening::Pings(run));
+            self.tell(Event::Pinged { run });
+        }
+    }
+
+    /// What a check over the network sees of this run, and how often in a row it was bad.
+    pub fn check(&mut self, run: RunId) -> ProbeOutcome {
+        if self.lacks_fds() {
+            return ProbeOutcome::Short("too many open files".to_string());
+        }
+        let Some(process) = self.table.get_mut(&run) else { return ProbeOutcome::Failed("gone".into()) };
+        if process.lives() && process.sick_since.is_none() {
+            process.bad_answers = 0;
+            return ProbeOutcome::Ok;
+        }
+        process.bad_answers += 1;
+        ProbeOutcome::Failed("no answer".to_string())
+    }
+
+    /// Whether a probe of ours cannot even begin.
+    pub fn lacks_fds(&mut self) -> bool {
+        self.rate(Domain::Hook, self.faults.short_per_mille)
+    }
+
+    /// Whether the unit acknowledges a resync.
+    pub fn resync(&mut self) -> ProbeOutcome {
+        if self.lacks_fds() {
+            return ProbeOutcome::Short("too many open files".to_string());
+        }
+        if self.rate(Domain::Hook, self.faults.resync_per_mille) {
+            return ProbeOutcome::Failed("HTTP 503".to_string());
+        }
+        ProbeOutcome::Ok
+    }
+
     pub fn gets_ready(&mut self, run: RunId) {
         let Some(process) = self.table.get_mut(&run).filter(|process| process.lives()) else { return };
         process.ready = true;
+        self.after(Duration::ZERO, Happening::Pings(run));
+        self.talks(run);
+        let Some(process) = self.table.get_mut(&run) else { return };
         let unit = process.unit.clone();
         let Some(spec) = self.specs.get(&unit) else { return };
         match spec.readiness.when {
@@ -301,6 +417,28 @@ impl World {
             | crate::unit::spec::ReadyWhen::Net(_)
             | crate::unit::spec::ReadyWhen::Exec(_) => {}
         }
+    }
+
+    /// It says something of itself, besides that it is ready.
+    fn talks(&mut self, run: RunId) {
+        if !self.rate(Domain::Hook, self.faults.talk_per_mille) {
+            return;
+        }
+        let Some(process) = self.table.get(&run).cloned() else { return };
+        let Some(spec) = self.specs.get(&process.unit).cloned() else { return };
+        let said = match (self.tape.below(Domain::Hook, 6), spec.health.map(|health| health.check)) {
+            (0, _) => Said::Status("serving".to_string()),
+            (1, _) if process.ready && spec.readiness.when == ReadyWhen::Notify => {
+                self.tell(Event::NotifiedReady { run });
+                self.tell(Event::Said { run, said: Said::Reloading });
+                return self.tell(Event::NotifiedReady { run });
+            }
+            (2, _) => Said::Stopping,
+            (3, _) => Said::ExtendTimeout(Duration::from_secs(30)),
+            (4, Some(HealthCheck::Watchdog(every))) => Said::WatchdogEvery(every * 3 / 2),
+            _ => Said::MainPid(process.pid.saturating_add(100_000)),
+        };
+        self.tell(Event::Said { run, said });
     }
 
     /// The shell has the keeper remember what a process said, before the engine hears it.
@@ -364,69 +502,44 @@ impl World {
         }
     }
 
-    /// The store takes what a step gave it; it commits later, in order.
-    pub fn submit(&mut self, effects: Vec<Effect>) {
-        if effects.is_empty() {
-            return;
+    /// The machine sleeps: CLOCK_BOOTTIME goes on, nothing else does. What is due meanwhile is
+    /// late; timers on that clock fire at once when it wakes.
+    pub fn sleeps(&mut self, sleep: Duration) {
+        let woke_at = self.now + sleep;
+        let queue = std::mem::take(&mut self.queue);
+        for ((at, sequence), happening) in queue {
+            let at = match happening {
+                Happening::Tick { .. }
+                | Happening::Heal
+                | Happening::Operator
+                | Happening::Reconfigure
+                | Happening::StoreFails(_)
+                | Happening::Sleeps(_) => at.max(woke_at),
+                Happening::Executes(_)
+                | Happening::GetsReady(_)
+                | Happening::Ends(..)
+                | Happening::StrayEnds(_)
+                | Happening::CheckAnswers { .. }
+                | Happening::ResyncAnswers { .. }
+                | Happening::GetsSick(_)
+                | Happening::Pings(_)
+                | Happening::Arrives { .. }
+                | Happening::ProbeAnswers { .. }
+                | Happening::Commits { .. }
+                | Happening::EngineStarts { .. } => at + sleep,
+            };
+            self.queue.insert((at, sequence), happening);
         }
-        let number = self.pending.last().map_or(0, |batch| batch.number) + 1;
-        self.pending.push(Batch { number, effects });
-        let max = if self.healed { 5 } else { self.faults.commit_ms_max };
-        let wait = self.some_ms(Domain::Store, max);
-        let engine = self.engine;
-        self.after(wait, Happening::Commits { engine, batch: number });
+        self.news_after = self.news_after.max(woke_at);
+        self.now = woke_at;
+        self.woke_at = woke_at;
+        self.slept = sleep;
     }
 
-    /// Everything up to `number` becomes durable; what waited for it is handed back.
-    pub fn commit(&mut self, number: u64) -> Vec<Effect> {
-        let mut done = Vec::new();
-        while self.pending.first().is_some_and(|batch| batch.number <= number) {
-            let batch = self.pending.remove(0);
-            for effect in batch.effects {
-                match effect {
-                    Effect::Save { unit, durable } => {
-                        self.rows.insert(unit, durable);
-                    }
-                    Effect::Forget { unit } => {
-                        self.rows.remove(&unit);
-                    }
-                    Effect::Record(record) => self.record(record),
-                    Effect::Release { .. } | Effect::Reply { .. } | Effect::Finished => done.push(effect),
-                    Effect::Spawn { .. }
-                    | Effect::Signal { .. }
-                    | Effect::End { .. }
-                    | Effect::SignalAll { .. }
-                    | Effect::KillAll { .. }
-                    | Effect::Probe { .. }
-                    | Effect::WatchLog { .. } => {}
-                }
-            }
-        }
-        done
-    }
-
-    /// `unit.failed` is unique on its run: the store refuses the second.
-    fn record(&mut self, record: Record) {
-        if let (RecordKind::Failed { .. }, Some(run)) = (&record.kind, record.run)
-            && !self.failed_runs.insert(run)
-        {
-            return;
-        }
-        self.events.push(record);
-    }
-
-    /// kill -9 of the engine: what was not committed may or may not have reached the disk.
-    pub fn crash(&mut self) {
-        let last = self.pending.last().map_or(0, |batch| batch.number);
-        let first = self.pending.first().map_or(0, |batch| batch.number);
-        let kept = self.tape.below(Domain::Crash, last.saturating_sub(first) + 2);
-        if kept > 0 {
-            let _ = self.commit(first + kept - 1); // nobody is there to be told
-        }
-        self.pending.clear();
-        self.engine += 1;
-        let wait = self.some_ms(Domain::Crash, 1_000) + Duration::from_millis(20);
-        self.after(wait, Happening::EngineStarts { boot: Boot::Resumed });
+    /// Time since `at` in which the machine did not sleep (the last sleep is known).
+    pub fn awake_since(&self, at: Monotonic) -> Duration {
+        let asleep = if at < self.woke_at { self.slept } else { Duration::ZERO };
+        self.now.since(at).saturating_sub(asleep)
     }
 
     /// The keeper dies too, and with it every service (as in a power cut without reboot).

@@ -3,6 +3,7 @@
 //!
 //! Refuses: deciding anything, blocking whoever submits, a second connection.
 
+pub mod alert;
 pub mod open;
 pub mod row;
 pub mod writer;

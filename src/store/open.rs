@@ -12,10 +12,10 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
 
 use crate::base::{exit::RunId, name::UnitName};
-use crate::engine::durable::UnitDurable;
+use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::store::row::{EventQuery, EventRow};
 use crate::store::writer::Write;
-use crate::store::{StoreError, row};
+use crate::store::{StoreError, alert, row};
 
 /// SQLite 3.7.0 to 3.51.2 can corrupt a WAL that is reset while it is written
 /// (sqlite.org/wal.html, "the WAL-reset bug").
@@ -29,7 +29,8 @@ pub const RUNS_PER_RESERVE: u64 = 1_000;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Step k brings a file from schema k to k + 1. Never edit one that was released.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE unit (
         name TEXT PRIMARY KEY,
@@ -59,7 +60,47 @@ const MIGRATIONS: [&str; 1] = ["
     ) STRICT;
     CREATE UNIQUE INDEX event_failed_once ON event (unit, run) WHERE event = 'unit.failed';
     CREATE INDEX event_of_unit ON event (unit, id);
-"];
+",
+    "
+    ALTER TABLE unit ADD COLUMN own_failures INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE unit ADD COLUMN alerted INTEGER NOT NULL DEFAULT 0 CHECK (alerted IN (0, 1));
+    -- Names of units, separated by spaces; a name has none.
+    ALTER TABLE unit ADD COLUMN owed TEXT NOT NULL DEFAULT '';
+    ALTER TABLE unit ADD COLUMN resync_failed INTEGER NOT NULL DEFAULT 0 CHECK (resync_failed IN (0, 1));
+    CREATE TABLE alert (
+        -- Rows are delivered in this order.
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        key TEXT NOT NULL UNIQUE,
+        ts_us INTEGER NOT NULL,
+        unit TEXT,
+        kind TEXT NOT NULL,
+        message TEXT NOT NULL,
+        failures INTEGER NOT NULL,
+        episode INTEGER NOT NULL,
+        -- Names of units, separated by spaces.
+        affected TEXT NOT NULL,
+        -- Names of channels, separated by spaces; NULL = every channel.
+        channels TEXT
+    ) STRICT;
+    -- How far an alert is with a channel; no row = not tried yet.
+    CREATE TABLE delivery (
+        alert INTEGER NOT NULL REFERENCES alert (id) ON DELETE CASCADE,
+        channel TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('pending', 'delivered', 'parked')),
+        attempts INTEGER NOT NULL,
+        -- Of the last change, wall clock.
+        ts_us INTEGER NOT NULL,
+        -- What the last attempt was told, when it failed.
+        error TEXT,
+        PRIMARY KEY (alert, channel)
+    ) STRICT, WITHOUT ROWID;
+    -- The last version of each unit file that was without error: in force while the file is broken.
+    CREATE TABLE last_good (
+        file TEXT PRIMARY KEY,
+        text TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// Whether the daemon (keeper and engine) runs or has ended as it should, and how often it
 /// ended otherwise. Only a life that was never ended shows that the whole was cut down.
@@ -82,12 +123,20 @@ pub enum Phase {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
     pub durable: BTreeMap<UnitName, UnitDurable>,
+    /// The row of the engine itself.
+    pub engine: EngineDurable,
+    /// File → the text of it that was in force last.
+    pub last_good: BTreeMap<String, String>,
     /// Of the boot before this open; none in a new home.
     pub boot_id: Option<String>,
     /// No run of this home had this id or a greater one; `RUNS_PER_RESERVE` ids from here
     /// on are reserved.
     pub next_run: RunId,
     pub last_event_id: u64,
+    /// The newest alert; 0 when there is none.
+    pub last_alert: u64,
+    /// The channels of the outbox, each with the last alert that is not for it.
+    pub channels: BTreeMap<String, u64>,
     pub life: Life,
     /// Why nothing can be written now; run ids are not reserved then. It is tried again.
     pub trouble: Option<String>,
@@ -103,6 +152,7 @@ pub struct Opened {
     pub(crate) trouble: Option<String>,
     pub(crate) path: PathBuf,
     pub(crate) last_event_id: u64,
+    pub(crate) last_alert: u64,
     /// Unlike any other open of this home (it is the first reserved run id).
     pub(crate) epoch: u64,
 }
@@ -148,6 +198,7 @@ fn open_once(path: &Path, boot_id: &str) -> Result<(Opened, Loaded), StoreError>
         trouble: None,
         path: path.to_path_buf(),
         last_event_id: loaded.last_event_id,
+        last_alert: loaded.last_alert,
         epoch: loaded.next_run.0,
     };
     match write_all(&mut opened.db, &owed) {
@@ -224,11 +275,14 @@ fn migrate(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
 fn look(db: &Connection, boot_id: &str) -> Result<(Loaded, Vec<Write>), StoreError> {
     let mut owed = Vec::new();
     let mut durable = row::load_units(db)?;
+    let mut engine = row::load_engine(db)?;
     let old_boot = read_meta(db, "boot_id")?;
     if old_boot.as_deref().is_some_and(|old| old != boot_id) {
         durable = durable.into_iter().map(|(name, row)| (name, row.after_reboot())).collect();
         let saves = durable.iter().map(|(unit, row)| (unit.clone(), row.clone()));
         owed.extend(saves.map(|(unit, durable)| Write::Save { unit, durable }));
+        engine = engine.after_reboot();
+        owed.push(Write::SaveEngine(engine.clone()));
     }
     let reserved = read_meta(db, "next_run")?;
     let next_run: u64 = reserved.as_deref().and_then(|text| text.parse().ok()).unwrap_or(1);
@@ -236,9 +290,13 @@ fn look(db: &Connection, boot_id: &str) -> Result<(Loaded, Vec<Write>), StoreErr
     owed.push(Write::Boot { id: boot_id.to_string() });
     let loaded = Loaded {
         durable,
+        engine,
+        last_good: row::load_last_good(db)?,
         boot_id: old_boot,
         next_run: RunId(next_run),
         last_event_id: last_event_id(db)?,
+        last_alert: alert::last_id(db)?,
+        channels: alert::load_channels(db)?,
         life: read_life(db)?,
         trouble: None,
         moved_aside: None,

@@ -8,9 +8,9 @@ use rusqlite::{Connection, Row, params};
 use serde_json::{Map, Value};
 
 use crate::base::{exit::RunId, limits, name::UnitName, time::Monotonic};
-use crate::engine::durable::{Desired, UnitDurable};
+use crate::engine::durable::{Desired, EngineDurable, UnitDurable};
 use crate::store::writer::Write;
-use crate::store::{StoreError, open};
+use crate::store::{StoreError, alert, open};
 
 /// How much an event matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,20 +68,40 @@ pub struct EventQuery {
     pub unit: Option<UnitName>,
     /// At most `limits::EVENTS_PER_REPLY_MAX`.
     pub limit: usize,
+    pub pick: Pick,
 }
+
+/// Which of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pick {
+    #[default]
+    All,
+    /// Of each kind of event about `unit` the newest, whatever came after it: orders by their
+    /// verb, alerts by their kind; and the notes that say who gave those orders. Looks at the
+    /// newest `CAUSES_LOOKED_AT`; the other conditions do not hold.
+    NewestOfEachKind,
+}
+
+/// How far back causes are looked for: an hour and more of a unit that fails and is restarted every
+/// ten seconds, and three milliseconds of the store's thread. What is older led to nothing that stands
+/// today, or has been repeated since.
+const CAUSES_LOOKED_AT: i64 = 2_000;
+
+/// How far before an order's line the note of who gave it can stand: an order for so many units.
+const ORDER_SPREAD: i64 = 1_024;
 
 const EVENT_COLUMNS: &str = "id, ts_us, level, event, unit, run, cause, message, at_ns, data";
 
 /// SQLite's integers are signed; ours are counters and nanoseconds far below 2^63.
-fn signed(value: u64) -> i64 {
+pub(crate) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-fn unsigned(value: i64) -> u64 {
+pub(crate) fn unsigned(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
-/// Everything but an event, which needs a number.
+/// Everything but an event and an alert, which get numbers.
 pub(crate) fn write(db: &Connection, write: &Write) -> Result<(), rusqlite::Error> {
     match write {
         Write::Save { unit, durable } => save_unit(db, unit, durable),
@@ -89,7 +109,11 @@ pub(crate) fn write(db: &Connection, write: &Write) -> Result<(), rusqlite::Erro
         Write::ReserveRuns { until } => open::write_meta(db, "next_run", &until.0.to_string()),
         Write::Life(life) => open::write_life(db, *life),
         Write::Boot { id } => open::write_meta(db, "boot_id", id),
-        Write::Event(_) => Ok(()),
+        Write::SaveEngine(durable) => save_engine(db, durable),
+        Write::Delivery { delivery, ts_us } => alert::save_delivery(db, delivery, *ts_us),
+        Write::Channels(known) => alert::save_channels(db, known),
+        Write::LastGood { file, text } => save_last_good(db, file, text.as_deref()),
+        Write::Event(_) | Write::Alert { .. } => Ok(()),
     }
 }
 
@@ -118,6 +142,10 @@ pub(crate) fn insert_event(db: &Connection, id: u64, event: &NewEvent) -> Result
 
 /// The events of `query`, oldest first.
 pub(crate) fn select_events(db: &Connection, query: &EventQuery) -> Result<Vec<EventRow>, StoreError> {
+    match (query.pick, &query.unit) {
+        (Pick::NewestOfEachKind, Some(unit)) => return select_causes(db, unit),
+        (Pick::NewestOfEachKind | Pick::All, _) => {}
+    }
     let order = match query.after_id {
         Some(_) => "ASC",
         None => "DESC",
@@ -149,6 +177,30 @@ pub(crate) fn select_events(db: &Connection, query: &EventQuery) -> Result<Vec<E
     Ok(events)
 }
 
+/// CROSS JOIN keeps the order of the tables (sqlite.org/optoverview.html): the planner's own scans
+/// the whole history for notes.
+fn select_causes(db: &Connection, unit: &UnitName) -> Result<Vec<EventRow>, StoreError> {
+    let sql = format!(
+        "WITH own AS (SELECT id, event, data FROM event WHERE unit = ?1 ORDER BY id DESC LIMIT ?2),
+           last AS (SELECT max(id) AS id, event FROM own
+             GROUP BY event, CASE event WHEN 'order.taken' THEN json_extract(data, '$.verb')
+               WHEN 'alert.raised' THEN json_extract(data, '$.kind') END),
+           asked AS (SELECT note.id FROM last CROSS JOIN event AS note
+             WHERE last.event = 'order.taken' AND note.id > last.id - ?3 AND note.id < last.id
+               AND note.event = 'order.asked'
+               AND EXISTS (SELECT 1 FROM json_each(note.data, '$.units') WHERE value = ?1))
+         SELECT {EVENT_COLUMNS} FROM event
+         WHERE id IN (SELECT id FROM last UNION SELECT id FROM asked) ORDER BY id"
+    );
+    let mut statement = db.prepare_cached(&sql)?;
+    let mut rows = statement.query(params![unit.as_str(), CAUSES_LOOKED_AT, ORDER_SPREAD])?;
+    let mut events = Vec::new();
+    while let Some(row) = rows.next()? {
+        events.push(event_of(row)?);
+    }
+    Ok(events)
+}
+
 fn event_of(row: &Row<'_>) -> Result<EventRow, StoreError> {
     let level: String = row.get(2)?;
     let unit: Option<String> = row.get(4)?;
@@ -172,7 +224,7 @@ fn event_of(row: &Row<'_>) -> Result<EventRow, StoreError> {
     Ok(EventRow { id: unsigned(row.get(0)?), event })
 }
 
-fn name_of(text: &str) -> Result<UnitName, StoreError> {
+pub(crate) fn name_of(text: &str) -> Result<UnitName, StoreError> {
     UnitName::parse(text).map_err(|error| StoreError::Value(error.to_string()))
 }
 
@@ -184,8 +236,9 @@ fn save_unit(db: &Connection, unit: &UnitName, row: &UnitDurable) -> Result<(), 
     });
     let mut statement = db.prepare_cached(
         "INSERT OR REPLACE INTO unit (name, ordered, failures, episode, restarts, counted_run, retry_at_ns,
-           down_since_ns, ready_run, ready_since_ns, held, finished)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+           down_since_ns, ready_run, ready_since_ns, held, finished, own_failures, alerted, owed,
+           resync_failed)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
     )?;
     statement.execute(params![
         unit.as_str(),
@@ -200,8 +253,48 @@ fn save_unit(db: &Connection, unit: &UnitName, row: &UnitDurable) -> Result<(), 
         row.ready.map(|(_, since)| signed(since.as_ns())),
         row.held,
         row.finished,
+        row.own_failures,
+        row.alerted,
+        row.owed.iter().map(UnitName::as_str).collect::<Vec<_>>().join(" "),
+        row.resync_failed,
     ])?;
     Ok(())
+}
+
+fn save_engine(db: &Connection, row: &EngineDurable) -> Result<(), rusqlite::Error> {
+    let deaths: Vec<String> = row.deaths.iter().map(|at| at.as_ns().to_string()).collect();
+    let safe_since = row.safe_since.map(|at| at.as_ns().to_string()).unwrap_or_default();
+    open::write_meta(db, "config_errors", &Value::from(row.config_errors.clone()).to_string())?;
+    open::write_meta(db, "engine_deaths", &deaths.join(" "))?;
+    open::write_meta(db, "safe_since", &safe_since)
+}
+
+fn save_last_good(db: &Connection, file: &str, text: Option<&str>) -> Result<(), rusqlite::Error> {
+    match text {
+        Some(text) => db
+            .prepare_cached("INSERT OR REPLACE INTO last_good (file, text) VALUES (?1, ?2)")?
+            .execute([file, text]),
+        None => db.prepare_cached("DELETE FROM last_good WHERE file = ?1")?.execute([file]),
+    }?;
+    Ok(())
+}
+
+/// File → the text of it that was in force last.
+pub(crate) fn load_last_good(db: &Connection) -> Result<BTreeMap<String, String>, StoreError> {
+    let mut statement = db.prepare("SELECT file, text FROM last_good")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The row of the engine itself; what cannot be read is as in a new home.
+pub(crate) fn load_engine(db: &Connection) -> Result<EngineDurable, StoreError> {
+    let text = |key: &str| Ok::<_, StoreError>(open::read_meta(db, key)?.unwrap_or_default());
+    let time = |word: &str| word.parse().ok().map(Monotonic::from_ns);
+    Ok(EngineDurable {
+        config_errors: serde_json::from_str(&text("config_errors")?).unwrap_or_default(),
+        deaths: text("engine_deaths")?.split_whitespace().filter_map(time).collect(),
+        safe_since: time(&text("safe_since")?),
+    })
 }
 
 /// Drops the row of `unit`; its history stays.
@@ -214,7 +307,7 @@ fn forget_unit(db: &Connection, unit: &UnitName) -> Result<(), rusqlite::Error> 
 pub(crate) fn load_units(db: &Connection) -> Result<BTreeMap<UnitName, UnitDurable>, StoreError> {
     let mut statement = db.prepare(
         "SELECT name, ordered, failures, episode, restarts, counted_run, retry_at_ns, down_since_ns,
-           ready_run, ready_since_ns, held, finished FROM unit",
+           ready_run, ready_since_ns, held, finished, own_failures, alerted, owed, resync_failed FROM unit",
     )?;
     let mut rows = statement.query([])?;
     let mut units = BTreeMap::new();
@@ -252,5 +345,9 @@ fn durable_of(row: &Row<'_>) -> Result<UnitDurable, StoreError> {
         ready: run(8)?.zip(at(9)?),
         held: row.get(10)?,
         finished: row.get(11)?,
+        own_failures: row.get(12)?,
+        alerted: row.get(13)?,
+        owed: row.get::<_, String>(14)?.split_whitespace().map(name_of).collect::<Result<_, _>>()?,
+        resync_failed: row.get(15)?,
     })
 }

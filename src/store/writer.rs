@@ -14,7 +14,10 @@ use std::time::Duration;
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::base::{exit::RunId, name::UnitName};
-use crate::engine::durable::UnitDurable;
+use crate::engine::durable::{EngineDurable, UnitDurable};
+use crate::engine::effect::Alert;
+use crate::engine::outbox::{Delivery, Row};
+use crate::store::alert::{self, AlertRow};
 use crate::store::open::{Life, Opened};
 use crate::store::row::{EventQuery, EventRow, Level, NewEvent};
 use crate::store::{StoreError, open, row};
@@ -40,10 +43,29 @@ pub enum Write {
     Forget {
         unit: UnitName,
     },
+    /// Replaces the row of the engine itself.
+    SaveEngine(EngineDurable),
     Event(NewEvent),
+    /// Kept until every channel has it; the same key is kept once.
+    Alert {
+        alert: Alert,
+        ts_us: i64,
+    },
+    /// How far an alert is with a channel; what is delivered or parked stays so.
+    Delivery {
+        delivery: Delivery,
+        ts_us: i64,
+    },
+    /// Which channels the outbox has, each with the last alert that is not for it.
+    Channels(BTreeMap<String, u64>),
     /// No run id below this one is given out after a crash.
     ReserveRuns {
         until: RunId,
+    },
+    /// The text of a file that is in force; None = none of it is any more.
+    LastGood {
+        file: String,
+        text: Option<String>,
     },
     Life(Life),
     /// The boot that the times in the rows belong to.
@@ -60,20 +82,24 @@ pub struct Batch {
 }
 
 /// Told after each commit, and with nothing new after each that failed, on the store's thread: it must not block.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Committed {
     /// Every batch up to and including this number is on the disk.
     pub through: u64,
     /// The events that were written, numbered.
     pub events: Vec<EventRow>,
+    /// The alerts that were written, numbered.
+    pub alerts: Vec<Arc<Row>>,
+    /// The deliveries that were written.
+    pub deliveries: Vec<Delivery>,
 }
 
 type Tell = Box<dyn FnMut(Committed) + Send>;
-type Answer = Box<dyn FnOnce(Result<Vec<EventRow>, StoreError>) + Send>;
+type Question = Box<dyn FnOnce(Result<&Connection, StoreError>) + Send>;
 
 enum Command {
     Commit(u64, Batch),
-    Query(EventQuery, Answer),
+    Ask(Question),
     End,
 }
 
@@ -107,6 +133,7 @@ impl Opened {
             db: Some(self.db),
             epoch: self.epoch,
             last_event_id: self.last_event_id,
+            last_alert: self.last_alert,
             pending: owed.into_iter().collect(),
             pending_writes,
             lost_events: 0,
@@ -149,13 +176,42 @@ impl Reader {
         query: EventQuery,
         answer: impl FnOnce(Result<Vec<EventRow>, StoreError>) + Send + 'static,
     ) {
-        self.send(Command::Query(query, Box::new(answer)));
+        self.ask(move |db| row::select_events(db, &query), answer);
+    }
+
+    /// Asks for what this channel has not got yet: at most `limit` alerts after `after`, oldest
+    /// first, each with its sends so far. `answer` is called on the store's thread.
+    pub fn unsettled(
+        &self,
+        channel: String,
+        after: u64,
+        limit: usize,
+        answer: impl FnOnce(Result<Vec<(Row, u32)>, StoreError>) + Send + 'static,
+    ) {
+        self.ask(move |db| alert::select_unsettled(db, &channel, after, limit), answer);
+    }
+
+    /// Asks for the newest alerts, newest first. `answer` is called on the store's thread.
+    pub fn alerts(
+        &self,
+        limit: usize,
+        answer: impl FnOnce(Result<Vec<AlertRow>, StoreError>) + Send + 'static,
+    ) {
+        self.ask(move |db| alert::select_newest(db, limit), answer);
+    }
+
+    fn ask<T>(
+        &self,
+        question: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        answer: impl FnOnce(Result<T, StoreError>) + Send + 'static,
+    ) {
+        self.send(Command::Ask(Box::new(move |db| answer(db.and_then(question)))));
     }
 
     fn send(&self, command: Command) {
         match self.commands.send(command).err().map(|refused| refused.0) {
             None | Some(Command::End) => {}
-            Some(Command::Query(_, answer)) => answer(Err(StoreError::Closed)),
+            Some(Command::Ask(question)) => question(Err(StoreError::Closed)),
             // The thread ends only with the store. Should it ever have died, say so in health.
             Some(Command::Commit(..)) => {
                 let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
@@ -180,6 +236,7 @@ struct Writer {
     db: Option<Connection>,
     epoch: u64,
     last_event_id: u64,
+    last_alert: u64,
     pending: VecDeque<(u64, Batch)>,
     pending_writes: usize,
     lost_events: u64,
@@ -196,17 +253,17 @@ impl Writer {
                 waiting.recv_timeout(TROUBLE_RETRY)
             };
             let mut end = matches!(first, Err(RecvTimeoutError::Disconnected));
-            let mut queries = Vec::new();
+            let mut questions = Vec::new();
             for command in first.into_iter().chain(waiting.try_iter().take(BATCHES_PER_COMMIT_MAX)) {
                 match command {
                     Command::Commit(number, batch) => self.keep(number, batch),
-                    Command::Query(query, answer) => queries.push((query, answer)),
+                    Command::Ask(question) => questions.push(question),
                     Command::End => end = true,
                 }
             }
             self.commit_pending();
-            for (query, answer) in queries {
-                answer(self.ask(&query));
+            for question in questions {
+                question(self.db.as_ref().ok_or_else(|| StoreError::Value(self.current_trouble())));
             }
             if end {
                 return;
@@ -232,6 +289,11 @@ impl Writer {
                 Write::Save { unit, .. } | Write::Forget { unit } => {
                     units.insert(unit.clone(), write);
                 }
+                Write::Alert { .. }
+                | Write::Delivery { .. }
+                | Write::Channels(_)
+                | Write::SaveEngine(_)
+                | Write::LastGood { .. } => rest.push_back(write),
                 Write::Event(_) | Write::ReserveRuns { .. } | Write::Life(_) | Write::Boot { .. } => {
                     rest.push_back(write);
                 }
@@ -267,7 +329,7 @@ impl Writer {
                 self.db = None;
                 self.set_trouble(Some(error.to_string()));
                 // Nothing new is on the disk; whoever waits for it is to see the trouble.
-                (self.tell)(Committed { through: 0, events: Vec::new() });
+                (self.tell)(Committed::default());
             }
         }
     }
@@ -279,31 +341,39 @@ impl Writer {
             self.last_event_id = open::last_event_id(&db)?;
             self.db = Some(db);
             if self.pending.is_empty() {
-                return Ok(Committed { through, events: Vec::new() });
+                return Ok(Committed { through, ..Committed::default() });
             }
         }
         let Some(db) = self.db.as_mut() else { return Err(StoreError::Closed) };
         let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut next_id = self.last_event_id + 1;
-        let mut events = Vec::new();
+        let mut done = Committed::default();
         let lost = lost_record(self.lost_events, &self.pending);
         let writes = self.pending.iter().flat_map(|(_, batch)| &batch.writes);
         for write in lost.iter().chain(writes) {
             match write {
                 Write::Event(event) => {
                     if row::insert_event(&tx, next_id, event)? {
-                        events.push(EventRow { id: next_id, event: event.clone() });
+                        done.events.push(EventRow { id: next_id, event: event.clone() });
                         next_id += 1;
                     }
+                }
+                Write::Alert { alert, ts_us } => {
+                    done.alerts.extend(alert::insert(&tx, alert, *ts_us)?.map(Arc::new));
+                }
+                Write::Delivery { delivery, .. } => {
+                    row::write(&tx, write)?;
+                    done.deliveries.push(delivery.clone());
                 }
                 other => row::write(&tx, other)?,
             }
         }
-        let through = self.pending.back().map_or(0, |(number, _)| *number);
-        open::write_meta(&tx, "committed", &format!("{}:{through}", self.epoch))?;
+        done.through = self.pending.back().map_or(0, |(number, _)| *number);
+        open::write_meta(&tx, "committed", &format!("{}:{}", self.epoch, done.through))?;
         tx.commit()?;
         self.last_event_id = next_id - 1;
-        Ok(Committed { through, events })
+        self.last_alert = done.alerts.last().map_or(self.last_alert, |row| row.id);
+        Ok(done)
     }
 
     /// A commit that answered with an error may still have reached the disk. The file says
@@ -315,9 +385,11 @@ impl Writer {
             return Ok(0);
         }
         let through: u64 = through.parse().unwrap_or(0);
+        let mut deliveries = Vec::new();
         while self.pending.front().is_some_and(|(number, _)| *number <= through) {
             if let Some((_, batch)) = self.pending.pop_front() {
                 self.pending_writes -= batch.writes.len();
+                deliveries.extend(batch.writes.into_iter().filter_map(delivery_of));
             }
             self.lost_events = 0;
         }
@@ -333,15 +405,10 @@ impl Writer {
                 break;
             }
         }
-        (self.tell)(Committed { through, events });
+        let alerts: Vec<_> = alert::select_after(db, self.last_alert)?.into_iter().map(Arc::new).collect();
+        self.last_alert = alerts.last().map_or(self.last_alert, |row| row.id);
+        (self.tell)(Committed { through, events, alerts, deliveries });
         Ok(through)
-    }
-
-    fn ask(&self, query: &EventQuery) -> Result<Vec<EventRow>, StoreError> {
-        match &self.db {
-            Some(db) => row::select_events(db, query),
-            None => Err(StoreError::Value(self.current_trouble())),
-        }
     }
 
     fn current_trouble(&self) -> String {
@@ -354,6 +421,10 @@ impl Writer {
     }
 }
 
+fn delivery_of(write: Write) -> Option<Delivery> {
+    if let Write::Delivery { delivery, .. } = write { Some(delivery) } else { None }
+}
+
 /// The record of a loss, stamped like the oldest event that was kept.
 fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option<Write> {
     if lost == 0 {
@@ -363,6 +434,11 @@ fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option<Write> {
         Write::Event(event) => Some(event),
         Write::Save { .. }
         | Write::Forget { .. }
+        | Write::Alert { .. }
+        | Write::Delivery { .. }
+        | Write::Channels(_)
+        | Write::SaveEngine(_)
+        | Write::LastGood { .. }
         | Write::ReserveRuns { .. }
         | Write::Life(_)
         | Write::Boot { .. } => None,

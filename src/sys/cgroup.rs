@@ -6,7 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
@@ -38,6 +38,8 @@ pub struct UnitGroup {
     /// `cgroup.events`, kept open: asked often, and pollable.
     events: File,
     past: Past,
+    /// Inode of its directory, which is how the kernel names it to `sys::pidfd`.
+    id: u64,
 }
 
 /// What may have happened to a cgroup before a child is to be born in it. Kernels that know of
@@ -83,7 +85,15 @@ impl Tree {
         let path = self.path.join(&word);
         let past = make_dir(&path)?;
         let events = File::open(path.join("cgroup.events"))?;
-        Ok(UnitGroup { path, name: format!("{}/{word}", self.name), events, past })
+        let id = fs::metadata(&path)?.ino();
+        Ok(UnitGroup { path, name: format!("{}/{word}", self.name), events, past, id })
+    }
+
+    /// The unit in whose cgroup, or below, this process is now.
+    pub fn unit_of(&self, pid: i32) -> Option<String> {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let inside = group_name(&text)?.strip_prefix(&self.name)?.strip_prefix("/unit-")?;
+        inside.split('/').next().map(str::to_string)
     }
 
     /// Names of the units that have a cgroup here, empty or not.
@@ -110,6 +120,11 @@ impl UnitGroup {
     /// As open(2).
     pub fn dir_fd(&self) -> io::Result<OwnedFd> {
         Ok(OpenOptions::new().read(true).custom_flags(nix::libc::O_DIRECTORY).open(&self.path)?.into())
+    }
+
+    /// The kernel's number for it; another one once it was removed and made again.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// No process lives in it or below. Gone altogether is empty; unreadable is not.

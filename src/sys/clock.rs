@@ -26,6 +26,12 @@ pub fn wall() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }
 
+/// RFC 3339 in UTC with microseconds, of microseconds since 1970.
+pub fn rfc3339(ts_us: i64) -> String {
+    let ts = jiff::Timestamp::from_microsecond(ts_us).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    ts.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
+}
+
 /// The kernel's name for this boot (random(4)): a `Monotonic` means something only beside it.
 /// Where /proc lacks it, the boot time in seconds; both missing gives `unknown`.
 pub fn boot_id() -> String {

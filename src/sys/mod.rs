@@ -9,6 +9,7 @@ pub mod clock;
 pub mod files;
 pub mod lock;
 pub mod memfd;
+pub mod pidfd;
 pub mod pipe;
 pub mod process;
 pub mod proctree;

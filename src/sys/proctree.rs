@@ -17,6 +17,9 @@ pub const UNIT_VARIABLE: &str = "UPRIGHT_UNIT";
 /// Rounds of `kill_all`: each meets what was forked in the one before.
 const KILL_ROUNDS_MAX: usize = 16;
 
+/// Longest line of ancestors that is followed for one process.
+const ANCESTORS_MAX: usize = 256;
+
 /// How to recognise a unit's processes.
 #[derive(Clone, Copy, Debug)]
 pub struct Marks<'a> {
@@ -30,6 +33,41 @@ pub struct Marks<'a> {
 pub fn members(marks: Marks<'_>) -> Vec<i32> {
     let all = snapshot();
     all.iter().filter(|(pid, stat)| belongs(marks, &all, **pid, **stat)).map(|(pid, _)| *pid).collect()
+}
+
+/// What a process below the keeper shows of its unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    pub session: i32,
+    /// The unit that its environment names.
+    pub mark: Option<String>,
+}
+
+/// The parent of this process now.
+pub fn parent_of(pid: i32) -> Option<i32> {
+    stat_of(pid).filter(|stat| stat.state != b'Z' && stat.state != b'X').map(|stat| stat.parent)
+}
+
+/// What process `pid` shows; none when it does not live below the keeper. Reads only its own
+/// line of ancestors: a stranger must not cost a look at every process.
+pub fn shown(pid: i32, keeper_pid: i32) -> Option<Shown> {
+    let own = stat_of(pid)?;
+    let mut parent = own.parent;
+    for _ in 0..ANCESTORS_MAX {
+        if parent == keeper_pid {
+            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let prefix = format!("{UNIT_VARIABLE}=");
+            let mark =
+                environ.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(prefix.as_bytes()));
+            let mark = mark.map(|unit| String::from_utf8_lossy(unit).into_owned());
+            return Some(Shown { session: own.session, mark });
+        }
+        if parent <= 1 {
+            return None;
+        }
+        parent = stat_of(parent)?.parent;
+    }
+    None
 }
 
 pub fn is_empty(marks: Marks<'_>) -> bool {

@@ -14,11 +14,20 @@ use std::ptr;
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, setsockopt, socketpair, sockopt};
 
-/// Most fds beside one message that `send` and `recv` handle; more are closed on receipt.
-pub const MESSAGE_FDS_MAX: usize = 32;
+/// Most fds beside one message (the kernel's SCM_MAX_FD).
+pub const MESSAGE_FDS_MAX: usize = 253;
 
-/// Control bytes: 32 fds and one set of credentials, with headers and alignment.
-const CONTROL_BYTES: usize = 256;
+/// Control bytes: 253 fds, one set of credentials and one pidfd, with headers and alignment.
+const CONTROL_BYTES: usize = 1_152;
+
+/// Each datagram brings a pidfd of its sender (linux/socket.h, 6.5).
+const SO_PASSPIDFD: libc::c_int = 76;
+const SCM_PIDFD: libc::c_int = 0x04;
+
+/// What systemd sets `net.unix.max_dgram_qlen` to, for a system that does not say; and what we
+/// take at once at most, whatever it is.
+const DATAGRAMS_WAITING: usize = 512;
+const DATAGRAMS_WAITING_MAX: usize = 4_096;
 
 #[repr(C, align(8))]
 struct Control([u8; CONTROL_BYTES]);
@@ -40,6 +49,19 @@ pub struct Received {
     pub fds: Completeness,
     /// Set on sockets with SO_PASSCRED.
     pub sender: Option<Credentials>,
+}
+
+/// One datagram as it lies in the queue.
+#[derive(Debug)]
+pub struct Peeked {
+    /// Bytes; more than were asked for means that the datagram is cut.
+    pub len: usize,
+    pub sender: Credentials,
+    /// The sender itself, also when it has ended meanwhile (6.17 on; before, only while it lives).
+    pub process: Option<OwnedFd>,
+    /// Duplicates of what came along.
+    pub fds: Vec<OwnedFd>,
+    pub complete: Completeness,
 }
 
 /// Whether every fd of a message arrived (MSG_CTRUNC: we are out of fds, or there were too many).
@@ -104,6 +126,16 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resu
 /// # Errors
 /// WouldBlock; ConnectionReset.
 pub fn recv(socket: impl AsFd, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<Received> {
+    let (received, _) = recv_with(socket, bytes, fds, 0)?;
+    Ok(received)
+}
+
+fn recv_with(
+    socket: impl AsFd,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+    flags: libc::c_int,
+) -> io::Result<(Received, Option<OwnedFd>)> {
     let mut control = Control([0; CONTROL_BYTES]);
     let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     // SAFETY: as in `send`; the kernel writes at most the given lengths, and sets
@@ -115,18 +147,21 @@ pub fn recv(socket: impl AsFd, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::
         header.msg_control = control.0.as_mut_ptr().cast();
         header.msg_controllen = CONTROL_BYTES as _;
         let socket = socket.as_fd().as_raw_fd();
-        let len = retry(|| libc::recvmsg(socket, &raw mut header, libc::MSG_CMSG_CLOEXEC))?;
-        let sender = take_control(&header, fds);
+        let len = retry(|| libc::recvmsg(socket, &raw mut header, libc::MSG_CMSG_CLOEXEC | flags))?;
+        let (sender, process) = take_control(&header, fds);
         let cut = header.msg_flags & libc::MSG_CTRUNC != 0;
         let complete = if cut { Completeness::Truncated } else { Completeness::Complete };
-        Ok(Received { len, fds: complete, sender })
+        Ok((Received { len, fds: complete, sender }, process))
     }
 }
 
 /// # Safety
 /// `header` must be one that recvmsg(2) has just filled, its control buffer alive.
-unsafe fn take_control(header: &libc::msghdr, fds: &mut Vec<OwnedFd>) -> Option<Credentials> {
-    let mut sender = None;
+unsafe fn take_control(
+    header: &libc::msghdr,
+    fds: &mut Vec<OwnedFd>,
+) -> (Option<Credentials>, Option<OwnedFd>) {
+    let (mut sender, mut process) = (None, None);
     // SAFETY: the walk stays within msg_controllen; data is read unaligned; each fd number was
     // made for us by the kernel in this very call, so we are its only owner.
     unsafe {
@@ -144,10 +179,15 @@ unsafe fn take_control(header: &libc::msghdr, fds: &mut Vec<OwnedFd>) -> Option<
                 let found = data.cast::<libc::ucred>().read_unaligned();
                 sender = Some(Credentials { pid: found.pid, uid: found.uid, gid: found.gid });
             }
+            if (*at).cmsg_level == libc::SOL_SOCKET && (*at).cmsg_type == SCM_PIDFD {
+                // Below 0 is an errno: the sender is gone, or we are out of fds.
+                let fd = data.cast::<RawFd>().read_unaligned();
+                process = (fd >= 0).then(|| OwnedFd::from_raw_fd(fd));
+            }
             at = libc::CMSG_NXTHDR(header, at);
         }
     }
-    sender
+    (sender, process)
 }
 
 fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
@@ -181,25 +221,62 @@ pub fn peer_credentials(socket: impl AsFd) -> io::Result<Credentials> {
 pub fn bind_datagram(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     let socket = at_temporary_name(path, mode, |temporary| UnixDatagram::bind(temporary))?;
     setsockopt(&socket, sockopt::PassCred, &true)?;
+    pass_processes(&socket);
     socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
 
-/// One datagram: (bytes, sender). Fds beside it are closed. None: nothing there, or a
-/// datagram without credentials.
+/// Has each datagram bring its sender's pidfd, where the kernel can; else it brings none.
+pub fn pass_processes(socket: impl AsFd) {
+    let yes: libc::c_int = 1;
+    let size = libc::socklen_t::try_from(mem::size_of_val(&yes)).unwrap_or(4);
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: a live fd, and a pointer to an int with its size. Refused before 6.5: see above.
+    let _ = unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, SO_PASSPIDFD, (&raw const yes).cast(), size) };
+}
+
+/// The datagram at the head of the queue, which stays there (`skip` takes it out). None:
+/// nothing there.
 ///
 /// # Errors
 /// As recvmsg(2).
-pub fn recv_with_credentials(
-    socket: impl AsFd,
-    bytes: &mut [u8],
-) -> io::Result<Option<(usize, Credentials)>> {
-    let mut unwanted = Vec::new();
-    match recv(socket, bytes, &mut unwanted) {
-        Ok(got) => Ok(got.sender.map(|sender| (got.len, sender))),
+pub fn peek(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<Option<Peeked>> {
+    let mut fds = Vec::new();
+    match recv_with(socket, bytes, &mut fds, libc::MSG_PEEK | libc::MSG_TRUNC) {
+        Ok((got, process)) => {
+            // Without credentials it is nobody's.
+            let sender = got.sender.unwrap_or(Credentials { pid: 0, uid: u32::MAX, gid: u32::MAX });
+            Ok(Some(Peeked { len: got.len, sender, process, fds, complete: got.fds }))
+        }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Closes an fd that somebody else made, without waiting for his peer: closing the last fd of a
+/// TCP socket with SO_LINGER would wait as long as he likes (socket(7)).
+pub fn close_at_once(fd: OwnedFd) {
+    let never = libc::linger { l_onoff: 0, l_linger: 0 };
+    let _ = setsockopt(&fd, sockopt::Linger, &never); // no socket: nothing lingers
+}
+
+/// Most datagrams that wait in one socket (`net.unix.max_dgram_qlen`, unix(7)): whoever takes
+/// this many has taken all that were there before.
+pub fn datagrams_waiting_max() -> usize {
+    let text = fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").unwrap_or_default();
+    text.trim().parse::<usize>().unwrap_or(DATAGRAMS_WAITING).clamp(1, DATAGRAMS_WAITING_MAX) + 1
+}
+
+/// Takes the datagram at the head of the queue out; fds beside it are closed by the kernel.
+///
+/// # Errors
+/// As recv(2); WouldBlock when nothing is there.
+pub fn skip(socket: impl AsFd) -> io::Result<()> {
+    let mut none = [0_u8; 1];
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: a live fd and a buffer of the length given. Without room for control messages
+    // the kernel drops the fds of the datagram.
+    retry(|| unsafe { libc::recv(fd, none.as_mut_ptr().cast(), none.len(), libc::MSG_DONTWAIT) }).map(drop)
 }
 
 /// A non-blocking stream listener at `path` with mode `mode` (0o660, 0o666). It appears under
@@ -261,11 +338,27 @@ mod tests {
         let socket = bind_datagram(&path, 0o666).expect("bind");
         let client = UnixDatagram::unbound().expect("client");
         client.send_to(b"READY=1", &path).expect("send");
+        let (read, write) = crate::sys::pipe::pair().expect("pipe");
         let mut bytes = [0; 64];
-        let (len, sender) = recv_with_credentials(&socket, &mut bytes).expect("recv").expect("one");
-        assert_eq!(&bytes[..len], b"READY=1");
-        assert_eq!(u32::try_from(sender.pid), Ok(std::process::id()));
-        assert_eq!(recv_with_credentials(&socket, &mut bytes).expect("empty"), None);
+        let peeked = peek(&socket, &mut bytes).expect("recv").expect("one");
+        assert_eq!(&bytes[..peeked.len], b"READY=1");
+        assert_eq!(u32::try_from(peeked.sender.pid), Ok(std::process::id()));
+        if let Some(process) = peeked.process {
+            assert!(!crate::sys::pidfd::has_ended(&process));
+        }
+        skip(&socket).expect("taken");
+        client.connect(&path).expect("connected");
+        send(&client, &[b'x'; 100], &[write.as_fd(), write.as_fd()]).expect("sent");
+        drop(write);
+        for _ in 0..2 {
+            let again = peek(&socket, &mut bytes).expect("recv").expect("it stays");
+            assert_eq!((again.len, again.fds.len(), again.complete), (100, 2, Completeness::Complete));
+        }
+        skip(&socket).expect("taken");
+        assert!(peek(&socket, &mut bytes).expect("empty").is_none());
+        assert_eq!(skip(&socket).expect_err("empty").kind(), io::ErrorKind::WouldBlock);
+        let mut rest = Vec::new();
+        io::Read::read_to_end(&mut fs::File::from(read), &mut rest).expect("every writer is closed");
         let again = listen(&path, 0o660).expect("replaced");
         assert_eq!(fs::metadata(&path).expect("stat").permissions().mode() & 0o777, 0o660);
         assert_eq!(fs::read_dir(dir.path()).expect("dir").count(), 1);

@@ -23,8 +23,10 @@ pub const TARGET_FD_MAX: i32 = 511;
 pub struct ChildPlan {
     pub path: CString,
     pub argv: Vec<CString>,
-    /// The whole environment.
+    /// The whole environment, but for `pid_env`.
     pub env: Vec<CString>,
+    /// Names of variables that hold the child's own pid (`LISTEN_PID`, sd_listen_fds(3)).
+    pub pid_env: Vec<CString>,
     pub cwd: Option<CString>,
     pub ids: Option<ChildIds>,
     pub umask: Option<u32>,
@@ -105,6 +107,8 @@ struct Birth<'a> {
     plan: &'a ChildPlan,
     argv: Vec<*const c_char>,
     env: Vec<*const c_char>,
+    /// `NAME=` and room for a pid, each; `env` points here too. The child writes its own in.
+    pid_env: Vec<(Vec<u8>, usize)>,
     /// (source, target); the child moves sources out of the targets' way in place.
     fds: Vec<(RawFd, RawFd)>,
     /// Targets above 2, sorted: what survives exec besides 0, 1, 2.
@@ -138,10 +142,15 @@ impl<'a> Birth<'a> {
         needed.sort_unstable();
         needed.dedup();
         let (_, hard) = crate::sys::process::nofile().unwrap_or((1024, 1024));
+        let pid_env: Vec<(Vec<u8>, usize)> = plan.pid_env.iter().map(room_for_pid).collect();
+        let texts = plan.env.iter().map(|text| text.as_ptr());
+        let rooms = pid_env.iter().map(|(text, _)| text.as_ptr().cast());
+        let env = texts.chain(rooms).chain([ptr::null()]).collect();
         Birth {
             plan,
             argv: pointers(&plan.argv),
-            env: pointers(&plan.env),
+            env,
+            pid_env,
             fds: fds.iter().map(|(target, source)| (source.as_raw_fd(), *target)).collect(),
             high: kept.last().copied().unwrap_or(2) + 1,
             kept,
@@ -219,7 +228,31 @@ impl<'a> Birth<'a> {
             checked(SpawnStep::Chdir, i64::from(unsafe { libc::chdir(cwd.as_ptr()) }))?;
         }
         self.mark_the_rest_cloexec()?;
+        self.write_pid();
         self.unblock_and_execute()
+    }
+
+    /// Into memory that was made before the fork; `env` points to it.
+    fn write_pid(&mut self) {
+        // SAFETY: getpid(2) takes nothing. By raw call: no cache of the parent's answer.
+        let pid = unsafe { libc::syscall(libc::SYS_getpid) };
+        for (text, from) in &mut self.pid_env {
+            let mut left = u64::try_from(pid).unwrap_or(0);
+            let mut digits = [0_u8; PID_DIGITS_MAX];
+            let mut len = 0;
+            for digit in &mut digits {
+                *digit = b'0' + u8::try_from(left % 10).unwrap_or(0);
+                left /= 10;
+                len += 1;
+                if left == 0 {
+                    break;
+                }
+            }
+            let places = text.iter_mut().skip(*from);
+            for (place, digit) in places.zip(digits.iter().take(len).rev()) {
+                *place = *digit;
+            }
+        }
     }
 
     /// All 64 to default. By raw call, because glibc refuses 32 and 33, which a parent may have
@@ -433,6 +466,18 @@ fn write_whole(step: SpawnStep, fd: RawFd, bytes: &[u8]) -> Step {
     // SAFETY: the pointer and length are those of a live slice.
     let done = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
     checked(step, i64::try_from(done).unwrap_or(-1))
+}
+
+/// Digits of the largest pid.
+const PID_DIGITS_MAX: usize = 10;
+
+/// `NAME=` with as many zero bytes as a pid and its end need, and where the pid begins.
+fn room_for_pid(name: &CString) -> (Vec<u8>, usize) {
+    let mut text = name.as_bytes().to_vec();
+    text.push(b'=');
+    let from = text.len();
+    text.resize(from + PID_DIGITS_MAX + 1, 0);
+    (text, from)
 }
 
 /// Null-terminated array for execve(2).

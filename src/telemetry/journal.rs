@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::store::row::EventRow;
+use crate::sys::clock::rfc3339;
 
 /// The file's name in the log directory.
 pub const FILE_NAME: &str = "system_resilience.log";
@@ -129,12 +130,6 @@ fn greatest_id(file: &mut File) -> io::Result<u64> {
 
 fn id_of(text: &[u8]) -> Option<u64> {
     serde_json::from_slice::<Value>(text).ok()?.get("id")?.as_u64()
-}
-
-/// RFC 3339 in UTC with microseconds.
-pub fn rfc3339(ts_us: i64) -> String {
-    let ts = jiff::Timestamp::from_microsecond(ts_us).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-    ts.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
 }
 
 /// One line, without its newline. The fixed keys come first, in this order; an event's own

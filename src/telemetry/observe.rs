@@ -5,7 +5,10 @@
 use serde_json::{Map, Value};
 
 use crate::base::{duration::Pretty, exit::Exit, name::UnitName, time::Monotonic};
-use crate::engine::effect::{Cause, Record, RecordKind};
+use crate::engine::effect::{AlertKind, Cause, Record, RecordKind};
+use crate::engine::outbox::{Delivery, DeliveryState, Row};
+use crate::engine::plan::Comes;
+use crate::engine::view::StateWord;
 use crate::store::row::{Level, NewEvent};
 
 /// When a record was made, on both clocks.
@@ -59,6 +62,34 @@ pub fn note(level: Level, event: &str, message: String, stamp: Stamp) -> NewEven
     }
 }
 
+/// The line of history for an alert that is settled with a channel; none while it waits.
+pub fn delivery_event(row: &Row, delivery: &Delivery, stamp: Stamp) -> Option<NewEvent> {
+    let Delivery { channel, attempts, .. } = delivery;
+    let key = &row.alert.key;
+    let (level, event, message) = match delivery.state {
+        DeliveryState::Pending => return None,
+        DeliveryState::Delivered => {
+            (Level::Info, "alert.delivered", format!("alert {key} was delivered to {channel}"))
+        }
+        DeliveryState::Parked => {
+            let why = delivery.error.as_deref().unwrap_or("refused");
+            (Level::Error, "alert.parked", format!("alert {key} is not delivered to {channel}, ever: {why}"))
+        }
+    };
+    let after_ms = stamp.ts_us.saturating_sub(row.ts_us).max(0) / 1_000;
+    let data = [
+        ("key", key.clone().into()),
+        ("channel", channel.clone().into()),
+        ("attempts", (*attempts).into()),
+        ("after_ms", after_ms.into()),
+    ];
+    let mut line = note(level, event, message, stamp);
+    line.unit = row.alert.unit.clone();
+    line.cause = delivery.error.clone();
+    line.data = data.map(|(key, value): (&str, Value)| (key.to_string(), value)).into_iter().collect();
+    Some(line)
+}
+
 fn say(kind: &RecordKind) -> Said {
     use Level::{Error, Info, Warn};
     match kind {
@@ -76,7 +107,7 @@ fn say(kind: &RecordKind) -> Said {
             let text = format!("is ready after {}", pretty(*start_ms));
             said(Info, "unit.active", text, vec![("start_ms", (*start_ms).into())])
         }
-        RecordKind::Failed { cause, failures, episode } => failed(cause, *failures, *episode),
+        RecordKind::Failed { cause, failures, episode, blame } => failed(cause, *failures, *episode, blame),
         RecordKind::RestartScheduled { at, delay_ms, failures } => {
             let text = format!("will be restarted {} after failure {failures}", pretty(*delay_ms));
             let data = vec![
@@ -106,31 +137,27 @@ fn say(kind: &RecordKind) -> Said {
             let data = exit_data(exit);
             Said { cause: Some(exit.to_string()), ..said(Info, "unit.finished", "is done".into(), data) }
         }
-        RecordKind::GaveUp { failures } => {
-            let text =
-                format!("is held after {}: start it when the cause is gone", counted(*failures, "failure"));
-            said(Error, "unit.gave_up", text, vec![("failures", (*failures).into())])
-        }
+        RecordKind::GaveUp { failures } => gave_up(*failures),
         RecordKind::Stuck => plain(Error, "unit.stuck", "survived SIGKILL: it is stuck in the kernel"),
         RecordKind::Unstuck => plain(Info, "unit.unstuck", "is no longer stuck"),
         RecordKind::Reloaded => plain(Info, "unit.reloaded", "was reloaded"),
-        RecordKind::HookFailed { hook, cause } => {
-            let cause = describe(cause);
-            let text = format!("ran its {hook} command in vain: {cause}");
-            let data = vec![("hook", (*hook).into())];
-            Said { cause: Some(cause), ..said(Warn, "hook.failed", text, data) }
-        }
+        RecordKind::HookFailed { hook, cause } => hook_failed(hook, cause),
         RecordKind::Shortage { errno } => shortage(*errno),
         RecordKind::Adopted { pid } => {
             let text = format!("was found running as process {pid}");
             said(Info, "unit.adopted", text, vec![("pid", (*pid).into())])
         }
         RecordKind::Removed => plain(Info, "unit.removed", "was removed from the unit files"),
-        RecordKind::Degraded { for_units } => {
-            let text = format!("goes on without {}", list(for_units));
-            said(Warn, "unit.degraded", text, vec![("for", names(for_units))])
-        }
+        RecordKind::Degraded { for_units } => degraded(for_units),
         RecordKind::Restored => plain(Info, "unit.restored", "has everything it requires again"),
+        RecordKind::HealthChanged { healthy, seen } => health_changed(*healthy, seen.clone()),
+        RecordKind::RetryExhausted { what, attempts } => retry_exhausted(what, *attempts),
+        RecordKind::ResyncStarted { attempt, for_units } => resync_started(*attempt, for_units),
+        RecordKind::Resynced { attempt, took_ms } => resynced(*attempt, *took_ms),
+        RecordKind::ResyncFailed { attempt, why, next_ms } => resync_failed(*attempt, why, *next_ms),
+        RecordKind::Changed { from, to, why } => changed(*from, *to, why),
+        RecordKind::Reconfigured { keys, comes } => reconfigured(keys, *comes),
+        RecordKind::AlertRaised { key, kind, message } => alert_raised(key, *kind, message),
     }
 }
 
@@ -142,8 +169,8 @@ fn plain(level: Level, event: &'static str, text: &str) -> Said {
     said(level, event, text.to_string(), Vec::new())
 }
 
-fn failed(cause: &Cause, failures: u32, episode: u64) -> Said {
-    let mut data = vec![("failures", failures.into()), ("episode", episode.into())];
+fn failed(cause: &Cause, failures: u32, episode: u64, blame: &[UnitName]) -> Said {
+    let mut data = vec![("failures", failures.into()), ("episode", episode.into()), ("blame", names(blame))];
     match cause {
         Cause::Exited(exit) => data.extend(exit_data(exit)),
         Cause::NotReady { timeout_ms, .. } | Cause::HookTimeout { timeout_ms } => {
@@ -153,10 +180,88 @@ fn failed(cause: &Cause, failures: u32, episode: u64) -> Said {
             data.push(("hook", (*hook).into()));
             data.extend(exit_data(exit));
         }
+        Cause::Unhealthy { checks, .. } => data.push(("checks", (*checks).into())),
+        Cause::Watchdog { silent_ms } => data.push(("silent_ms", (*silent_ms).into())),
+        Cause::WatchdogTriggered => {}
     }
     let cause = describe(cause);
-    let text = format!("failed: {cause}; failure {failures} in a row");
+    let mut text = format!("failed: {cause}; failure {failures} in a row");
+    if !blame.is_empty() {
+        text = format!("{text}, while {} was down", list(blame));
+    }
     Said { cause: Some(cause), ..said(Level::Warn, "unit.failed", text, data) }
+}
+
+fn health_changed(healthy: bool, seen: Option<String>) -> Said {
+    if healthy {
+        return plain(Level::Info, "health.good", "is healthy again");
+    }
+    let seen = seen.unwrap_or_else(|| "no reason".to_string());
+    let text = format!("had a bad health check: {seen}");
+    Said { cause: Some(seen), ..said(Level::Warn, "health.bad", text, Vec::new()) }
+}
+
+fn retry_exhausted(what: &'static str, attempts: u32) -> Said {
+    let tries = if attempts == 1 { "1 retry".to_string() } else { format!("{attempts} retries") };
+    let text = format!("has used up its {what} delays: the last of {tries} failed");
+    let data = vec![("what", what.into()), ("attempts", attempts.into())];
+    said(Level::Warn, "retry.exhausted", text, data)
+}
+
+fn resync_started(attempt: u32, for_units: &[UnitName]) -> Said {
+    let data = vec![("attempt", attempt.into()), ("for", names(for_units))];
+    said(Level::Info, "resync.started", format!("restores its state, try {attempt}"), data)
+}
+
+fn resynced(attempt: u32, took_ms: u64) -> Said {
+    let data = vec![("attempt", attempt.into()), ("took_ms", took_ms.into())];
+    let text = format!("has restored its state in {}", pretty(took_ms));
+    said(Level::Info, "resync.succeeded", text, data)
+}
+
+fn resync_failed(attempt: u32, why: &str, next_ms: Option<u64>) -> Said {
+    let next = next_ms.map(|ms| format!("; next try in {}", pretty(ms))).unwrap_or_default();
+    let text = format!("could not restore its state, try {attempt}: {why}{next}");
+    let data = vec![("attempt", attempt.into()), ("next_ms", next_ms.into())];
+    Said { cause: Some(why.to_string()), ..said(Level::Warn, "resync.failed", text, data) }
+}
+
+fn degraded(for_units: &[UnitName]) -> Said {
+    let data = vec![("for", names(for_units))];
+    said(Level::Warn, "unit.degraded", format!("goes on without {}", list(for_units)), data)
+}
+
+fn changed(from: StateWord, to: StateWord, why: &str) -> Said {
+    let data = vec![("from", from.as_str().into()), ("to", to.as_str().into())];
+    said(Level::Info, "unit.state", format!("is {}: {why}", to.as_str()), data)
+}
+
+fn reconfigured(keys: &[String], comes: Comes) -> Said {
+    let (word, then) = match comes {
+        Comes::Live => ("live", "in force at once"),
+        Comes::NextStart => ("next-start", "in force with its next start"),
+        Comes::Restart => ("restart", "it is restarted for that"),
+        Comes::Start => ("start", "it is wanted now"),
+        Comes::Stop => ("stop", "it is not wanted any more"),
+    };
+    let data = vec![("keys", keys.to_vec().into()), ("comes", word.into())];
+    said(Level::Info, "unit.reconfigured", format!("has a changed file ({}); {then}", keys.join(", ")), data)
+}
+
+fn alert_raised(key: &str, kind: AlertKind, message: &str) -> Said {
+    let data = vec![("key", key.into()), ("kind", kind.as_str().into())];
+    said(Level::Warn, "alert.raised", format!("raised an alert: {message}"), data)
+}
+
+fn gave_up(failures: u32) -> Said {
+    let text = format!("is held after {}: start it when the cause is gone", counted(failures, "failure"));
+    said(Level::Error, "unit.gave_up", text, vec![("failures", failures.into())])
+}
+
+fn hook_failed(hook: &'static str, cause: &Cause) -> Said {
+    let cause = describe(cause);
+    let text = format!("ran its {hook} command in vain: {cause}");
+    Said { cause: Some(cause), ..said(Level::Warn, "hook.failed", text, vec![("hook", hook.into())]) }
 }
 
 fn stopped(exit: Option<&Exit>) -> Said {
@@ -182,6 +287,7 @@ pub fn describe(cause: &Cause) -> String {
         }
         Cause::HookTimeout { timeout_ms } => format!("a command did not end within {}", pretty(*timeout_ms)),
         Cause::Hook { hook, exit } => format!("its {hook} command {exit}"),
+        Cause::Unhealthy { .. } | Cause::Watchdog { .. } | Cause::WatchdogTriggered => cause.to_string(),
     }
 }
 
@@ -229,7 +335,12 @@ mod tests {
     #[test]
     fn a_failure_says_who_why_and_how_often() {
         let exit = Exit::Signal { signal: Signal::KILL, core: false };
-        let event = seen(RecordKind::Failed { cause: Cause::Exited(exit), failures: 2, episode: 5 });
+        let event = seen(RecordKind::Failed {
+            cause: Cause::Exited(exit),
+            failures: 2,
+            episode: 5,
+            blame: Vec::new(),
+        });
         assert_eq!(event.event, "unit.failed");
         assert_eq!(event.level, Level::Warn);
         assert_eq!(event.message, "web failed: was killed (SIGKILL); failure 2 in a row");

@@ -35,6 +35,12 @@ pub struct Api {
     pub viewers: Vec<String>,
 }
 
+/// Longest name of a channel, in bytes: it stands in every row of its deliveries.
+const CHANNEL_NAME_LEN_MAX: usize = 64;
+
+/// The kinds of channel that work in this version; the others are read and checked.
+pub const KINDS_IN_FORCE: [&str; 1] = ["file"];
+
 /// One `[alert.NAME]`. Which keys a kind needs is checked when parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Channel {
@@ -42,6 +48,7 @@ pub struct Channel {
     pub url: Option<String>,
     pub url_file: Option<PathBuf>,
     pub secret_file: Option<PathBuf>,
+    /// Absolute, or below the log directory.
     pub path: Option<PathBuf>,
     pub command: Option<Command>,
 }
@@ -146,7 +153,7 @@ impl Reader<'_> {
         let url = self.may(s, "url", Reader::url);
         let url_file = self.may(s, "url_file", Reader::path);
         let secret_file = self.may(s, "secret_file", Reader::path);
-        let path = self.may(s, "path", Reader::path);
+        let path = self.may(s, "path", Reader::log_path);
         let command = self.may(s, "command", Reader::command);
         let Some(kind) = kind? else {
             self.error(
@@ -182,7 +189,44 @@ impl Reader<'_> {
             self.error("conflict", span, message, Some("keep one of them".into()));
             return None;
         }
-        Some(channel)
+        self.channel_makes_sense(s, name, span, kind).then_some(channel)
+    }
+
+    /// A name that can stand in a list of names, and only keys that mean something to the kind.
+    fn channel_makes_sense(
+        &mut self,
+        s: Section<'_, '_>,
+        name: &str,
+        span: std::ops::Range<usize>,
+        kind: &str,
+    ) -> bool {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+        if name.is_empty() || name.len() > CHANNEL_NAME_LEN_MAX || !name.chars().all(fits) {
+            let help = Some("a-z, A-Z, 0-9, _ . and -, at most 64 of them".into());
+            self.error("bad-name", span, format!("`{name}` is no name of a channel"), help);
+            return false;
+        }
+        let own: &[&str] = match kind {
+            "file" => &["kind", "path"],
+            "exec" => &["kind", "command"],
+            _ => &["kind", "url", "url_file", "secret_file"],
+        };
+        let mut sound = true;
+        for key in s.table.into_iter().flat_map(DeTable::keys) {
+            let word = key.get_ref().as_ref();
+            let known = self.dialect.key(s.name, word).is_some(); // a stranger is named already
+            if known && !own.contains(&word) {
+                let message = format!("[alert.{name}]: `{word}` means nothing to kind = \"{kind}\"");
+                self.error("conflict", key.span(), message, Some("take it out".into()));
+                sound = false;
+            }
+        }
+        if !KINDS_IN_FORCE.contains(&kind) {
+            let what = format!("[alert.{name}], kind = \"{kind}\",");
+            let message = format!("{what} is not in force yet: it is read and checked, and gets no alert");
+            self.warning("not-in-force", span, message, Some("kind = \"file\" works".into()));
+        }
+        sound
     }
 
     fn heartbeat(&mut self, s: Section<'_, '_>) -> Option<Option<Heartbeat>> {

@@ -4,6 +4,7 @@
 
 pub mod daemon_file;
 pub mod diag;
+pub mod diff;
 pub mod foreign;
 pub mod keys;
 pub mod parse;

@@ -58,6 +58,8 @@ fn property(key: &Key) -> Value {
         InForce::NotYet => format!("{} (Not in force yet.)", key.doc),
     };
     property["description"] = json!(doc);
+    // An editor shows nothing of it; a tool can tell what a change will cost.
+    property["x-upright-takes"] = json!(key.takes.as_str());
     if let Some(default) = key.default.and_then(default_json) {
         property["default"] = default;
     }
@@ -103,6 +105,7 @@ fn of_kind(kind: Kind) -> Value {
         Kind::Users => list(like(USER)),
         Kind::Path | Kind::UnixSocket => like("^/"),
         Kind::Paths => list(like("^/")),
+        Kind::LogPath => like("^[^/]|^/."),
         Kind::PathOrNone => like("^(/|$)"),
         Kind::EnvironmentFiles => list(like("^-?/")),
         Kind::Environment => json!({

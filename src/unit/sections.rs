@@ -88,20 +88,12 @@ impl Reader<'_> {
     }
 
     fn service_type(&mut self, s: Section<'_, '_>) -> Option<ServiceType> {
-        let kind = match self.need(s, "type", Reader::choice)? {
+        Some(match self.need(s, "type", Reader::choice)? {
             "notify" => ServiceType::Notify,
             "oneshot" => ServiceType::Oneshot,
             "forking" => ServiceType::Forking,
             _ => ServiceType::Simple,
-        };
-        if kind == ServiceType::Forking
-            && let Some(value) = s.value("type")
-        {
-            let message = "`type = \"forking\"` is not in force yet: it is run as `simple`".to_string();
-            let help = "give the command the flag that keeps it in the foreground".to_string();
-            self.warning("not-in-force", value.span(), message, Some(help));
-        }
-        Some(kind)
+        })
     }
 
     fn service_section(
@@ -232,7 +224,8 @@ impl Reader<'_> {
                 return None;
             }
             Some(way) => way.value?,
-            None if is_notify => ReadyWhen::Notify,
+            // The shell says so when the command has left its daemon behind.
+            None if is_notify || kind == Some(ServiceType::Forking) => ReadyWhen::Notify,
             None => ReadyWhen::Executed,
         };
         let timeout = match kind? {

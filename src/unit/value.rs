@@ -3,7 +3,7 @@
 //! Refuses: values that only look right. A bare number is no duration, `0day` is no user.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 use std::time::Duration;
 
 use toml::de::DeValue;
@@ -310,6 +310,19 @@ impl Reader<'_> {
             return None;
         }
         Some(PathBuf::from(text))
+    }
+
+    /// Absolute, or below the log directory: without `..`.
+    pub fn log_path(&mut self, key: &Key, value: &Value<'_>) -> Option<PathBuf> {
+        let path = PathBuf::from(self.text(key, value)?);
+        let leaves = path.components().any(|part| part == Component::ParentDir);
+        if leaves || path.file_name().is_none() {
+            let help = Some("write an absolute path, or a name below the log directory".into());
+            let text = path.to_string_lossy();
+            self.bad(key, value, format!("`{}` is no path of a file", cut(&text)), help);
+            return None;
+        }
+        Some(path)
     }
 
     pub fn paths(&mut self, key: &Key, value: &Value<'_>) -> Option<Vec<PathBuf>> {

@@ -87,6 +87,7 @@ impl Play {
     pub fn begin(units: Vec<Arc<UnitSpec>>) -> Play {
         let mut fx = Effects::default();
         let inherited = Inheritance {
+            engine: Default::default(),
             boot: Boot::Fresh,
             units,
             durable: BTreeMap::new(),
@@ -202,7 +203,10 @@ pub fn said(effect: &Effect) -> Option<String> {
         Effect::Release { run } => format!("release #{run}"),
         Effect::Probe { unit, run } => format!("probe {unit} #{run}"),
         Effect::WatchLog { unit, run } => format!("watch the log of {unit} #{run}"),
-        Effect::Save { .. } => return None,
+        Effect::Check { unit, run } => format!("check {unit} #{run}"),
+        Effect::Resync { unit, run } => format!("resync {unit} #{run}"),
+        Effect::Alert(alert) => format!("alert {}: {}", alert.key, alert.message),
+        Effect::Save { .. } | Effect::SaveEngine(_) => return None,
         Effect::Forget { unit } => format!("forget {unit}"),
         Effect::Record(record) => {
             let unit = record.unit.as_ref().map(UnitName::to_string).unwrap_or_default();

@@ -1,0 +1,276 @@
+//! The dispatcher: the outbox's decisions, performed. One task on the engine's runtime; what may
+//! wait for a disk or a network is a task or a thread of its own and comes back as news.
+//!
+//! Refuses: writing to the store. What is to be kept goes to the loop, which keeps it with its
+//! record in one transaction, and tells when that is on the disk.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::alert::file::FileSink;
+use crate::alert::{Channels, Way};
+use crate::base::time::Monotonic;
+use crate::engine::outbox::{
+    Before, Delivery, DeliveryState, Effect, Effects, Event, Outbox, Outcome, Row, Settings, Takes,
+    WINDOW_ROWS,
+};
+use crate::store::writer::Reader;
+use crate::sys::clock;
+
+/// Longest text about a failed send that is kept.
+const ERROR_CHARS_MAX: usize = 300;
+
+/// What is to be kept.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Keep {
+    Delivery {
+        row: Arc<Row>,
+        delivery: Delivery,
+    },
+    /// Which channels there are, each with the last alert that is not for it.
+    Channels(BTreeMap<String, u64>),
+}
+
+/// What the dispatcher begins with.
+pub struct Inheritance {
+    /// None: `upright.toml` is broken; what waits for the known channels waits on.
+    pub channels: Option<Channels>,
+    /// As kept by the last `Keep::Channels`.
+    pub known: BTreeMap<String, u64>,
+    /// The newest alert of the store.
+    pub last_alert: u64,
+    /// Of the jitter's luck.
+    pub seed: u64,
+    pub reader: Reader,
+}
+
+/// The way to the dispatcher. Cheap to clone; nothing here blocks.
+#[derive(Clone)]
+pub struct Dispatcher {
+    told: UnboundedSender<Told>,
+    routes: Arc<Mutex<Vec<Route>>>,
+}
+
+/// Which alerts are for a channel: what an alert without a delivery is to be shown as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub channel: String,
+    /// Alerts up to this one are older than the channel.
+    pub since: u64,
+    pub takes: Takes,
+}
+
+impl Route {
+    pub fn takes(&self, row: &Row) -> bool {
+        row.id > self.since && self.takes.takes(&self.channel, &row.alert)
+    }
+}
+
+enum Told {
+    Configured(Channels),
+    Event(Event),
+}
+
+/// A file channel's worker: never two writes at once, the second of which would pass a hung one.
+type Sink = Arc<Mutex<FileSink>>;
+
+struct Task {
+    outbox: Outbox,
+    effects: Effects,
+    sinks: BTreeMap<String, (Way, Sink)>,
+    /// Why there are no sinks, when that is so.
+    broken: Option<&'static str>,
+    news: UnboundedSender<Told>,
+    reader: Reader,
+    /// What the last step wants kept.
+    keeps: Vec<Keep>,
+    routes: Arc<Mutex<Vec<Route>>>,
+    /// The send under way on each channel: row and number.
+    sends: BTreeMap<String, (u64, u32)>,
+}
+
+impl Dispatcher {
+    /// Starts the task. What is to be kept first is in the answer: it must be submitted before
+    /// any alert of this engine is, or a new channel could not tell which are older than it.
+    /// `keep` gets the rest; it must not block.
+    pub fn start(inherited: Inheritance, keep: impl FnMut(Keep) + Send + 'static) -> (Dispatcher, Vec<Keep>) {
+        let Inheritance { channels, known, last_alert, seed, reader } = inherited;
+        let (told, heard) = unbounded_channel();
+        let routes = Arc::new(Mutex::new(Vec::new()));
+        let dispatcher = Dispatcher { told: told.clone(), routes: Arc::clone(&routes) };
+        let mut task = Task {
+            outbox: Outbox::new(Settings { seed, window_rows: WINDOW_ROWS }, &known, last_alert),
+            effects: Effects::default(),
+            sinks: BTreeMap::new(),
+            broken: None,
+            news: told,
+            reader,
+            keeps: Vec::new(),
+            routes,
+            sends: BTreeMap::new(),
+        };
+        match channels {
+            Some(channels) => task.configure(channels),
+            None => {
+                task.broken = Some("upright.toml is broken; `upright check` says where");
+                task.step(Event::Tick);
+            }
+        }
+        let first = std::mem::take(&mut task.keeps);
+        tokio::spawn(task.run(heard, keep));
+        (dispatcher, first)
+    }
+
+    /// The channels that are in force from now on.
+    pub fn configure(&self, channels: Channels) {
+        let _ = self.told.send(Told::Configured(channels)); // the task has ended with the runtime
+    }
+
+    /// These alerts are on the disk.
+    pub fn committed(&self, rows: Vec<Arc<Row>>) {
+        if !rows.is_empty() {
+            let _ = self.told.send(Told::Event(Event::Committed { rows })); // as above
+        }
+    }
+
+    /// These deliveries are on the disk.
+    pub fn kept(&self, deliveries: Vec<Delivery>) {
+        for Delivery { row, channel, state, .. } in deliveries {
+            if state != DeliveryState::Pending {
+                let _ = self.told.send(Told::Event(Event::Kept { channel, row })); // as above
+            }
+        }
+    }
+
+    /// Which alerts are for which channel now.
+    pub fn routes(&self) -> Vec<Route> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Task {
+    async fn run(mut self, mut heard: UnboundedReceiver<Told>, mut keep: impl FnMut(Keep)) {
+        loop {
+            self.keeps.drain(..).for_each(&mut keep);
+            let told = match self.outbox.next_deadline() {
+                Some(at) => tokio::time::timeout(wait_until(at), heard.recv()).await,
+                None => Ok(heard.recv().await),
+            };
+            match told {
+                Ok(Some(Told::Configured(channels))) => self.configure(channels),
+                Ok(Some(Told::Event(event))) => {
+                    self.note_answer(&event);
+                    self.step(event);
+                }
+                Ok(None) => return,
+                Err(_) => self.step(Event::Tick),
+            }
+        }
+    }
+
+    /// The thread of this send is free.
+    fn note_answer(&mut self, event: &Event) {
+        if let Event::Answered { channel, row, attempt, .. } = event
+            && self.sends.get(channel) == Some(&(*row, *attempt))
+        {
+            self.sends.remove(channel);
+        }
+    }
+
+    fn configure(&mut self, channels: Channels) {
+        let Channels(channels) = channels;
+        self.broken = None;
+        self.sinks.retain(|name, (way, _)| channels.get(name).is_some_and(|(wanted, _)| wanted == way));
+        let mut takes = BTreeMap::new();
+        for (name, (way, taken)) in channels {
+            takes.insert(name.clone(), taken);
+            let Way::File { path } = &way;
+            let sink = || Arc::new(Mutex::new(FileSink::new(path.clone())));
+            let sink = self.sinks.remove(&name).map_or_else(sink, |(_, sink)| sink);
+            self.sinks.insert(name, (way, sink));
+        }
+        self.step(Event::Configured { channels: takes });
+    }
+
+    fn step(&mut self, event: Event) {
+        self.outbox.step(clock::monotonic(), event, &mut self.effects);
+        let effects: Vec<Effect> = self.effects.drain().collect();
+        self.effects.drain_marks().for_each(drop);
+        for effect in effects {
+            self.perform(effect);
+        }
+        let routes = self.outbox.channels().map(|(channel, since, takes)| Route {
+            channel: channel.to_string(),
+            since,
+            takes,
+        });
+        *self.routes.lock().unwrap_or_else(PoisonError::into_inner) = routes.collect();
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Load { channel, after, limit } => self.load(channel, after, limit),
+            Effect::Send { channel, row, attempt, before } => self.send(channel, row, attempt, before),
+            Effect::Abandon { channel, row, attempt } => {
+                tracing::warn!("channel {channel}: no answer to send {attempt} of alert {row}");
+            }
+            Effect::Keep { row, mut delivery } => {
+                if let Some(error) = &mut delivery.error {
+                    *error = error.chars().take(ERROR_CHARS_MAX).collect();
+                    let (key, channel) = (&row.alert.key, &delivery.channel);
+                    tracing::warn!("alert {key} is {} on {channel}: {error}", delivery.state.as_str());
+                }
+                self.keeps.push(Keep::Delivery { row, delivery });
+            }
+            Effect::SaveChannels(known) => self.keeps.push(Keep::Channels(known)),
+        }
+    }
+
+    fn load(&self, channel: String, after: u64, limit: usize) {
+        let news = self.news.clone();
+        self.reader.unsettled(channel.clone(), after, limit, move |rows| {
+            let event = match rows {
+                Ok(rows) => {
+                    let full = rows.len() >= limit;
+                    let rows = rows.into_iter().map(|(row, attempts)| (Arc::new(row), attempts)).collect();
+                    Event::Loaded { channel, rows, full }
+                }
+                Err(error) => {
+                    tracing::warn!("cannot read the alerts that wait for {channel}: {error}");
+                    Event::LoadFailed { channel }
+                }
+            };
+            let _ = news.send(Told::Event(event)); // the task has ended with the runtime
+        });
+    }
+
+    fn send(&mut self, channel: String, row: Arc<Row>, attempt: u32, before: Before) {
+        let id = row.id;
+        let news = self.news.clone();
+        let tell = move |channel: String, outcome: Outcome| {
+            let event = Event::Answered { channel, row: id, attempt, outcome };
+            let _ = news.send(Told::Event(event)); // as above
+        };
+        let fail = |why: &str| Outcome::Failed { why: why.to_string(), retry_after: None };
+        let Some((_, sink)) = self.sinks.get(&channel) else {
+            return tell(channel, fail(self.broken.unwrap_or("it is not configured")));
+        };
+        // A disk that hangs holds one thread of ours, not one more with each try.
+        if self.sends.contains_key(&channel) {
+            return tell(channel, fail("the write before this one still hangs"));
+        }
+        let sink = Arc::clone(sink);
+        self.sends.insert(channel.clone(), (id, attempt));
+        tokio::task::spawn_blocking(move || {
+            let outcome = sink.lock().unwrap_or_else(PoisonError::into_inner).send(&row, before);
+            tell(channel, outcome);
+        });
+    }
+}
+
+fn wait_until(at: Monotonic) -> Duration {
+    at.since(clock::monotonic())
+}

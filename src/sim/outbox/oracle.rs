@@ -1,0 +1,335 @@
+//! What must hold of every delivery, judged against what the sinks really took and said.
+//!
+//! Refuses: looking into the outbox. It sees what a sink and the disk see.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::time::Monotonic;
+use crate::engine::outbox::{
+    Delivery, DeliveryState, GONE, Outcome, RETRY_FIRST, RETRY_MAX, Row, STEP_ASIDE_AFTER, Takes,
+};
+use crate::sim::outbox::setup::Answer;
+
+macro_rules! promises {
+    ($($name:ident = $text:literal,)*) => {
+        $(pub(super) const $name: &str = $text;)*
+
+        /// Every promise about deliveries.
+        pub const PROMISES: &[&str] = &[$($name),*];
+    };
+}
+
+promises! {
+    I4 = "I4 an alert is sent only when it is committed",
+    I15 = "I15 a row is marked delivered only after a positive ack, parked only when refused or its channel is gone",
+    I16 = "I16 sends of one row to one sink are at most 1 + nacks + lost acks + crashes, all with one id",
+    I17 = "I17 first deliveries of one unit to one sink are in row order",
+    I17B = "I17b first deliveries to one sink are in row order, but for rows that stepped aside",
+    I18 = "I18 when an alert reaches a sink does not depend on any other sink",
+    I45 = "I45 with sinks healed, the outbox is empty in bounded time and nothing is missed",
+    I45B = "I45b no send is sooner than its delay, or than the sink asked for",
+    S3 = "S3 a channel gets no alert that is older than the channel",
+    S4 = "S4 a channel that is gone is sent nothing",
+    S5 = "S5 a channel gets only alerts of units that name it, or name none",
+}
+
+/// A broken promise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    pub promise: String,
+    pub detail: String,
+}
+
+fn broken<T>(promise: &str, detail: String) -> Result<T, Broken> {
+    Err(Broken { promise: promise.to_string(), detail })
+}
+
+/// One row with one sink, as it really was.
+#[derive(Debug, Default)]
+struct Story {
+    sends: u64,
+    /// Sends more than one that had a reason.
+    excuses: u64,
+    acked: bool,
+    refused: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Oracle {
+    stories: BTreeMap<(String, u64), Story>,
+    /// When each sink first took each row.
+    pub taken: BTreeMap<String, BTreeMap<u64, Monotonic>>,
+    /// Sends that nobody has answered or given up, of this engine.
+    busy: BTreeMap<String, u64>,
+    /// Failures in a row of each channel in this engine's life, and the earliest next send.
+    waits: BTreeMap<String, (u32, Monotonic)>,
+    /// The last row that is not for the channel.
+    since: BTreeMap<String, u64>,
+    in_force: BTreeSet<String>,
+    /// Channels that were out of force at any time.
+    ever_gone: BTreeSet<String>,
+    /// The sink that is killed to see whether the others notice: nothing arrives there.
+    victim: Option<String>,
+    /// The newest row that the outbox knows of.
+    pub told_last: u64,
+}
+
+type Deliveries = BTreeMap<(String, u64), Delivery>;
+
+impl Oracle {
+    pub fn new(victim: Option<String>) -> Oracle {
+        Oracle { victim, ..Oracle::default() }
+    }
+
+    pub fn configured(&mut self, names: &BTreeSet<String>, known: &BTreeMap<String, u64>) {
+        for name in names.iter().filter(|name| !known.contains_key(*name)) {
+            self.since.insert(name.clone(), self.told_last);
+            self.waits.remove(name);
+        }
+        self.ever_gone.extend(known.keys().filter(|name| !names.contains(*name)).cloned());
+        self.in_force = names.clone();
+    }
+
+    /// What was answered and is not on the disk is unknown to the next engine.
+    pub fn crash(&mut self, deliveries: &Deliveries) {
+        self.busy.clear();
+        for (place, story) in &mut self.stories {
+            let stands = deliveries.get(place).map(|delivery| delivery.state);
+            if stands.is_none_or(|state| state == DeliveryState::Pending) {
+                story.excuses += 1;
+                (story.acked, story.refused) = (false, false);
+            }
+        }
+        self.waits.clear();
+    }
+
+    pub fn is_busy_beside(&self, channel: &str) -> bool {
+        self.busy.keys().any(|other| other != channel)
+    }
+
+    fn story(&mut self, channel: &str, row: u64) -> &mut Story {
+        self.stories.entry((channel.to_string(), row)).or_default()
+    }
+
+    pub fn sends(
+        &mut self,
+        now: Monotonic,
+        channel: &str,
+        row: &Row,
+        attempt: u32,
+        rows: &[Arc<Row>],
+        deliveries: &Deliveries,
+    ) -> Result<(), Broken> {
+        let what = format!("row {} to {channel}, send {attempt}", row.id);
+        let Some(truth) = rows.iter().find(|known| known.id == row.id) else {
+            return broken(I4, what);
+        };
+        if truth.alert.key != row.alert.key {
+            return broken(I16, format!("{what}: the id is {}", row.alert.key));
+        }
+        if !self.in_force.contains(channel) {
+            return broken(S4, what);
+        }
+        if row.id <= self.since.get(channel).copied().unwrap_or(u64::MAX) {
+            return broken(S3, what);
+        }
+        if !Takes::Named.takes(channel, &truth.alert) {
+            return broken(S5, what);
+        }
+        if let Some((_, earliest)) = self.waits.get(channel).filter(|(_, earliest)| now < *earliest) {
+            return broken(I45B, format!("{what}: {:?} too soon", earliest.since(now)));
+        }
+        let stands = deliveries.get(&(channel.to_string(), row.id));
+        if stands.is_some_and(|delivery| delivery.state != DeliveryState::Pending) {
+            return broken(I16, format!("{what}: it stands as {stands:?}"));
+        }
+        self.is_in_turn(channel, row.id, rows, deliveries)?;
+        self.busy.insert(channel.to_string(), row.id);
+        let story = self.story(channel, row.id);
+        story.sends += 1;
+        if story.sends > 1 + story.excuses {
+            return broken(I16, format!("{what}: {story:?}"));
+        }
+        Ok(())
+    }
+
+    /// A send that cannot be acknowledged in time is an excuse for the next.
+    pub fn will_answer(&mut self, channel: &str, row: u64, answer: &Answer) {
+        let excused = match &answer.says {
+            None | Some((_, Outcome::Failed { .. })) => true,
+            Some((wait, Outcome::Acked)) => *wait >= crate::engine::outbox::SEND_TIMEOUT,
+            Some((_, Outcome::Refused { .. })) => false,
+        };
+        self.story(channel, row).excuses += u64::from(excused);
+    }
+
+    /// What the outbox is about to hear.
+    pub fn answers(&mut self, now: Monotonic, channel: &str, row: u64, attempt: u32, outcome: &Outcome) {
+        let current = self.busy.get(channel) == Some(&row);
+        let retry_after = match outcome {
+            Outcome::Acked => {
+                self.story(channel, row).acked = true;
+                self.waits.remove(channel);
+                None
+            }
+            Outcome::Refused { .. } => {
+                self.story(channel, row).refused = true;
+                self.waits.remove(channel);
+                None
+            }
+            Outcome::Failed { retry_after, .. } => Some(retry_after.unwrap_or_default()),
+        };
+        let _ = attempt; // one send a channel: `busy` says whose answer it is
+        if current {
+            self.busy.remove(channel);
+            if let Some(asked) = retry_after {
+                self.failed(now, channel, asked);
+            }
+        }
+    }
+
+    pub fn abandons(&mut self, now: Monotonic, channel: &str, row: u64) {
+        if self.busy.get(channel) == Some(&row) {
+            self.busy.remove(channel);
+            self.failed(now, channel, Duration::ZERO);
+        }
+    }
+
+    fn failed(&mut self, now: Monotonic, channel: &str, asked: Duration) {
+        let (failures, _) = self.waits.get(channel).copied().unwrap_or_default();
+        let doubled = RETRY_FIRST.saturating_mul(1 << failures.min(16)).min(RETRY_MAX);
+        self.waits.insert(channel.to_string(), (failures + 1, now + doubled.max(asked)));
+    }
+
+    /// The sink has the row now.
+    pub fn takes(
+        &mut self,
+        now: Monotonic,
+        channel: &str,
+        row: u64,
+        rows: &[Arc<Row>],
+        deliveries: &Deliveries,
+    ) -> Result<(), Broken> {
+        if self.taken.get(channel).is_some_and(|taken| taken.contains_key(&row)) {
+            return Ok(());
+        }
+        let unit = rows.iter().find(|known| known.id == row).and_then(|known| known.alert.unit.clone());
+        let is_taken =
+            |other: &Row| self.taken.get(channel).is_some_and(|taken| taken.contains_key(&other.id));
+        let mut older = self.open_before(channel, row, rows, deliveries).into_iter();
+        if let Some(other) = older.find(|other| other.alert.unit == unit && !is_taken(other)) {
+            return broken(I17, format!("{channel} takes row {row} before row {}", other.id));
+        }
+        self.taken.entry(channel.to_string()).or_default().insert(row, now);
+        Ok(())
+    }
+
+    /// Older rows for this channel that we do not know to be taken; the sink may have them.
+    fn open_before<'a>(
+        &self,
+        channel: &str,
+        row: u64,
+        rows: &'a [Arc<Row>],
+        deliveries: &Deliveries,
+    ) -> Vec<&'a Arc<Row>> {
+        // Gone channels park their rows, on their way to the disk at any time.
+        if self.ever_gone.contains(channel) {
+            return Vec::new();
+        }
+        let since = self.since.get(channel).copied().unwrap_or_default();
+        let is_open = |other: &&Arc<Row>| {
+            let place = (channel.to_string(), other.id);
+            let settled = deliveries.get(&place).is_some_and(|d| d.state != DeliveryState::Pending);
+            let told = self.stories.get(&place).is_some_and(|story| story.acked || story.refused);
+            !settled && !told && Takes::Named.takes(channel, &other.alert)
+        };
+        rows.iter().filter(|other| other.id > since && other.id < row).filter(is_open).collect()
+    }
+
+    /// Older rows wait only behind one of their unit that was sent often enough to step aside.
+    fn is_in_turn(
+        &self,
+        channel: &str,
+        row: u64,
+        rows: &[Arc<Row>],
+        deliveries: &Deliveries,
+    ) -> Result<(), Broken> {
+        let older = self.open_before(channel, row, rows, deliveries);
+        let often = |other: &Row| {
+            let story = self.stories.get(&(channel.to_string(), other.id));
+            story.is_some_and(|story| story.sends >= u64::from(STEP_ASIDE_AFTER))
+        };
+        let aside: BTreeSet<_> =
+            older.iter().filter(|other| often(other)).map(|other| other.alert.unit.clone()).collect();
+        match older.iter().find(|other| !aside.contains(&other.alert.unit)) {
+            Some(other) => broken(I17B, format!("{channel} is sent row {row} before row {}", other.id)),
+            None => Ok(()),
+        }
+    }
+
+    /// The outbox wants this kept.
+    pub fn keeps(&self, delivery: &Delivery) -> Result<(), Broken> {
+        let gone = !self.in_force.contains(&delivery.channel);
+        if delivery.state == DeliveryState::Parked && delivery.error.as_deref() == Some(GONE) && !gone {
+            return broken(I15, format!("{delivery:?}, and its channel is there"));
+        }
+        Ok(())
+    }
+
+    /// This reaches the disk.
+    pub fn writes(&self, delivery: &Delivery) -> Result<(), Broken> {
+        let story = self.stories.get(&(delivery.channel.clone(), delivery.row));
+        let sound = match delivery.state {
+            DeliveryState::Pending => true,
+            DeliveryState::Delivered => story.is_some_and(|story| story.acked),
+            DeliveryState::Parked => {
+                delivery.error.as_deref() == Some(GONE) || story.is_some_and(|story| story.refused)
+            }
+        };
+        if sound { Ok(()) } else { broken(I15, format!("{delivery:?}: {story:?}")) }
+    }
+
+    /// Nothing waits, and every alert is with every sink that it was for.
+    pub fn at_end(
+        &self,
+        configured: &BTreeSet<String>,
+        known: &BTreeMap<String, u64>,
+        rows: &[Arc<Row>],
+        deliveries: &Deliveries,
+    ) -> Result<(), Broken> {
+        if !configured.iter().eq(known.keys()) {
+            return broken(I45, format!("channels {configured:?}, and kept are {known:?}"));
+        }
+        for (channel, since) in known {
+            if self.since.get(channel) != Some(since) {
+                return broken(S3, format!("{channel} is said to be there since row {since}"));
+            }
+            let alive = self.victim.as_ref() != Some(channel);
+            for row in rows.iter().filter(|row| alive && row.id > *since) {
+                let stands = deliveries.get(&(channel.clone(), row.id)).map(|delivery| delivery.state);
+                let taken = self.taken.get(channel).is_some_and(|taken| taken.contains_key(&row.id));
+                match stands {
+                    _ if !Takes::Named.takes(channel, &row.alert) => {}
+                    Some(DeliveryState::Delivered) if taken => {}
+                    Some(DeliveryState::Parked) => {}
+                    Some(DeliveryState::Delivered) => {
+                        return broken(I15, format!("{channel} never took row {}", row.id));
+                    }
+                    None | Some(DeliveryState::Pending) => {
+                        return broken(I45, format!("row {} to {channel}: {stands:?}", row.id));
+                    }
+                }
+            }
+        }
+        let is_open = |delivery: &Delivery| {
+            delivery.state == DeliveryState::Pending && self.victim.as_ref() != Some(&delivery.channel)
+        };
+        let open = deliveries.iter().find(|(_, delivery)| is_open(delivery));
+        match open {
+            Some(((channel, _), delivery)) => broken(I45, format!("{channel}: {delivery:?}")),
+            None => Ok(()),
+        }
+    }
+}

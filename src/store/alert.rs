@@ -1,0 +1,171 @@
+//! The outbox on the disk: alerts, how far each is with each channel, and which channels there are.
+//!
+//! Refuses: choosing channels. What a channel takes is decided in `engine::outbox`.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
+use serde_json::Value;
+
+use crate::base::{limits, name::UnitName};
+use crate::engine::effect::{Alert, AlertKind};
+use crate::engine::outbox::{Delivery, DeliveryState, Row};
+use crate::store::row::{name_of, signed, unsigned};
+use crate::store::{StoreError, open};
+
+/// The key of `meta` with the channels: `{"ops":17}`, each with the last alert that is not for it.
+const CHANNELS: &str = "alert_channels";
+
+const ALERT_COLUMNS: &str =
+    "a.id, a.key, a.ts_us, a.unit, a.kind, a.message, a.failures, a.episode, a.affected, a.channels";
+
+/// An alert with its deliveries, for somebody who looks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AlertRow {
+    pub row: Row,
+    /// By channel; each with the wall time of its last change, microseconds since 1970.
+    pub deliveries: Vec<(Delivery, i64)>,
+}
+
+/// Keeps an alert; its row. None: the same key stands there already, because the engine raised
+/// it, died, and raised it again: then the first one holds.
+pub(crate) fn insert(db: &Connection, alert: &Alert, ts_us: i64) -> Result<Option<Row>, rusqlite::Error> {
+    let mut statement = db.prepare_cached(
+        "INSERT INTO alert (key, ts_us, unit, kind, message, failures, episode, affected, channels)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (key) DO NOTHING",
+    )?;
+    let inserted = statement.execute(params![
+        alert.key,
+        ts_us,
+        alert.unit.as_ref().map(UnitName::as_str),
+        alert.kind.as_str(),
+        alert.message,
+        alert.failures,
+        signed(alert.episode),
+        alert.affected.iter().map(UnitName::as_str).collect::<Vec<_>>().join(" "),
+        alert.channels.as_ref().map(|channels| channels.join(" ")),
+    ])?;
+    let id = unsigned(db.last_insert_rowid());
+    Ok((inserted == 1).then(|| Row { id, ts_us, alert: alert.clone() }))
+}
+
+/// Keeps how far an alert is; what is delivered or parked stays so.
+pub(crate) fn save_delivery(db: &Connection, delivery: &Delivery, ts_us: i64) -> Result<(), rusqlite::Error> {
+    let mut statement = db.prepare_cached(
+        "INSERT INTO delivery (alert, channel, state, attempts, ts_us, error) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT (alert, channel) DO UPDATE SET state = excluded.state, attempts = excluded.attempts,
+           ts_us = excluded.ts_us, error = excluded.error WHERE delivery.state = 'pending'",
+    )?;
+    statement.execute(params![
+        signed(delivery.row),
+        delivery.channel,
+        delivery.state.as_str(),
+        delivery.attempts,
+        ts_us,
+        delivery.error,
+    ])?;
+    Ok(())
+}
+
+pub(crate) fn save_channels(db: &Connection, known: &BTreeMap<String, u64>) -> Result<(), rusqlite::Error> {
+    let text: Value = known.iter().map(|(name, since)| (name.clone(), Value::from(*since))).collect();
+    open::write_meta(db, CHANNELS, &text.to_string())
+}
+
+/// What cannot be read is as in a new home.
+pub(crate) fn load_channels(db: &Connection) -> Result<BTreeMap<String, u64>, StoreError> {
+    let text = open::read_meta(db, CHANNELS)?.unwrap_or_default();
+    Ok(serde_json::from_str(&text).unwrap_or_default())
+}
+
+/// The greatest id ever given; 0 before the first.
+pub(crate) fn last_id(db: &Connection) -> Result<u64, StoreError> {
+    let seq: Option<i64> = db
+        .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'alert'", [], |row| row.get(0))
+        .optional()?;
+    Ok(seq.map_or(0, unsigned))
+}
+
+/// Alerts after `id`, oldest first.
+pub(crate) fn select_after(db: &Connection, id: u64) -> Result<Vec<Row>, StoreError> {
+    let sql = format!("SELECT {ALERT_COLUMNS} FROM alert a WHERE a.id > ?1 ORDER BY a.id");
+    let mut statement = db.prepare_cached(&sql)?;
+    let mut rows = statement.query([signed(id)])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(row_of(row)?);
+    }
+    Ok(found)
+}
+
+/// At most `limit` alerts after `id` that are neither delivered to this channel nor parked,
+/// oldest first, each with its sends so far.
+pub(crate) fn select_unsettled(
+    db: &Connection,
+    channel: &str,
+    id: u64,
+    limit: usize,
+) -> Result<Vec<(Row, u32)>, StoreError> {
+    let sql = format!(
+        "SELECT {ALERT_COLUMNS}, COALESCE(d.attempts, 0)
+         FROM alert a LEFT JOIN delivery d ON d.alert = a.id AND d.channel = ?1
+         WHERE a.id > ?2 AND (d.state IS NULL OR d.state = 'pending') ORDER BY a.id LIMIT ?3"
+    );
+    let mut statement = db.prepare_cached(&sql)?;
+    let mut rows = statement.query(params![channel, signed(id), i64::try_from(limit).unwrap_or(i64::MAX)])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push((row_of(row)?, row.get(10)?));
+    }
+    Ok(found)
+}
+
+/// The newest `limit` alerts, newest first.
+pub(crate) fn select_newest(db: &Connection, limit: usize) -> Result<Vec<AlertRow>, StoreError> {
+    let limit = limit.min(limits::EVENTS_PER_REPLY_MAX);
+    let sql = format!("SELECT {ALERT_COLUMNS} FROM alert a ORDER BY a.id DESC LIMIT ?1");
+    let mut statement = db.prepare_cached(&sql)?;
+    let mut rows = statement.query([i64::try_from(limit).unwrap_or(i64::MAX)])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let row = row_of(row)?;
+        let deliveries = select_deliveries(db, row.id)?;
+        found.push(AlertRow { row, deliveries });
+    }
+    Ok(found)
+}
+
+fn select_deliveries(db: &Connection, id: u64) -> Result<Vec<(Delivery, i64)>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT channel, state, attempts, error, ts_us FROM delivery WHERE alert = ?1 ORDER BY channel",
+    )?;
+    let mut rows = statement.query([signed(id)])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let state: String = row.get(1)?;
+        let known = DeliveryState::ALL.into_iter().find(|known| known.as_str() == state);
+        let state = known.ok_or_else(|| StoreError::Value(format!("`{state}` is no state of a delivery")))?;
+        let delivery =
+            Delivery { row: id, channel: row.get(0)?, state, attempts: row.get(2)?, error: row.get(3)? };
+        found.push((delivery, row.get(4)?));
+    }
+    Ok(found)
+}
+
+fn row_of(row: &SqlRow<'_>) -> Result<Row, StoreError> {
+    let unit: Option<String> = row.get(3)?;
+    let kind: String = row.get(4)?;
+    let known = AlertKind::ALL.into_iter().find(|known| known.as_str() == kind);
+    let channels: Option<String> = row.get(9)?;
+    let alert = Alert {
+        key: row.get(1)?,
+        unit: unit.as_deref().map(name_of).transpose()?,
+        kind: known.ok_or_else(|| StoreError::Value(format!("`{kind}` is no kind of alert")))?,
+        message: row.get(5)?,
+        failures: row.get(6)?,
+        episode: unsigned(row.get(7)?),
+        affected: row.get::<_, String>(8)?.split_whitespace().map(name_of).collect::<Result<_, _>>()?,
+        channels: channels.map(|names| names.split_whitespace().map(str::to_string).collect()),
+    };
+    Ok(Row { id: unsigned(row.get(0)?), ts_us: row.get(2)?, alert })
+}
