@@ -21,7 +21,7 @@ struct Place {
     run: u64,
 }
 
-const PLACES: [Place; 19] = [
+const PLACES: [Place; 27] = [
     place("inactive", "unit u enabled=false", "", 1),
     place("inactive (finished)", "unit u policy=on-failure", "lives 1; exited 1 code 0", 1),
     place("waiting (requirement)", "unit u requires=gone", "", 1),
@@ -34,6 +34,19 @@ const PLACES: [Place; 19] = [
     place("activating: settling", "unit u settle=5s", "lives 1", 1),
     place("activating: post", "unit u start_post=1", "lives 1; lives 2", 2),
     place("active", "unit u", "lives 1", 1),
+    place("active: watched", "unit u health=tcp", "lives 1", 1),
+    place("active: a check under way", "unit u health=tcp", "lives 1; pass 5s", 1),
+    place("active: a check command runs", "unit u health=exec", "lives 1; pass 5s; lives 2", 2),
+    place("active: watchdog", "unit u health=watchdog", "lives 1", 1),
+    place("active: reloading", "unit u reload_command=1", "lives 1; reload u; lives 2", 2),
+    place("degraded", RETURNING, "lives 1; lives 2; exited 1 code 1", 2),
+    place("active: resync due", RETURNING, "lives 1; lives 2; exited 1 code 1; pass 5s; lives 3", 2),
+    place(
+        "active: resync under way",
+        RETURNING,
+        "lives 1; lives 2; exited 1 code 1; pass 5s; lives 3; pass 1s",
+        2,
+    ),
     place("backoff", "unit u", "lives 1; exited 1 code 1", 1),
     place("deactivating: command", "unit u stop_command=1", "lives 1; stop u; lives 2", 2),
     place("deactivating: terminating", "unit u", "lives 1; stop u", 1),
@@ -43,12 +56,15 @@ const PLACES: [Place; 19] = [
     place("failed (stuck)", "unit u", "lives 1; stop u; pass 15s", 1),
 ];
 
+/// A unit whose requirement may go and return.
+const RETURNING: &str = "unit db + unit u requires=db resync=tcp";
+
 const fn place(name: &'static str, unit: &'static str, way: &'static str, run: u64) -> Place {
     Place { name, unit, way, run }
 }
 
 /// `N` stands for the run of the place. "later" is the unit's next deadline.
-const EVENTS: [&str; 18] = [
+const EVENTS: [&str; 29] = [
     "later",
     "spawned N",
     "lives N",
@@ -61,6 +77,17 @@ const EVENTS: [&str; 18] = [
     "exited N code 1 leaving children",
     "short N",
     "emptied u",
+    "checked N ok",
+    "checked N refused",
+    "pinged N",
+    "triggered N",
+    "resynced N ok",
+    "resynced N refused",
+    "says N stopping",
+    "says N reloading",
+    "asks N 1h",
+    "resync u",
+    "exited 3 code 1",
     "start u",
     "stop u",
     "restart u",
@@ -87,7 +114,7 @@ fn perform(play: &mut Play, event: &str, run: u64) {
 }
 
 fn reach(place: &Place) -> Play {
-    let mut play = Play::begin(vec![script::unit(place.unit)]);
+    let mut play = Play::begin(place.unit.split(" + ").map(script::unit).collect());
     play.pass(play.now + Duration::from_millis(100));
     for event in place.way.split(';').map(str::trim).filter(|event| !event.is_empty()) {
         perform(&mut play, event, place.run);

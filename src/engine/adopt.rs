@@ -195,8 +195,18 @@ impl Engine {
             self.end_leftovers(name, fx);
         }
         self.set_state(now, name, state);
+        self.keep_since(name);
         self.go_on_falling(name, fx);
         self.ask_strays(name, fx);
+    }
+
+    /// Our death is nothing that happened to a unit that is active.
+    fn keep_since(&mut self, name: &UnitName) {
+        if let Some(unit) = self.units.get_mut(name)
+            && let State::Active(Active { main: Some(_), ready_at, .. }) = &unit.state
+        {
+            unit.since = *ready_at;
+        }
     }
 
     /// A loss that takes the unit down was met, but it had not gone yet.

@@ -220,11 +220,24 @@ impl Engine {
         self.on_good_check(now, &name, fx);
     }
 
+    /// `WATCHDOG=trigger`: as if it had missed a watchdog, whether it has one or not
+    /// (sd_notify(3)).
     pub(crate) fn on_watchdog_triggered(&mut self, now: Monotonic, run: RunId, fx: &mut Effects) {
         let Some(name) = self.runs.get(&run).cloned() else { return fx.mark(Mark::LateNewsIgnored) };
-        let Some((active, _)) = self.watched(&name) else { return };
-        let Some(main) = active.main else { return };
+        let Some(unit) = self.units.get(&name) else { return };
+        let runs_now = match &unit.state {
+            State::Active(active) => active.main == Some(run),
+            State::Activating(_) => unit.main == Some(run),
+            State::Inactive { .. }
+            | State::Waiting { .. }
+            | State::Backoff { .. }
+            | State::Deactivating { .. }
+            | State::Failed { .. } => false,
+        };
+        if !runs_now {
+            return fx.mark(Mark::LateNewsIgnored);
+        }
         self.touched.insert(name.clone());
-        self.fail(now, &name, main, now, Cause::WatchdogTriggered, fx);
+        self.fail(now, &name, run, now, Cause::WatchdogTriggered, fx);
     }
 }

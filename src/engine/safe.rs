@@ -43,8 +43,8 @@ impl Engine {
             row.safe_since = Some(now);
             fx.mark(Mark::SafeModeEntered);
             let message = format!(
-                "the engine died {deaths} times within a minute: safe mode. Services run on; changed files are \
-                 not followed until `upright apply`, or until it has lived for 10 minutes"
+                "the engine died {deaths} times within a minute: safe mode. Services run on and orders are \
+                 taken; for 10 minutes files that change are shown and not applied, but by `upright apply`"
             );
             return Engine::raise_of_engine(AlertKind::SafeMode, what, message, fx);
         }

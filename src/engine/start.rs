@@ -512,6 +512,9 @@ impl Engine {
             missing.iter().filter(|other| !active.missing.contains(other)).cloned().collect();
         let was_whole = active.missing.is_empty();
         active.missing = missing.clone();
+        if was_whole != missing.is_empty() {
+            unit.since = now; // `active` and `degraded` are two words
+        }
         unit.durable.owed.extend(lost.iter().cloned());
         self.touched.insert(name.clone());
         if missing.is_empty() {

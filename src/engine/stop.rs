@@ -122,6 +122,8 @@ impl Engine {
         {
             living.asked = Asked::ToEnd;
             fx.push(Effect::Signal { run, signal });
+            // One that is stopped (SIGSTOP, a debugger) would hear nothing but SIGKILL.
+            fx.push(Effect::Signal { run, signal: Signal::CONT });
         }
         self.ask_to_end(name, |run| Some(run) != unasked, fx);
         let step = StopStep::Terminating { kill_at, hooks: Hooks::Follow };

@@ -198,6 +198,7 @@ impl<'a> World<'a> {
         for effect in effects {
             match effect {
                 Effect::Spawn { unit, run, role } => self.spawn(unit, run, role),
+                Effect::Signal { signal: Signal::CONT, .. } => {}
                 // Nobody orders signals here: it is the end of a failed run.
                 Effect::End { run, signal } | Effect::Signal { run, signal } => self.end(run, signal),
                 Effect::KillAll { unit } => {

@@ -426,7 +426,7 @@ impl World {
         }
         let Some(process) = self.table.get(&run).cloned() else { return };
         let Some(spec) = self.specs.get(&process.unit).cloned() else { return };
-        let said = match (self.tape.below(Domain::Hook, 6), spec.health.map(|health| health.check)) {
+        let said = match (self.tape.below(Domain::Hook, 7), spec.health.map(|health| health.check)) {
             (0, _) => Said::Status("serving".to_string()),
             (1, _) if process.ready && spec.readiness.when == ReadyWhen::Notify => {
                 self.tell(Event::NotifiedReady { run });
@@ -434,6 +434,7 @@ impl World {
                 return self.tell(Event::NotifiedReady { run });
             }
             (2, _) => Said::Stopping,
+            (6, _) => return self.tell(Event::WatchdogTriggered { run }),
             (3, _) => Said::ExtendTimeout(Duration::from_secs(30)),
             (4, Some(HealthCheck::Watchdog(every))) => Said::WatchdogEvery(every * 3 / 2),
             _ => Said::MainPid(process.pid.saturating_add(100_000)),

@@ -13,9 +13,12 @@ use upright::base::signal::Signal;
 use upright::base::time::Monotonic;
 use upright::engine::adopt::{Boot, Inheritance};
 use upright::engine::effect::Effect;
-use upright::engine::event::{Event, Order, RequestId, Rest};
+use upright::engine::event::{Event, Order, RequestId, Rest, Said};
 use upright::engine::{Effects, Engine, Settings};
-use upright::unit::spec::{Command, ReadyWhen, Reload, RestartPolicy, ServiceType, UnitSpec};
+use upright::unit::spec::{
+    Command, Edge, Health, HealthCheck, OnLoss, OnReturn, ReadyWhen, Reload, RestartPolicy, Resync, ResyncBy,
+    ServiceType, UnitSpec,
+};
 
 /// An engine under a script.
 pub struct Play {
@@ -72,6 +75,8 @@ pub fn unit(line: &str) -> Arc<UnitSpec> {
                     other => panic!("ready {other}"),
                 }
             }
+            "health" => spec.health = Some(health(value)),
+            "resync" => restores(&mut spec, value),
             "start_pre" => spec.service.start_pre = vec![hook(); value.parse().expect("a number")],
             "start_post" => spec.service.start_post = vec![hook(); value.parse().expect("a number")],
             "stop_post" => spec.service.stop_post = vec![hook(); value.parse().expect("a number")],
@@ -81,6 +86,36 @@ pub fn unit(line: &str) -> Arc<UnitSpec> {
         }
     }
     Arc::new(spec)
+}
+
+fn loopback(port: u16) -> NetCheck {
+    NetCheck::Tcp(HostPort { host: "127.0.0.1".into(), port })
+}
+
+fn health(value: &str) -> Health {
+    let time = |text: &str| parse(text).expect("a duration");
+    let check = match value {
+        "tcp" => HealthCheck::Net(loopback(2)),
+        "exec" => HealthCheck::Exec(Command { argv: vec!["/bin/hook".to_string()] }),
+        "watchdog" => HealthCheck::Watchdog(time("10s")),
+        other => panic!("health {other}"),
+    };
+    Health { check, interval: time("5s"), timeout: time("3s"), threshold: 2, grace: time("0s") }
+}
+
+/// `[resync]`, asked for whenever one of what it requires returns.
+fn restores(spec: &mut UnitSpec, value: &str) {
+    let time = |text: &str| parse(text).expect("a duration");
+    let by = match value {
+        "tcp" => ResyncBy::Net(loopback(3)),
+        "exec" => ResyncBy::Command(Command { argv: vec!["/bin/hook".to_string()] }),
+        other => panic!("resync {other}"),
+    };
+    spec.resync = Some(Resync { by, timeout: time("2s"), delays: vec![time("5s"), time("10s")] });
+    for other in spec.unit.requires.clone() {
+        let edge = Edge { on_loss: OnLoss::Degrade, on_return: OnReturn::Resync };
+        spec.dependency.insert(other, edge);
+    }
 }
 
 impl Play {
@@ -154,6 +189,31 @@ impl Play {
                 let outcome = ProbeOutcome::Failed(seen.join(" "));
                 self.step(Event::Probed { run: run(number), outcome });
             }
+            ["checked", number, "ok"] => {
+                self.step(Event::Checked { run: run(number), outcome: ProbeOutcome::Ok })
+            }
+            ["checked", number, seen @ ..] => {
+                let outcome = ProbeOutcome::Failed(seen.join(" "));
+                self.step(Event::Checked { run: run(number), outcome });
+            }
+            ["resynced", number, "ok"] => {
+                self.step(Event::Resynced { run: run(number), outcome: ProbeOutcome::Ok })
+            }
+            ["resynced", number, seen @ ..] => {
+                let outcome = ProbeOutcome::Failed(seen.join(" "));
+                self.step(Event::Resynced { run: run(number), outcome });
+            }
+            ["pinged", number] => self.step(Event::Pinged { run: run(number) }),
+            ["triggered", number] => self.step(Event::WatchdogTriggered { run: run(number) }),
+            ["says", number, "stopping"] => self.step(Event::Said { run: run(number), said: Said::Stopping }),
+            ["says", number, "reloading"] => {
+                self.step(Event::Said { run: run(number), said: Said::Reloading })
+            }
+            ["asks", number, by] => {
+                let by = parse(by).expect("a duration");
+                self.step(Event::Said { run: run(number), said: Said::ExtendTimeout(by) });
+            }
+            ["resync", list @ ..] => self.order(Order::Resync(units(list))),
             ["ready", number] => self.step(Event::NotifiedReady { run: run(number) }),
             ["matched", number] => self.step(Event::LogMatched { run: run(number) }),
             ["start", list @ ..] => self.order(Order::Start(units(list))),
