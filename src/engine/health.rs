@@ -66,6 +66,10 @@ impl Engine {
             WatchStep::InFlight { check: None, hung_at, .. } if hung_at <= now => {
                 // The prober keeps its own time; it is late only after a suspend.
                 fx.mark(Mark::CheckDiscarded);
+                let lost_at = now + health.timeout + SUSPEND_SLACK;
+                self.set_watch_step(name, WatchStep::Overslept { lost_at });
+            }
+            WatchStep::Overslept { lost_at } if lost_at <= now => {
                 self.set_watch_step(name, WatchStep::Next(now + health.interval));
             }
             WatchStep::Watchdog { due, every } if due <= now => {
@@ -79,6 +83,7 @@ impl Engine {
             }
             WatchStep::Next(_)
             | WatchStep::InFlight { .. }
+            | WatchStep::Overslept { .. }
             | WatchStep::Killed { .. }
             | WatchStep::Watchdog { .. } => {}
         }
@@ -116,6 +121,23 @@ impl Engine {
     pub(crate) fn on_checked(&mut self, now: Monotonic, run: RunId, outcome: ProbeOutcome, fx: &mut Effects) {
         let Some(name) = self.runs.get(&run).cloned() else { return fx.mark(Mark::LateNewsIgnored) };
         let Some((active, health)) = self.watched(&name) else { return fx.mark(Mark::LateNewsIgnored) };
+        let step = active.health.as_ref().filter(|_| active.main == Some(run)).map(|watch| watch.step);
+        let overslept = match step {
+            Some(WatchStep::Overslept { .. }) => true,
+            Some(WatchStep::InFlight { check: None, hung_at, .. }) => hung_at <= now,
+            Some(
+                WatchStep::Next(_)
+                | WatchStep::InFlight { .. }
+                | WatchStep::Killed { .. }
+                | WatchStep::Watchdog { .. },
+            )
+            | None => false,
+        };
+        if overslept {
+            fx.mark(Mark::CheckDiscarded);
+            self.touched.insert(name.clone());
+            return self.next_check(now, &name, &health);
+        }
         let awaited = active.main == Some(run)
             && active
                 .health
@@ -157,6 +179,7 @@ impl Engine {
             WatchStep::Killed { check: awaited } if awaited == check => self.next_check(now, name, &health),
             WatchStep::Next(_)
             | WatchStep::InFlight { .. }
+            | WatchStep::Overslept { .. }
             | WatchStep::Killed { .. }
             | WatchStep::Watchdog { .. } => {}
         }
@@ -175,7 +198,10 @@ impl Engine {
         let Some(watch) = &mut active.health else { return };
         let begun = match watch.step {
             WatchStep::InFlight { begun, .. } => begun,
-            WatchStep::Next(_) | WatchStep::Killed { .. } | WatchStep::Watchdog { .. } => now,
+            WatchStep::Next(_)
+            | WatchStep::Overslept { .. }
+            | WatchStep::Killed { .. }
+            | WatchStep::Watchdog { .. } => now,
         };
         watch.step = WatchStep::Next((begun + health.interval).max(now));
     }

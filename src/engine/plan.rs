@@ -210,15 +210,13 @@ impl Engine {
         let Some(unit) = self.units.get_mut(name) else { return };
         match &mut unit.state {
             State::Backoff { .. } | State::Failed { hold: Hold::GaveUp(_) } => self.set_waiting(now, name),
-            State::Deactivating { then, .. } => match then {
+            State::Deactivating { then, .. } | State::Failed { hold: Hold::Stuck { then } } => match then {
                 Then::Backoff { .. } | Then::Hold(_) => *then = Then::Again { not_before: None },
                 Then::Again { .. } | Then::Finished(_) => {}
             },
-            State::Failed { hold: Hold::Stuck { .. } }
-            | State::Inactive { .. }
-            | State::Waiting { .. }
-            | State::Activating(_)
-            | State::Active(_) => return,
+            State::Inactive { .. } | State::Waiting { .. } | State::Activating(_) | State::Active(_) => {
+                return;
+            }
         }
         if let Some(unit) = self.units.get_mut(name) {
             unit.durable.held = None;

@@ -84,7 +84,7 @@ impl Engine {
         match &mut watch.step {
             WatchStep::Next(at) => *at = (*at).max(now + grace),
             WatchStep::Watchdog { due, .. } => *due = (*due).max(now + grace),
-            WatchStep::InFlight { .. } | WatchStep::Killed { .. } => {}
+            WatchStep::InFlight { .. } | WatchStep::Overslept { .. } | WatchStep::Killed { .. } => {}
         }
     }
 

@@ -152,6 +152,9 @@ pub(crate) enum WatchStep {
     Next(Monotonic),
     /// One is under way (the run, where it is a process); it is hung at `hung_at`.
     InFlight { check: Option<RunId>, begun: Monotonic, hung_at: Monotonic },
+    /// The check under way spans a suspend: its answer says nothing, and no other begins before
+    /// it is there, or surely lost at `lost_at`.
+    Overslept { lost_at: Monotonic },
     /// A hung check process was killed; its end begins the next interval.
     Killed { check: RunId },
     /// `WATCHDOG=1` is due until then.
@@ -395,6 +398,7 @@ impl Unit {
                 let health = active.health.as_ref().and_then(|watch| match watch.step {
                     WatchStep::Next(at) => Some(at),
                     WatchStep::InFlight { hung_at, .. } => Some(hung_at),
+                    WatchStep::Overslept { lost_at } => Some(lost_at),
                     WatchStep::Killed { .. } => None,
                     WatchStep::Watchdog { due, .. } => Some(due),
                 });

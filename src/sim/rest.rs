@@ -6,7 +6,7 @@ use crate::base::exit::RunId;
 use crate::base::name::UnitName;
 use crate::engine::Engine;
 use crate::engine::durable::Desired;
-use crate::engine::effect::RecordKind;
+use crate::engine::effect::{Record, RecordKind};
 use crate::engine::event::Order;
 use crate::engine::plan::Comes;
 use crate::engine::view::StateWord;
@@ -60,7 +60,14 @@ impl Oracle {
             RecordKind::Degraded { for_units } => for_units.iter().any(|other| self.falls_with(unit, other)),
             _no_reason_to_end => false,
         });
+        // The order that started it was lost with the engine, and nothing else wants it.
+        let started =
+            |record: &Record| matches!(record.kind, RecordKind::Started { .. }) && record.run == Some(run);
+        let wanted = world.rows.get(unit).is_some_and(|row| row.ordered == Some(Desired::Up))
+            || self.specs.get(unit).is_some_and(|spec| spec.unit.enabled);
+        let unordered = !wanted && !world.events.iter().any(started);
         self.shutting_down
+            || unordered
             || down
             || !known
             || asked
