@@ -20,6 +20,7 @@ use crate::engine::event::Rest;
 use crate::engine::{Adopted, Asked};
 use crate::keeper::wire::{HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT, Request, TableRow};
 use crate::logs::Stream;
+use crate::logs::capture::{Birth, Pipe};
 use crate::sys::socket;
 use crate::unit::spec::ServiceType;
 
@@ -96,6 +97,7 @@ fn hold_end_back(row: &mut Adopted, hands: &mut Hands) {
         && let Some(live) = hands.runs.get_mut(&row.run)
     {
         live.ended = false;
+        live.end = None;
         live.handover.end = Some(end);
         row.ended = None;
     }
@@ -112,6 +114,7 @@ fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
         said_ready,
         pid: Some(pid),
         ended: ended.is_some(),
+        end: ended,
         handover: Handover { end_asked, ..Handover::default() },
         ..Live::new(unit.clone(), role, log_from)
     };
@@ -128,7 +131,7 @@ fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
             _ => continue,
         };
         match hands.spool(&unit, stream) {
-            Ok(spool) => hands.capture(&unit, run, stream, fd, spool),
+            Ok(spool) => hands.capture(Pipe { run, fd, spool, birth: Birth::Adopted }),
             Err(why) => tracing::error!("what {unit} writes is not kept: {why}"),
         }
     }

@@ -269,8 +269,8 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     };
     let mut stored = FdStore::default();
     let sockets = sockets_and_stored(&home, &mut client, held, &mut stored)?;
-    let drained = sources.clone();
-    let capture = Capture::start(move |news| drop(drained.send(Source::Drained(news))))?;
+    let captured = sources.clone();
+    let capture = Capture::start(move |news| drop(captured.send(Source::Captured(news))))?;
     let (outbox, first) = start_outbox(&home, &store, &loaded, &in_force, &sources);
     let mut hands = Hands::new(Tools {
         keeper: client,

@@ -290,7 +290,7 @@ impl Shell {
     }
 
     /// Red: a broken file or a failed unit. Yellow: something wanted is not there, or history
-    /// cannot be written. Green: all is as it should be.
+    /// or a log cannot be written. Green: all is as it should be.
     fn color(&self, views: &[UnitView]) -> &'static str {
         let failed = views.iter().any(|view| view.state == StateWord::Failed);
         if failed || !self.files.errors.is_empty() {
@@ -298,7 +298,8 @@ impl Shell {
         }
         let missing =
             views.iter().any(|view| view.wanted && view.state != StateWord::Active && !is_done(view));
-        if missing || self.hands.store_trouble().is_some() { "yellow" } else { "green" }
+        let unwritable = self.hands.store_trouble().is_some() || !self.hands.output.troubled().is_empty();
+        if missing || unwritable { "yellow" } else { "green" }
     }
 
     fn answer_card(&self, name: &str, reply: oneshot::Sender<Answer>) {

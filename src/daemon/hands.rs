@@ -2,12 +2,10 @@
 //!
 //! Refuses: choosing what to do. What cannot be done is an event, fed back to the engine.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -21,8 +19,9 @@ use crate::base::{limits, name::UnitName, time::Monotonic};
 use crate::config::load::Loaded;
 use crate::daemon::containment::Containment;
 use crate::daemon::fdstore::FdStore;
+use crate::daemon::output::Output;
 use crate::daemon::plan::{self, Refused, Surroundings};
-use crate::daemon::streams::{History, LogSource};
+use crate::daemon::streams::History;
 use crate::daemon::tag::Tag;
 use crate::daemon::words::Handover;
 use crate::daemon::{follow, launch};
@@ -32,25 +31,21 @@ use crate::engine::event::{Event, RequestId, Rest};
 use crate::keeper::client::Client;
 use crate::keeper::wire::Request;
 use crate::logs::Stream;
-use crate::logs::capture::{Capture, Drained, Writers};
-use crate::logs::spool::Spool;
+use crate::logs::capture::{Birth, Capture, News, Pipe};
 use crate::store::open::RUNS_PER_RESERVE;
 use crate::store::row::{EventRow, Level, NewEvent};
 use crate::store::writer::{Batch, Committed, Store, Write};
 use crate::sys::clock;
 use crate::telemetry::observe::{Stamp, delivery_event, observe};
-use crate::unit::spec::{HealthCheck, ReadyWhen, ResyncBy, StderrTo, UnitSpec, WhenFull};
-
-/// How long a run's last words may take to reach the disk before the keeper lets go of its
-/// pipe all the same (a full disk, or a grandchild that goes on writing).
-const DRAIN_MAX: Duration = Duration::from_secs(1);
+use crate::unit::spec::{HealthCheck, ReadyWhen, ResyncBy, StderrTo, UnitSpec};
 
 /// What the daemon's own threads and tasks tell the loop. As many as there are runs and
 /// commits under way: the channel has no bound of its own because its senders must not wait.
 pub enum Source {
     Event(Event),
     Committed(Committed),
-    Drained(Drained),
+    /// What the capture of logs tells.
+    Captured(News),
     /// How far an alert is with a channel.
     Outbox(Keep),
     DrainOverdue(RunId),
@@ -85,6 +80,8 @@ pub struct Live {
     /// Where in the spool its words begin.
     pub log_from: u64,
     pub ended: bool,
+    /// When and how, once that was told.
+    pub end: Option<(Monotonic, Exit)>,
     /// The keeper knows that it said READY=1.
     pub said_ready: bool,
     pub handover: Handover,
@@ -93,7 +90,7 @@ pub struct Live {
 impl Live {
     pub fn new(unit: UnitName, role: Role, log_from: u64) -> Live {
         let handover = Handover::default();
-        Live { unit, role, pid: None, log_from, ended: false, said_ready: false, handover }
+        Live { unit, role, pid: None, log_from, ended: false, end: None, said_ready: false, handover }
     }
 }
 
@@ -121,10 +118,7 @@ pub struct Hands {
     pub(crate) stored: FdStore,
     /// Answers known at once, to be told before anything else.
     pub(crate) answers: VecDeque<Event>,
-    spools: BTreeMap<(UnitName, Stream), Arc<Spool>>,
-    /// Pipes that the capture still reads.
-    pipes: BTreeMap<RunId, BTreeSet<Stream>>,
-    releasing: BTreeMap<RunId, BTreeSet<Stream>>,
+    pub(crate) output: Output,
     /// Units of which somebody waits to hear that they are empty.
     watched: BTreeMap<UnitName, AbortHandle>,
     /// The newest resync request of a unit.
@@ -144,9 +138,7 @@ impl Hands {
             mains: BTreeMap::new(),
             stored: FdStore::default(),
             answers: VecDeque::new(),
-            spools: BTreeMap::new(),
-            pipes: BTreeMap::new(),
-            releasing: BTreeMap::new(),
+            output: Output::default(),
             watched: BTreeMap::new(),
             resyncs: BTreeMap::new(),
             writes: Vec::new(),
@@ -338,8 +330,8 @@ impl Hands {
         let tag = Tag { unit: unit.clone(), role, log_from }.to_bytes();
         let request = Request::Spawn { run, tag, plan, fds: prepared.fds };
         self.tools.keeper.send(request).map_err(refused_at(SpawnStep::Prepare))?;
-        for (stream, pipe, spool) in prepared.captured {
-            self.capture(unit, run, stream, pipe, spool);
+        for (fd, spool) in prepared.captured {
+            self.capture(Pipe { run, fd, spool, birth: Birth::New });
         }
         if let Some(pipe) = prepared.notify_fd {
             follow::watch_notify_fd(run, pipe, self.tools.sources.clone());
@@ -376,31 +368,6 @@ impl Hands {
             self.tools.reserved_until = until;
             self.writes.push(Write::ReserveRuns { until });
         }
-    }
-
-    /// A service runs without a log rather than not at all.
-    fn spool_or_nothing(&mut self, unit: &UnitName, stream: Stream) -> Option<Arc<Spool>> {
-        self.spool(unit, stream)
-            .inspect_err(|why| tracing::error!("what {unit} writes is not kept: {why}"))
-            .ok()
-    }
-
-    /// The one open spool of this stream.
-    pub fn spool(&mut self, unit: &UnitName, stream: Stream) -> Result<Arc<Spool>, String> {
-        if let Some(spool) = self.spools.get(&(unit.clone(), stream)) {
-            return Ok(Arc::clone(spool));
-        }
-        let spool = Spool::open(&self.tools.logs, unit, stream).map_err(|error| error.to_string())?;
-        let spool = Arc::new(spool);
-        self.spools.insert((unit.clone(), stream), Arc::clone(&spool));
-        Ok(spool)
-    }
-
-    /// Moves what `run` writes into its spool from now on.
-    pub fn capture(&mut self, unit: &UnitName, run: RunId, stream: Stream, pipe: OwnedFd, spool: Arc<Spool>) {
-        let when_full = self.specs.get(unit).map_or(WhenFull::Block, |spec| spec.log.when_full);
-        self.pipes.entry(run).or_default().insert(stream);
-        self.tools.capture.add(run, stream, pipe, spool, when_full);
     }
 
     fn probe(&self, unit: &UnitName, run: RunId) {
@@ -484,72 +451,6 @@ impl Hands {
         let watched: Vec<UnitName> = self.watched.keys().cloned().collect();
         for unit in watched {
             self.on_maybe_empty(&unit);
-        }
-    }
-
-    /// Lets the keeper forget a run once its pipes are drained, or a second has passed.
-    pub fn release(&mut self, run: RunId) {
-        match self.pipes.get(&run) {
-            Some(open) if !open.is_empty() => {
-                self.releasing.insert(run, open.clone());
-                self.tools.capture.drain(run);
-                let sources = self.tools.sources.clone();
-                tokio::spawn(async move {
-                    tokio::time::sleep(DRAIN_MAX).await;
-                    let _ = sources.send(Source::DrainOverdue(run)); // the loop has ended
-                });
-            }
-            Some(_) | None => self.release_now(run),
-        }
-    }
-
-    pub fn on_drained(&mut self, drained: &Drained) {
-        if drained.writers == Writers::Gone
-            && let Some(open) = self.pipes.get_mut(&drained.run)
-        {
-            open.remove(&drained.stream);
-            if open.is_empty() {
-                self.pipes.remove(&drained.run);
-            }
-        }
-        if let Some(awaited) = self.releasing.get_mut(&drained.run) {
-            awaited.remove(&drained.stream);
-            if awaited.is_empty() {
-                self.on_drain_overdue(drained.run);
-            }
-        }
-    }
-
-    pub fn on_drain_overdue(&mut self, run: RunId) {
-        if self.releasing.remove(&run).is_some() {
-            self.release_now(run);
-        }
-    }
-
-    fn release_now(&mut self, run: RunId) {
-        self.runs.remove(&run);
-        self.ask_keeper(Request::Release { run });
-    }
-
-    /// Every stream of these units, with the spools that are open.
-    pub fn log_sources(&self, units: &[UnitName]) -> Vec<LogSource> {
-        let streams = units.iter().flat_map(|unit| Stream::ALL.map(|stream| (unit.clone(), stream)));
-        let source = |(unit, stream): (UnitName, Stream)| LogSource {
-            directory: self.tools.logs.join(unit.as_str()),
-            spool: self.spools.get(&(unit.clone(), stream)).cloned(),
-            unit,
-            stream,
-        };
-        streams.map(source).collect()
-    }
-
-    /// Opens what a follower of these units has to listen to.
-    pub fn open_spools(&mut self, units: &[UnitName]) {
-        for unit in units {
-            let _ = self.spool_or_nothing(unit, Stream::Stdout); // said there
-            if self.specs.get(unit).is_some_and(|spec| spec.log.stderr == StderrTo::Separate) {
-                let _ = self.spool_or_nothing(unit, Stream::Stderr); // said there
-            }
         }
     }
 

@@ -20,7 +20,7 @@ const LISTEN_FDS_START: i32 = 3;
 pub struct Prepared {
     pub fds: Vec<(FdUse, OwnedFd)>,
     /// Read ends, for the capture.
-    pub captured: Vec<(Stream, OwnedFd, Arc<Spool>)>,
+    pub captured: Vec<(OwnedFd, Arc<Spool>)>,
     /// Read end of the notification pipe.
     pub notify_fd: Option<OwnedFd>,
 }
@@ -93,7 +93,7 @@ impl Prepared {
         let Some(spool) = spool else { return pipe::null() };
         let (read, write) = pipe::pair()?;
         self.fds.push((FdUse::Hold(label(stream)), read.as_fd().try_clone_to_owned()?));
-        self.captured.push((stream, read, spool));
+        self.captured.push((read, spool));
         Ok(write)
     }
 }

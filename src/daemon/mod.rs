@@ -14,6 +14,7 @@ mod handlers;
 mod hands;
 mod launch;
 mod notify;
+mod output;
 mod plan;
 mod reload;
 mod shell;

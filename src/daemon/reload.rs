@@ -300,7 +300,7 @@ impl Shell {
     /// What the hands act by is what the engine goes by.
     pub(crate) fn sync_specs(&mut self) {
         for spec in self.engine.specs() {
-            self.hands.specs.insert(spec.name.clone(), Arc::clone(spec));
+            self.hands.set_spec(spec);
         }
     }
 

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
@@ -197,7 +196,7 @@ impl Shell {
                 && let Some(spec) = self.engine.spec_of(unit)
             {
                 // It may have come in force with this start.
-                self.hands.specs.insert(unit.clone(), Arc::clone(spec));
+                self.hands.set_spec(spec);
             }
             self.hands.perform(effect, stamp);
         }
@@ -334,7 +333,7 @@ impl Shell {
             Source::Event(event) => self.handle(event),
             Source::Committed(committed) => self.hands.on_committed(committed),
             Source::Outbox(keep) => self.hands.keep_of_outbox(keep, stamp(clock::monotonic())),
-            Source::Drained(drained) => self.hands.on_drained(&drained),
+            Source::Captured(news) => self.hands.on_captured(news),
             Source::DrainOverdue(run) => self.hands.on_drain_overdue(run),
             Source::MaybeEmpty(unit) => self.hands.on_maybe_empty(&unit),
             Source::KeeperHasMore => self.on_keeper()?,

@@ -171,6 +171,7 @@ impl Shell {
         let Some(live) = self.hands.runs.get_mut(&run) else { return };
         live.handover.end = None;
         live.ended = true;
+        live.end = Some((at, exit));
         let rest = self.hands.rest(&unit);
         self.handle(Event::Exited { run, at, exit, rest });
     }

@@ -3,9 +3,16 @@
 //! Refuses: why a unit ended, what a line means, and bytes in our memory on the way in: what is
 //! in a buffer of ours is lost when we are killed, what is in a pipe or a file is not.
 
+pub mod files;
+pub mod index;
+pub mod segment;
+pub mod spool;
+pub mod pack;
+pub mod retain;
+pub mod stored;
+mod mover;
 pub mod capture;
 pub mod read;
-pub mod spool;
 #[cfg(test)]
 mod read_tests;
 #[cfg(test)]
@@ -29,7 +36,15 @@ impl Stream {
         }
     }
 
-    /// The word in the API.
+    /// Its index.
+    pub fn index_name(self) -> &'static str {
+        match self {
+            Stream::Stdout => "current.idx",
+            Stream::Stderr => "stderr.idx",
+        }
+    }
+
+    /// The word in the API, and in the names of older files.
     pub fn as_str(self) -> &'static str {
         match self {
             Stream::Stdout => "stdout",

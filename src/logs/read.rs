@@ -4,18 +4,16 @@
 //! most 8 MiB, and a reader that falls far behind is moved forward and told how much it missed.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::fcntl::OFlag;
 use regex::bytes::Regex;
 use tokio::sync::watch;
 
 use crate::logs::Stream;
 use crate::logs::spool::Spool;
+use crate::logs::stored::{Got, Stored};
 
 /// Longest line in one piece, in bytes (reliability L2).
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -31,6 +29,7 @@ pub const LAG_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const LAG_KEPT_BYTES: u64 = 1024 * 1024;
 
 const BLOCK_BYTES: usize = 64 * 1024;
+const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// One line as it was written, without its newline.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,37 +85,36 @@ pub struct Tail {
 }
 
 /// The last `lines` lines of a unit's stream; `directory` is `<logs>/<unit>`. Reads backwards
-/// and only as far as needed. A file that is not there has no lines. Blocks on a cold disk.
+/// and only as far as needed, across its files. A log that is not there has no lines. Blocks on a
+/// cold disk.
 ///
 /// # Errors
-/// What open(2) and pread(2) say; a link in place of the file is ELOOP.
+/// What open(2) and pread(2) say; a link in place of a file is ELOOP.
 pub fn tail(directory: &Path, stream: Stream, lines: usize, last: Unfinished) -> io::Result<Tail> {
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let opened =
-        OpenOptions::new().read(true).custom_flags(flags.bits()).open(directory.join(stream.file_name()));
-    let file = match opened {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Tail { lines: Vec::new(), end: 0, shortened: false });
-        }
-        Err(error) => return Err(error),
+    let mut stored = Stored::new(directory, stream);
+    let spans = stored.spans()?;
+    let (Some(first), Some(newest)) = (spans.first(), spans.last()) else {
+        return Ok(Tail { lines: Vec::new(), end: 0, shortened: false });
     };
-    let size = file.metadata()?.len();
+    let begin = first.from;
+    let size = match stored.part(newest)? {
+        Some(part) => part.base + part.len()?,
+        None => newest.to.unwrap_or(newest.from),
+    };
     let end = match last {
         Unfinished::Show => size,
-        Unfinished::Leave => finished_end(&file, size)?,
+        Unfinished::Leave => finished_end(&mut stored, begin, size)?,
     };
     let mut back = Backwards::new(stream, lines);
     let mut at = end;
-    while at > 0 && back.wants_more() {
-        let block = usize::try_from(at).unwrap_or(usize::MAX).min(BLOCK_BYTES);
-        let start = at - u64::try_from(block).unwrap_or(at);
-        let mut bytes = vec![0; block];
-        file.read_exact_at(&mut bytes, start)?;
+    while at > begin && back.wants_more() {
+        let start = at.saturating_sub(BLOCK).max(begin);
+        let bytes = read_range(&mut stored, start, at)?;
+        let Some(bytes) = bytes else { break };
         back.take_block(bytes);
         at = start;
     }
-    if at == 0 {
+    if at <= begin {
         back.take_first_line();
     }
     let shortened = back.left_bytes == 0 && back.left_lines > 0;
@@ -124,16 +122,27 @@ pub fn tail(directory: &Path, stream: Stream, lines: usize, last: Unfinished) ->
 }
 
 /// Offset behind the last newline, if that is within `LINE_BYTES_MAX` of the end.
-fn finished_end(file: &File, size: u64) -> io::Result<u64> {
-    let block = usize::try_from(size).unwrap_or(usize::MAX).min(LINE_BYTES_MAX);
-    let start = size - u64::try_from(block).unwrap_or(size);
-    let mut bytes = vec![0; block];
-    file.read_exact_at(&mut bytes, start)?;
+fn finished_end(stored: &mut Stored, begin: u64, size: u64) -> io::Result<u64> {
+    let start = size.saturating_sub(BLOCK).max(begin);
+    let bytes = read_range(stored, start, size)?.unwrap_or_default();
     Ok(match bytes.iter().rposition(|byte| *byte == b'\n') {
         Some(at) => start + u64::try_from(at).unwrap_or(0) + 1,
-        None if start == 0 => 0,
+        None if start == begin => begin,
         None => size,
     })
+}
+
+/// All bytes between two positions, which may lie in different files. None: some were removed meanwhile.
+fn read_range(stored: &mut Stored, from: u64, to: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = vec![0; usize::try_from(to - from).unwrap_or(0)];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match stored.read_at(from + u64::try_from(filled).unwrap_or(0), &mut bytes[filled..])? {
+            Got::Bytes(count) => filled += count,
+            Got::Gone { .. } | Got::End => return Ok(None),
+        }
+    }
+    Ok(Some(bytes))
 }
 
 /// Lines collected from the end of a file towards its beginning.
@@ -245,11 +254,13 @@ pub enum Followed {
 /// Complete lines of a spool file from an offset on, as they come. The file is the buffer:
 /// however slow the reader, this holds at most two blocks in memory and delays no writer.
 pub struct Follow {
-    spool: Arc<Spool>,
+    /// Held, so that `stored` goes on telling.
+    _spool: Arc<Spool>,
     stored: watch::Receiver<u64>,
+    files: Stored,
     stream: Stream,
     lag: Lag,
-    /// Offset in the file behind the last byte of `bytes`.
+    /// Position in the stream behind the last byte of `bytes`.
     at: u64,
     bytes: Vec<u8>,
     /// `bytes` is used up to here…
@@ -264,9 +275,11 @@ impl Follow {
     /// `from`: an offset where a line begins, such as `Tail::end` or `Spool::stored_bytes`.
     pub fn new(spool: Arc<Spool>, stream: Stream, from: u64, lag: Lag) -> Follow {
         let stored = spool.watch();
+        let files = Stored::new(&spool.directory(), stream);
         Follow {
-            spool,
+            _spool: spool,
             stored,
+            files,
             stream,
             lag,
             at: from,
@@ -287,16 +300,23 @@ impl Follow {
                 return Ok(Followed::Line(line));
             }
             let stored = *self.stored.borrow_and_update();
-            if stored < self.at {
-                self.jump(0, false); // the file was truncated
-            }
             if self.lag == Lag::Skip && stored.saturating_sub(self.at) > LAG_BYTES_MAX {
                 return self.skip(stored);
             }
-            if self.at < stored && self.read_block()? > 0 {
-                // A flood must not keep the others on this thread from running.
-                tokio::task::yield_now().await;
-                continue;
+            if self.at < stored {
+                match self.read_block()? {
+                    Got::Bytes(_) => {
+                        // A flood must not keep the others on this thread from running.
+                        tokio::task::yield_now().await;
+                        continue;
+                    }
+                    Got::Gone { to } => {
+                        let bytes = to - self.at + u64::try_from(self.bytes.len() - self.used).unwrap_or(0);
+                        self.jump(to, true);
+                        return Ok(Followed::Missed { bytes });
+                    }
+                    Got::End => {}
+                }
             }
             if self.stored.changed().await.is_err() {
                 std::future::pending::<()>().await; // cannot be: we hold the spool
@@ -328,17 +348,17 @@ impl Follow {
         Some(LogLineRaw { stream: self.stream, bytes, cut })
     }
 
-    fn read_block(&mut self) -> io::Result<usize> {
+    fn read_block(&mut self) -> io::Result<Got> {
         self.bytes.drain(..self.used);
         self.searched -= self.used;
         self.used = 0;
         let held = self.bytes.len();
         self.bytes.resize(held + BLOCK_BYTES, 0);
-        let read = self.spool.read_at(&mut self.bytes[held..], self.at);
-        self.bytes.truncate(held + read.as_ref().copied().unwrap_or(0));
-        let read = read?;
+        let got = self.files.read_at(self.at, &mut self.bytes[held..]);
+        let read = if let Ok(Got::Bytes(count)) = got { count } else { 0 };
+        self.bytes.truncate(held + read);
         self.at += u64::try_from(read).unwrap_or(0);
-        Ok(read)
+        got
     }
 
     /// Moves forward to the first line that begins in the last `LAG_KEPT_BYTES`.
@@ -347,7 +367,10 @@ impl Follow {
         let from = self.at - unread;
         let target = stored - LAG_KEPT_BYTES;
         let mut block = vec![0; BLOCK_BYTES];
-        let read = self.spool.read_at(&mut block, target)?;
+        let read = match self.files.read_at(target, &mut block)? {
+            Got::Bytes(count) => count,
+            Got::Gone { .. } | Got::End => 0,
+        };
         match block[..read].iter().position(|byte| *byte == b'\n') {
             Some(newline) => self.jump(target + u64::try_from(newline).unwrap_or(0) + 1, false),
             None => self.jump(target, true),

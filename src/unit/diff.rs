@@ -240,6 +240,7 @@ impl Changed {
             Log {
                 max_size_bytes: "max_size",
                 max_files: "max_files",
+                max_age: "max_age",
                 compress: "compress",
                 stderr: "stderr",
                 when_full: "when_full",

@@ -255,11 +255,12 @@ const UNIT_KEYS: &[Key] = &[
     unset("alert", "channels", Kind::Words, "Channels of `upright.toml`; all of them where unset."),
     key("alert", "repeat_every", COUNT, "4", "Again after so many further failures; 0 = once an episode."),
 
-    key("log", "max_size", Kind::Size, r#""50MiB""#, "A log file is rotated at this size.").later(),
-    key("log", "max_files", Kind::Integer(1, 1_000), "5", "How many log files are kept.").later(),
-    key("log", "compress", Kind::Bool, "false", "Compress rotated files.").later(),
+    key("log", "max_size", Kind::Size, r#""50MiB""#, "A log file is ended at this size, and the next one begun."),
+    key("log", "max_files", Kind::Integer(1, 1_000), "5", "How many log files are kept, the one that is written among them."),
+    key("log", "max_age", Kind::Duration, r#""0s""#, "Older files go when their last line is older than this; 0s = never."),
+    key("log", "compress", Kind::Bool, "false", "Compress older files (zstd); `upright logs` reads them all the same."),
     key("log", "stderr", Kind::Choice(&["merge", "separate"]), r#""merge""#, "Standard error into the same log, or into one of its own.").restarts(),
-    key("log", "when_full", Kind::Choice(&["block", "drop"]), r#""block""#, "Disk full: block the writer, or drop and count every byte.").later(),
+    key("log", "when_full", Kind::Choice(&["block", "drop"]), r#""block""#, "Disk full: block the writer, or drop and count every byte."),
 
     unset("resources", "memory_max", Kind::Size, "Hard limit of memory.").later().restarts(),
     unset("resources", "memory_high", Kind::Size, "Above this the kernel throttles and reclaims.").later().restarts(),

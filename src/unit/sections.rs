@@ -402,12 +402,14 @@ impl Reader<'_> {
     fn log_section(&mut self, s: Section<'_, '_>) -> Option<Log> {
         let max_size_bytes = self.need(s, "max_size", Reader::size);
         let max_files = self.need(s, "max_files", Reader::count);
+        let max_age = self.need(s, "max_age", Reader::duration);
         let compress = self.need(s, "compress", Reader::boolean);
         let stderr = self.need(s, "stderr", Reader::choice);
         let when_full = self.need(s, "when_full", Reader::choice);
         Some(Log {
             max_size_bytes: max_size_bytes?,
             max_files: max_files?,
+            max_age: max_age?,
             compress: compress?,
             stderr: if stderr? == "separate" { StderrTo::Separate } else { StderrTo::Merge },
             when_full: if when_full? == "drop" { WhenFull::Drop } else { WhenFull::Block },

@@ -74,13 +74,7 @@ impl UnitSpec {
             dependency: BTreeMap::new(),
             resync: None,
             alert: Alert { after_failures: 4, channels: None, repeat_every: 4 },
-            log: Log {
-                max_size_bytes: 50 * 1024 * 1024,
-                max_files: 5,
-                compress: false,
-                stderr: StderrTo::Merge,
-                when_full: WhenFull::Block,
-            },
+            log: Log::default(),
             resources: Resources::default(),
             limits: Limits::default(),
             sandbox: Sandbox::default(),
@@ -300,9 +294,24 @@ pub enum WhenFull {
 pub struct Log {
     pub max_size_bytes: u64,
     pub max_files: u32,
+    /// Zero: never too old.
+    pub max_age: Duration,
     pub compress: bool,
     pub stderr: StderrTo,
     pub when_full: WhenFull,
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log {
+            max_size_bytes: 50 * 1024 * 1024,
+            max_files: 5,
+            max_age: Duration::ZERO,
+            compress: false,
+            stderr: StderrTo::Merge,
+            when_full: WhenFull::Block,
+        }
+    }
 }
 
 /// cgroup v2 controls (cgroup-v2.rst); none = the kernel's default.
