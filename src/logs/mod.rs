@@ -16,6 +16,8 @@ pub mod read;
 #[cfg(test)]
 mod read_tests;
 #[cfg(test)]
+mod rotation_tests;
+#[cfg(test)]
 mod tests;
 
 /// Which of its two streams a service wrote to. With `stderr = "merge"` both are `Stdout`.

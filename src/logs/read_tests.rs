@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::base::exit::RunId;
 use crate::base::luck::Luck;
 use crate::base::name::UnitName;
 use crate::logs::Stream;
@@ -15,12 +16,17 @@ use crate::logs::read::{
     Unfinished, tail,
 };
 use crate::logs::spool::Spool;
+use crate::logs::tests::{KEEP, now};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn spool(logs: &Path) -> Arc<Spool> {
     let unit = UnitName::parse("web").expect("name");
-    Arc::new(Spool::open(logs, &unit, Stream::Stdout).expect("spool"))
+    Arc::new(Spool::open(logs, &unit, Stream::Stdout, KEEP, now()).expect("spool"))
+}
+
+fn append(spool: &Spool, bytes: &[u8]) {
+    assert_eq!(spool.append(RunId(1), now(), bytes), Ok(bytes.len()));
 }
 
 fn within<T>(wanted: impl Future<Output = T>) -> T {
@@ -134,21 +140,21 @@ async fn next_line(follow: &mut Follow) -> LogLineRaw {
 fn a_follower_gets_whole_lines_when_they_are_whole() {
     let home = tempfile::tempdir().expect("home");
     let spool = spool(home.path());
-    spool.append(b"old\nhalf ").expect("append");
+    append(&spool, b"old\nhalf ");
     within(async {
         let seen = tail(&home.path().join("web"), Stream::Stdout, 10, Unfinished::Leave).expect("tail");
         assert_eq!(texts(&seen), ["old"]);
         let mut follow = Follow::new(Arc::clone(&spool), Stream::Stdout, seen.end, Lag::Skip);
         // Given up in the middle, as a handler in a `select!` is.
         assert!(shortly(follow.next()).await.is_none());
-        spool.append(b"a li").expect("append");
+        append(&spool, b"a li");
         assert!(shortly(follow.next()).await.is_none());
-        spool.append(b"ne\n\nnext\n").expect("append");
+        append(&spool, b"ne\n\nnext\n");
         for wanted in ["half a line", "", "next"] {
             assert_eq!(next_line(&mut follow).await.text(), wanted);
         }
         fs::File::create(spool.path()).expect("truncate");
-        spool.append(b"new\n").expect("append");
+        append(&spool, b"new\n");
         assert_eq!(next_line(&mut follow).await.text(), "new");
     });
 }
@@ -169,7 +175,7 @@ fn a_followed_long_line_comes_in_pieces() {
         let mut follow = Follow::new(Arc::clone(&spool), Stream::Stdout, 0, Lag::Keep);
         let mut lines = Vec::new();
         for part in text.chunks(50_000) {
-            spool.append(part).expect("append");
+            append(&spool, part);
             while let Some(line) = shortly(next_line(&mut follow)).await {
                 lines.push(line);
             }
@@ -188,13 +194,13 @@ fn a_slow_follower_is_moved_forward_and_told() {
     let spool = spool(home.path());
     let mut line = vec![b'z'; 1023];
     line.push(b'\n');
-    spool.append(b"seen\n").expect("append");
+    append(&spool, b"seen\n");
     within(async {
         let mut follow = Follow::new(Arc::clone(&spool), Stream::Stdout, 0, Lag::Skip);
         assert_eq!(next_line(&mut follow).await.text(), "seen");
         let blocks = LAG_BYTES_MAX / 1024 + 100;
         for _ in 0..blocks {
-            spool.append(&line).expect("append");
+            append(&spool, &line);
         }
         let Followed::Missed { bytes } = follow.next().await.expect("read") else { panic!("not told") };
         let mut read_bytes = 0;
@@ -212,7 +218,7 @@ fn a_slow_follower_is_moved_forward_and_told() {
 fn a_readiness_pattern_sees_this_run_only() {
     let home = tempfile::tempdir().expect("home");
     let spool = spool(home.path());
-    spool.append(b"listening on 8000\n").expect("append");
+    append(&spool, b"listening on 8000\n");
     within(async {
         let from = spool.stored_bytes();
         let mut matcher = LineMatcher::new(Arc::clone(&spool), Stream::Stdout, from, r"^listening on \d+$")
@@ -220,10 +226,10 @@ fn a_readiness_pattern_sees_this_run_only() {
         assert!(shortly(matcher.matched()).await.is_none());
         let flood = vec![b'.'; 200_000];
         for part in [&b"not listening on 1\n"[..], &flood, b"\nlisten", b"ing on 80"] {
-            spool.append(part).expect("append");
+            append(&spool, part);
             assert!(shortly(matcher.matched()).await.is_none());
         }
-        spool.append(b"01\n").expect("append");
+        append(&spool, b"01\n");
         assert_eq!(matcher.matched().await.expect("read").text(), "listening on 8001");
     });
     assert!(LineMatcher::new(spool, Stream::Stdout, 0, "(").is_err());

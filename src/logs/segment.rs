@@ -5,6 +5,7 @@
 use std::fs::File;
 
 use nix::errno::Errno;
+use nix::sys::stat::{FileStat, SFlag};
 
 use crate::logs::Stream;
 use crate::logs::files::{Access, Directory, Refusal, size};
@@ -65,16 +66,23 @@ fn parse(name: &str, stream: Stream) -> Option<Segment> {
 }
 
 /// The older files of a stream, oldest first. Of a file that is there twice, because packing
-/// was cut short, the plain one counts.
+/// was cut short, the plain one counts. What has such a name and is no file does not.
 ///
 /// # Errors
 /// As getdents(2).
 pub fn segments(directory: &Directory, stream: Stream) -> Result<Vec<Segment>, Errno> {
     let names = directory.names()?;
     let mut found: Vec<Segment> = names.iter().filter_map(|name| parse(name, stream)).collect();
+    found.retain(|segment| is_file(directory, &segment.log_name()));
     found.sort_by_key(|segment| (segment.sequence, segment.form));
     found.dedup_by_key(|segment| segment.sequence);
     Ok(found)
+}
+
+/// Whether a regular file has this name.
+pub fn is_file(directory: &Directory, name: &str) -> bool {
+    let kind = |stat: FileStat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+    directory.stat(name).is_ok_and(|stat| kind(stat) == SFlag::S_IFREG)
 }
 
 /// Where an older file stands in its stream: positions of its first byte and behind its last.

@@ -285,6 +285,16 @@ impl Spool {
         self.writer().files.is_some()
     }
 
+    /// As on a file system that cannot splice: the tests have no other.
+    #[cfg(test)]
+    pub(super) fn open_in_append_mode(&self) {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        let now = crate::logs::tests::now();
+        let mut writer = self.writer();
+        let files = self.files(&mut writer, now).expect("opens");
+        fcntl(&files.log, FcntlArg::F_SETFL(OFlag::O_APPEND)).expect("append mode");
+    }
+
     fn files<'a>(&self, writer: &'a mut Writer, now: Now) -> Result<&'a mut Files, Errno> {
         match &mut writer.files {
             Some(files) => Ok(files),
@@ -310,7 +320,7 @@ impl Files {
         let end = size(&stat);
         let looked_at = now.at;
         let index = match IndexWriter::resume(index)? {
-            Some(index) if belongs(&directory, &index, stream)? => {
+            Some(index) if belongs(&directory, &index, stream) => {
                 // The file was cut while nobody looked: what the index says is not true of it.
                 if index.last().is_some_and(|last| last.offset > end) {
                     return Files::begin(directory, log, stream, now, cut_at(&index));
@@ -448,17 +458,10 @@ impl Files {
 
 /// Whether the index is that of the file that is written: it is not when there is an older file
 /// with its number.
-fn belongs(directory: &Directory, index: &IndexWriter, stream: Stream) -> Result<bool, Errno> {
+fn belongs(directory: &Directory, index: &IndexWriter, stream: Stream) -> bool {
     let Header { sequence, .. } = index.header();
-    let forms = [Form::Plain, Form::Packed];
-    for form in forms {
-        match directory.stat(&Segment { sequence, stream, form }.log_name()) {
-            Ok(_) => return Ok(false),
-            Err(Errno::ENOENT) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(true)
+    let names = [Form::Plain, Form::Packed].map(|form| Segment { sequence, stream, form }.log_name());
+    !names.iter().any(|name| segment::is_file(directory, name))
 }
 
 /// The position that the stream had reached when its file was cut.

@@ -47,6 +47,16 @@ pub struct Part {
     /// None for a file of a build that kept no index.
     pub index: Option<File>,
     body: Body,
+    age: Age,
+}
+
+/// What a file was when it was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Age {
+    /// Ended: nothing comes any more.
+    Older,
+    /// The one that is written.
+    Current,
 }
 
 #[derive(Debug)]
@@ -111,10 +121,10 @@ impl Stored {
         for _ in 0..LOOKS_MAX {
             if let Some(part) = self.open.as_mut().filter(|part| part.base <= position) {
                 let got = part.read_at(position, buffer)?;
-                if got > 0 {
+                if got > 0 && part.is_sound()? {
                     return Ok(Got::Bytes(got));
                 }
-                if part.is_written()? {
+                if got == 0 && part.is_written()? {
                     // Nothing came between these two looks, or it is there now.
                     let got = part.read_at(position, buffer)?;
                     return Ok(if got > 0 { Got::Bytes(got) } else { Got::End });
@@ -166,11 +176,17 @@ impl Stored {
                             base: header.base,
                             index: Some(index),
                             body: Body::Plain(log),
+                            age: Age::Current,
                         }));
                     }
                 }
                 (None, Some((log, _))) if segments(directory, self.stream)?.is_empty() => {
-                    return Ok(Some(Part { base: 0, index: None, body: Body::Plain(log) }));
+                    return Ok(Some(Part {
+                        base: 0,
+                        index: None,
+                        body: Body::Plain(log),
+                        age: Age::Current,
+                    }));
                 }
                 (None, None) => return Ok(None),
                 (None | Some(_), _) => {}
@@ -217,16 +233,22 @@ impl Part {
         Ok(self.len()? == 0)
     }
 
+    /// Whether what was just read stands at its position: a file that was cut from outside has got an
+    /// index of another base, and ours has no name any more.
+    fn is_sound(&self) -> io::Result<bool> {
+        match (&self.index, self.age) {
+            (Some(index), Age::Current) => Ok(fstat(index)?.st_nlink > 0),
+            (Some(_), Age::Older) | (None, _) => Ok(true),
+        }
+    }
+
     /// Whether bytes may still come: it was not ended, and has its name.
     fn is_written(&self) -> io::Result<bool> {
         let Body::Plain(file) = &self.body else { return Ok(false) };
-        if fstat(file)?.st_nlink == 0 {
+        if self.age == Age::Older || !self.is_sound()? || fstat(file)?.st_nlink == 0 {
             return Ok(false);
         }
         let Some(index) = &self.index else { return Ok(true) };
-        if fstat(index)?.st_nlink == 0 {
-            return Ok(false); // the file was cut, and has an index of another base now
-        }
         let Some(index) = Index::of(index)? else { return Ok(false) };
         let last = index.count().checked_sub(1).map(|last| index.record(last)).transpose()?.flatten();
         Ok(last.is_none_or(|last| last.what != What::End))
@@ -241,7 +263,7 @@ fn open_segment(directory: &Directory, segment: &Segment, base: u64) -> io::Resu
                 Form::Plain => Body::Plain(log),
                 Form::Packed => Body::Packed(Packed::open(log)?),
             };
-            Ok(Some(Part { base, index, body }))
+            Ok(Some(Part { base, index, body, age: Age::Older }))
         }
         // Packed meanwhile, or removed.
         None if segment.form == Form::Plain => {

@@ -10,15 +10,19 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
 
-use crate::base::exit::RunId;
+use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
 use crate::logs::Stream;
-use crate::logs::capture::{Capture, Drained, Writers};
-use crate::logs::spool::{Spool, SpoolRefusal};
+use crate::logs::capture::{Birth, Capture, End, News, Pipe, Trouble};
+use crate::logs::files::Refusal;
+use crate::logs::index::{Index, Record, What};
+use crate::logs::spool::{Keep, Now, Pack, Spool};
+use crate::sys::clock;
 use crate::unit::spec::WhenFull;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -27,8 +31,44 @@ fn unit() -> UnitName {
     UnitName::parse("web").expect("name")
 }
 
+/// Nothing is rotated.
+pub(super) const KEEP: Keep =
+    Keep { file_bytes_max: 1 << 40, files_max: 5, age_max_s: 0, pack: Pack::No, when_full: WhenFull::Block };
+
+pub(super) fn now() -> Now {
+    Now { at: clock::monotonic(), ts_us: clock::wall().as_microsecond() }
+}
+
+fn spool_of(logs: &Path, unit: &UnitName, keep: Keep) -> Arc<Spool> {
+    Arc::new(Spool::open(logs, unit, Stream::Stdout, keep, now()).expect("spool"))
+}
+
 fn open_spool(logs: &Path) -> Arc<Spool> {
-    Arc::new(Spool::open(logs, &unit(), Stream::Stdout).expect("spool"))
+    spool_of(logs, &unit(), KEEP)
+}
+
+fn add(capture: &Capture, run: u64, fd: OwnedFd, spool: &Arc<Spool>) {
+    capture.add(Pipe { run: RunId(run), fd, spool: Arc::clone(spool), birth: Birth::New });
+}
+
+fn finish(capture: &Capture, run: u64, spool: &Arc<Spool>) {
+    let end = End { spool: Arc::clone(spool), exit: Exit::Code(3), ts_us: now().ts_us };
+    capture.finish(RunId(run), Some(end));
+}
+
+/// All records of the file that is written.
+fn records(spool: &Spool) -> Vec<Record> {
+    records_of(&spool.directory().join(spool.stream().index_name()))
+}
+
+fn records_of(index: &Path) -> Vec<Record> {
+    let file = fs::File::open(index).expect("index");
+    let index = Index::of(&file).expect("reads").expect("header");
+    let mut records = Vec::new();
+    while u64::try_from(records.len()).expect("count") < index.count() {
+        records.extend(index.page(u64::try_from(records.len()).expect("count")).expect("page"));
+    }
+    records
 }
 
 fn pipe() -> (OwnedFd, fs::File) {
@@ -36,18 +76,22 @@ fn pipe() -> (OwnedFd, fs::File) {
     (reader, fs::File::from(writer))
 }
 
-fn capture() -> (Capture, mpsc::Receiver<Drained>) {
+fn capture() -> (Capture, mpsc::Receiver<News>) {
     let (told, news) = mpsc::channel();
-    let capture = Capture::start(move |drained| told.send(drained).unwrap_or(())).expect("capture");
+    let capture = Capture::start(move |told_now| told.send(told_now).unwrap_or(())).expect("capture");
     (capture, news)
 }
 
-fn gone(run: u64) -> Drained {
-    Drained { run: RunId(run), stream: Stream::Stdout, writers: Writers::Gone }
+fn gone(run: u64) -> News {
+    News::Closed { run: RunId(run), stream: Stream::Stdout }
 }
 
-fn alive(run: u64) -> Drained {
-    Drained { writers: Writers::Alive, ..gone(run) }
+fn trouble(trouble: Trouble) -> News {
+    News::Trouble { unit: unit(), stream: Stream::Stdout, run: RunId(1), trouble }
+}
+
+fn finished(run: u64) -> News {
+    News::Finished(RunId(run))
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -65,7 +109,7 @@ fn every_byte_is_kept_exactly() {
     let spool = open_spool(home.path());
     let (capture, news) = capture();
     let (reader, mut writer) = pipe();
-    capture.add(RunId(1), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Block);
+    add(&capture, 1, reader, &spool);
     let bytes: Vec<u8> = (0..=255_u8).cycle().take(1_000_003).collect();
     writer.write_all(&bytes).expect("write");
     drop(writer);
@@ -85,7 +129,7 @@ fn four_writers_on_one_file_each_keep_their_order() {
     let writers: Vec<_> = (0..4)
         .map(|writer| {
             let (reader, file) = pipe();
-            capture.add(RunId(writer), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Block);
+            add(&capture, writer, reader, &spool);
             std::thread::spawn(move || {
                 // Lines of one length, written 16 at a time: no write is split by a full pipe
                 // (PIPE_BUF), so no line is torn where the runs meet in the file.
@@ -100,8 +144,8 @@ fn four_writers_on_one_file_each_keep_their_order() {
         writer.join().expect("writer");
     }
     for _ in 0..4 {
-        let told = news.recv_timeout(DEADLINE).expect("drained");
-        assert_eq!(told.writers, Writers::Gone);
+        let told = news.recv_timeout(DEADLINE).expect("told");
+        assert!(matches!(told, News::Closed { .. }), "{told:?}");
     }
     let text = fs::read_to_string(spool.path()).expect("read");
     let mut next = [0; 4];
@@ -125,7 +169,7 @@ fn capture_process() {
     let (capture, news) = capture();
     let stdin = std::io::stdin();
     let pipe = nix::unistd::dup(&stdin).expect("dup");
-    capture.add(RunId(1), Stream::Stdout, pipe, spool, WhenFull::Block);
+    add(&capture, 1, pipe, &spool);
     news.recv().expect("drained");
 }
 
@@ -190,13 +234,13 @@ fn a_flood_does_not_delay_the_neighbour() {
     let home = tempfile::tempdir().expect("home");
     let flood_spool = open_spool(home.path());
     let quiet = UnitName::parse("quiet").expect("name");
-    let quiet_spool = Arc::new(Spool::open(home.path(), &quiet, Stream::Stdout).expect("spool"));
+    let quiet_spool = spool_of(home.path(), &quiet, KEEP);
     let (capture, news) = capture();
     let (flood_reader, flood_writer) = pipe();
     let (quiet_reader, mut quiet_writer) = pipe();
     let mut yes = Command::new("yes").stdout(flood_writer).spawn().expect("yes");
-    capture.add(RunId(1), Stream::Stdout, flood_reader, Arc::clone(&flood_spool), WhenFull::Block);
-    capture.add(RunId(2), Stream::Stdout, quiet_reader, Arc::clone(&quiet_spool), WhenFull::Block);
+    add(&capture, 1, flood_reader, &flood_spool);
+    add(&capture, 2, quiet_reader, &quiet_spool);
     let mut slowest = Duration::ZERO;
     within(async {
         let mut stored = quiet_spool.watch();
@@ -213,9 +257,8 @@ fn a_flood_does_not_delay_the_neighbour() {
     yes.kill().expect("kill");
     yes.wait().expect("wait");
     drop(quiet_writer);
-    let mut told = [news.recv_timeout(DEADLINE), news.recv_timeout(DEADLINE)];
-    told.sort_by_key(|told| told.map(|told| told.run).unwrap_or(RunId(0)));
-    assert_eq!(told, [Ok(gone(1)), Ok(gone(2))]);
+    let told = [news.recv_timeout(DEADLINE).expect("told"), news.recv_timeout(DEADLINE).expect("told")];
+    assert!(told.contains(&gone(1)) && told.contains(&gone(2)), "{told:?}");
     assert_eq!(fs::read(quiet_spool.path()).expect("read"), b"marker\n".repeat(20));
     writeln!(std::io::stdout(), "slowest marker beside `yes`: {slowest:?}").unwrap_or(());
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
@@ -228,14 +271,19 @@ fn a_grandchild_that_keeps_the_pipe_does_not_keep_the_answer() {
     let (capture, news) = capture();
     let (reader, writer) = pipe();
     let keeper = reader.try_clone().expect("clone");
-    capture.add(RunId(7), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Block);
+    add(&capture, 7, reader, &spool);
     let mut grandchild =
         Command::new("sleep").arg("1000").stdout(writer.try_clone().expect("clone")).spawn().expect("sleep");
     (&writer).write_all(b"last words").expect("write");
     drop(writer);
-    capture.drain(RunId(7));
-    capture.drain(RunId(8));
-    assert_eq!(news.recv_timeout(DEADLINE), Ok(alive(7)));
+    finish(&capture, 7, &spool);
+    assert_eq!(news.recv_timeout(DEADLINE), Ok(finished(7)));
+    // One whose pipes were closed before is answered too.
+    finish(&capture, 8, &spool);
+    assert_eq!(news.recv_timeout(DEADLINE), Ok(finished(8)));
+    let ends: Vec<_> =
+        records(&spool).into_iter().filter(|r| r.what == What::Exited(Exit::Code(3))).collect();
+    assert_eq!(ends.iter().map(|end| (end.run.0, end.offset)).collect::<Vec<_>>(), [(7, 10), (8, 10)]);
     assert_eq!(fs::read(spool.path()).expect("read"), b"last words");
     grandchild.kill().expect("kill");
     grandchild.wait().expect("wait");
@@ -252,9 +300,9 @@ fn a_flooding_grandchild_does_not_keep_the_answer_either() {
     let (capture, news) = capture();
     let (reader, writer) = pipe();
     let mut yes = Command::new("yes").stdout(writer).spawn().expect("yes");
-    capture.add(RunId(1), Stream::Stdout, reader, spool, WhenFull::Block);
-    capture.drain(RunId(1));
-    assert_eq!(news.recv_timeout(DEADLINE), Ok(alive(1)));
+    add(&capture, 1, reader, &spool);
+    finish(&capture, 1, &spool);
+    assert_eq!(news.recv_timeout(DEADLINE), Ok(finished(1)));
     yes.kill().expect("kill");
     yes.wait().expect("wait");
     assert_eq!(news.recv_timeout(DEADLINE), Ok(gone(1)));
@@ -278,9 +326,9 @@ fn nobody_writes_nobody_wakes() {
     let mut pipes = Vec::new();
     for run in 0..20 {
         let (reader, writer) = pipe();
-        capture.add(RunId(run), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Block);
-        capture.drain(RunId(run));
-        assert_eq!(news.recv_timeout(DEADLINE), Ok(alive(run)));
+        add(&capture, run, reader, &spool);
+        finish(&capture, run, &spool);
+        assert_eq!(news.recv_timeout(DEADLINE), Ok(finished(run)));
         pipes.push(writer);
     }
     assert_turns_stand_still(&capture);
@@ -293,7 +341,7 @@ fn small_writes_gather() {
     let spool = open_spool(home.path());
     let (capture, news) = capture();
     let (reader, mut writer) = pipe();
-    capture.add(RunId(1), Stream::Stdout, reader, spool, WhenFull::Block);
+    add(&capture, 1, reader, &spool);
     for _ in 0..20_000 {
         writer.write_all(b"x\n").expect("write");
     }
@@ -331,7 +379,7 @@ fn a_full_disk_blocks_the_writer_and_loses_nothing() {
         let spool = open_spool(home);
         let (capture, news) = capture();
         let (reader, mut writer) = pipe();
-        capture.add(RunId(1), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Block);
+        add(&capture, 1, reader, &spool);
         let bytes: Vec<u8> = (0..=255_u8).cycle().take(200_000).collect();
         // More than the disk takes, less than disk and pipe together.
         writer.write_all(&bytes[..160_000]).expect("write");
@@ -340,10 +388,12 @@ fn a_full_disk_blocks_the_writer_and_loses_nothing() {
             assert!(Instant::now() < deadline, "{:?}", capture.counts());
             std::thread::yield_now();
         }
-        assert_eq!(capture.counts().last_errno, nix::errno::Errno::ENOSPC as i32);
+        assert_eq!(capture.counts().last_errno, Errno::ENOSPC as i32);
         fs::remove_file(ballast).expect("remove");
         writer.write_all(&bytes[160_000..]).expect("write");
         drop(writer);
+        assert_eq!(news.recv_timeout(DEADLINE), Ok(trouble(Trouble::Blocked(Errno::ENOSPC))));
+        assert_eq!(news.recv_timeout(DEADLINE), Ok(trouble(Trouble::Over { dropped_bytes: 0 })));
         assert_eq!(news.recv_timeout(DEADLINE), Ok(gone(1)));
         assert!(fs::read(spool.path()).expect("read") == bytes);
     });
@@ -355,54 +405,59 @@ fn a_full_disk_drops_counts_and_marks_where_the_unit_says_so() {
         let spool = open_spool(home);
         let (capture, news) = capture();
         let (reader, mut writer) = pipe();
-        capture.add(RunId(1), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Drop);
+        spool.set_keep(Keep { when_full: WhenFull::Drop, ..KEEP });
+        add(&capture, 1, reader, &spool);
         // Three times what the disk takes: the writer is not held up.
         for _ in 0..400 {
             writer.write_all(&[b'x'; 1000]).expect("write");
         }
-        capture.drain(RunId(1));
-        assert_eq!(news.recv_timeout(DEADLINE), Ok(alive(1)));
+        finish(&capture, 1, &spool);
+        assert_eq!(news.recv_timeout(DEADLINE), Ok(trouble(Trouble::Dropping(Errno::ENOSPC))));
+        assert_eq!(news.recv_timeout(DEADLINE), Ok(finished(1)));
         let counts = capture.counts();
         assert!(counts.dropped_bytes > 200_000, "{counts:?}");
         assert_eq!((counts.stored_bytes + counts.dropped_bytes, counts.stalls), (400_000, 0));
         fs::remove_file(ballast).expect("remove");
         writer.write_all(b"after\n").expect("write");
         drop(writer);
+        let over = Trouble::Over { dropped_bytes: counts.dropped_bytes };
+        assert_eq!(news.recv_timeout(DEADLINE), Ok(trouble(over)));
         assert_eq!(news.recv_timeout(DEADLINE), Ok(gone(1)));
+        // The bytes are untouched; the loss stands beside them, at its place.
         let text = fs::read_to_string(spool.path()).expect("read");
-        let end =
-            format!("x\n[upright: {} bytes dropped here, the disk was full]\nafter\n", counts.dropped_bytes);
-        assert!(
-            text.ends_with(&end) && text.matches("upright").count() == 1,
-            "{}",
-            &text[text.len() - 200..]
-        );
+        assert_eq!(text, "x".repeat(text.len() - 6) + "after\n");
+        let lost: Vec<_> =
+            records(&spool).into_iter().filter(|r| matches!(r.what, What::Lost { .. })).collect();
+        let bytes: u64 = lost.iter().map(|r| if let What::Lost { bytes } = r.what { bytes } else { 0 }).sum();
+        assert_eq!(bytes, counts.dropped_bytes);
+        assert_eq!(lost.last().expect("a loss").offset, u64::try_from(text.len() - 6).expect("offset"));
+        assert!(lost.len() < 10, "{}", lost.len());
     });
 }
 
 #[test]
-fn a_spool_is_a_private_regular_file_with_one_name_and_one_writer() {
+fn a_spool_is_a_private_regular_file_with_one_name() {
     use std::os::unix::fs::{MetadataExt, symlink};
     let home = tempfile::tempdir().expect("home");
-    let refusal = |logs: &Path| Spool::open(logs, &unit(), Stream::Stdout).expect_err("refused").why;
+    let open = |logs: &Path, stream| Spool::open(logs, &unit(), stream, KEEP, now());
+    let refusal = |logs: &Path| open(logs, Stream::Stdout).expect_err("refused").why;
     let spool = open_spool(home.path());
     let mode = |path: &Path| fs::metadata(path).expect("metadata").mode() & 0o7777;
     assert_eq!((mode(&home.path().join("web")), mode(spool.path())), (0o750, 0o640));
-    assert!(matches!(refusal(home.path()), SpoolRefusal::InUse));
     let file = spool.path().to_owned();
     drop(spool);
     fs::hard_link(&file, home.path().join("other")).expect("link");
-    assert!(matches!(refusal(home.path()), SpoolRefusal::Linked(2)));
+    assert!(matches!(refusal(home.path()), Refusal::Linked(2)));
     fs::remove_file(&file).expect("remove");
     symlink(home.path().join("other"), &file).expect("symlink");
-    assert!(matches!(refusal(home.path()), SpoolRefusal::Os(nix::errno::Errno::ELOOP)));
+    assert!(matches!(refusal(home.path()), Refusal::Os(Errno::ELOOP)));
     fs::remove_file(&file).expect("remove");
     nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("fifo");
-    assert!(matches!(refusal(home.path()), SpoolRefusal::NotRegular));
+    assert!(matches!(refusal(home.path()), Refusal::NotRegular));
     fs::remove_dir_all(home.path().join("web")).expect("remove");
     symlink(home.path(), home.path().join("web")).expect("symlink");
-    assert!(matches!(refusal(home.path()), SpoolRefusal::Os(nix::errno::Errno::ENOTDIR)));
-    let message = Spool::open(home.path(), &unit(), Stream::Stderr).expect_err("refused").to_string();
+    assert!(matches!(refusal(home.path()), Refusal::Os(Errno::ENOTDIR)));
+    let message = open(home.path(), Stream::Stderr).expect_err("refused").to_string();
     assert!(message.starts_with("cannot open the log ") && message.contains("web/stderr.log: "), "{message}");
 }
 
@@ -411,14 +466,14 @@ fn a_file_that_cannot_be_spliced_to_is_written_to() {
     let home = tempfile::tempdir().expect("home");
     let spool = open_spool(home.path());
     // splice(2): EINVAL when the target is in append mode.
-    fcntl(spool.as_ref(), FcntlArg::F_SETFL(OFlag::O_APPEND)).expect("append mode");
+    spool.open_in_append_mode();
     let (capture, news) = capture();
     let (reader, mut writer) = pipe();
-    capture.add(RunId(1), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Block);
+    add(&capture, 1, reader, &spool);
     let bytes: Vec<u8> = (0..=255_u8).cycle().take(300_000).collect();
     writer.write_all(&bytes).expect("write");
-    capture.drain(RunId(1));
-    assert_eq!(news.recv_timeout(DEADLINE), Ok(alive(1)));
+    finish(&capture, 1, &spool);
+    assert_eq!(news.recv_timeout(DEADLINE), Ok(finished(1)));
     drop(writer);
     assert_eq!(news.recv_timeout(DEADLINE), Ok(gone(1)));
     assert_eq!(fs::read(spool.path()).expect("read"), bytes);
@@ -431,10 +486,10 @@ fn a_truncated_file_begins_anew_without_a_hole() {
     let spool = open_spool(home.path());
     let (capture, news) = capture();
     let (reader, mut writer) = pipe();
-    capture.add(RunId(1), Stream::Stdout, reader, Arc::clone(&spool), WhenFull::Block);
+    add(&capture, 1, reader, &spool);
     writer.write_all(b"before\n").expect("write");
-    capture.drain(RunId(1));
-    assert_eq!(news.recv_timeout(DEADLINE), Ok(alive(1)));
+    finish(&capture, 1, &spool);
+    assert_eq!(news.recv_timeout(DEADLINE), Ok(finished(1)));
     fs::File::create(spool.path()).expect("truncate");
     writer.write_all(b"after\n").expect("write");
     drop(writer);
