@@ -9,6 +9,7 @@ use std::os::fd::IntoRawFd;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -72,6 +73,15 @@ const CATCH_UP_PAGE: usize = 5_000;
 
 /// `sun_path` without its NUL (unix(7)).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// The file in the log directory that carries the lock of whoever writes logs.
+const LOG_LOCK_FILE: &str = ".lock";
+
+/// How long an engine waits for that of another keeper, which is dead or dying, to let go of the logs.
+const LOG_LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// Between two tries: nobody tells when a lock becomes free without waiting for it for ever.
+const LOG_LOCK_LOOK: Duration = Duration::from_millis(10);
 
 /// The file in the run directory that carries the lock of the home.
 const LOCK_FILE: &str = "lock";
@@ -269,6 +279,7 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     };
     let mut stored = FdStore::default();
     let sockets = sockets_and_stored(&home, &mut client, held, &mut stored)?;
+    let log_lock = lock_logs(&home)?;
     let captured = sources.clone();
     let capture = Capture::start(move |news| drop(captured.send(Source::Captured(news))))?;
     let (outbox, first) = start_outbox(&home, &store, &loaded, &in_force, &sources);
@@ -279,6 +290,7 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         capture,
         containment: Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid),
         logs: home.log_dir.clone(),
+        _log_lock: log_lock,
         around: surroundings(&home, &loaded),
         sources,
         fresh: broadcast::Sender::new(FRESH_EVENTS_MAX),
@@ -438,6 +450,23 @@ fn open_store(
         let _ = told.send(Source::Committed(committed)); // the loop has ended
     })?;
     Ok((store, loaded))
+}
+
+/// Two engines that splice into one file would write over each other. An engine whose keeper was
+/// killed ends by itself, at once; the next keeper's waits for that.
+fn lock_logs(home: &Home) -> Result<Lock, String> {
+    let path = home.log_dir.join(LOG_LOCK_FILE);
+    let deadline = clock::monotonic() + LOG_LOCK_WAIT;
+    loop {
+        match Lock::take(&path) {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::Held { .. }) if clock::monotonic() < deadline => {
+                #[expect(clippy::disallowed_methods, reason = "flock(2) has no deadline")]
+                std::thread::sleep(LOG_LOCK_LOOK);
+            }
+            Err(error) => return Err(format!("cannot write logs in {}: {error}", home.log_dir.display())),
+        }
+    }
 }
 
 /// The dispatcher of alerts, and what it wants kept before anything else. Where `upright.toml`

@@ -35,7 +35,7 @@ use crate::logs::capture::{Birth, Capture, News, Pipe};
 use crate::store::open::RUNS_PER_RESERVE;
 use crate::store::row::{EventRow, Level, NewEvent};
 use crate::store::writer::{Batch, Committed, Store, Write};
-use crate::sys::clock;
+use crate::sys::{clock, lock::Lock};
 use crate::telemetry::observe::{Stamp, delivery_event, observe};
 use crate::unit::spec::{HealthCheck, ReadyWhen, ResyncBy, StderrTo, UnitSpec};
 
@@ -102,6 +102,8 @@ pub struct Tools {
     pub capture: Capture,
     pub containment: Containment,
     pub logs: PathBuf,
+    /// Held as long as we may write there.
+    pub _log_lock: Lock,
     pub around: Surroundings,
     pub sources: mpsc::UnboundedSender<Source>,
     pub fresh: broadcast::Sender<EventRow>,
