@@ -11,7 +11,7 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -75,6 +75,8 @@ fn loaded_home(python: Option<&Path>) -> Home {
     home.unit("patient", patient);
     let victim = "[service]\ncommand = [\"sleep\", \"100000\"]\n[restart]\ndelays = [\"50ms\"]\n[alert]\nafter_failures = 1000\n";
     home.unit("victim", victim);
+    let slow = "trap 'sleep 1; exit 0' TERM; while :; do sleep 0.05; done";
+    home.unit("slow", &format!("[service]\nshell = true\ncommand = \"{slow}\"\n"));
     if let Some(python) = python {
         let script = home.path().join("storer.py");
         fs::write(&script, STORER).expect("a script");
@@ -101,6 +103,13 @@ fn upgrade_to(home: &Home, version: &str) -> String {
     out
 }
 
+/// The command line about this home, not waited for.
+fn command(home: &Home, args: &[&str]) -> Child {
+    let mut command = Command::new(UPRIGHT);
+    command.args(args).env("UPRIGHT_HOME", home.path()).env("NO_COLOR", "1").stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs")
+}
+
 fn daemon_of(home: &Home) -> Value {
     home.get("/v1/units")["daemon"].clone()
 }
@@ -115,6 +124,44 @@ fn pids(home: &Home, names: &[&str]) -> BTreeMap<String, i32> {
     names.iter().map(|name| ((*name).to_owned(), home.pid(name))).collect()
 }
 
+/// One upgrade, during which a unit is killed, and in the second round somebody waits for an order.
+/// How long it took.
+fn swap(home: &Home, round: u32, version: &str, began: &Value) -> Duration {
+    let former = daemon_of(home)["engine_pid"].clone();
+    // Whoever waits for an order gets the answer, before the engine that took it leaves.
+    let waiting = (round == 1).then(|| command(home, &["stop", "slow"]));
+    if waiting.is_some() {
+        home.await_state("slow", "deactivating", SOON);
+    }
+    let begun = Instant::now();
+    // Killed in the middle, sometimes before the engine leaves, sometimes while there is none.
+    let victim = Pid::from_raw(home.pid("victim"));
+    let killer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(u64::from(round % 10) * 15)); // a moment of its own each
+        kill(victim, Signal::SIGKILL).expect("it lives");
+    });
+    upgrade_to(home, version);
+    let took = begun.elapsed();
+    killer.join().expect("it was killed");
+    if let Some(child) = waiting {
+        let output = child.wait_with_output().expect("it ends");
+        assert!(output.status.success(), "an order was not answered: {output:?}");
+    }
+    let daemon = daemon_of(home);
+    assert_eq!(daemon["version"], version);
+    assert_eq!(daemon["keeper_pid"], began["keeper_pid"], "the keeper stays the same process");
+    assert_eq!(daemon["started_at"], began["started_at"], "the daemon is the same");
+    assert_ne!(daemon["engine_pid"], former, "the engine is another");
+    let file = fs::metadata(home.path().join("upright")).expect("the file");
+    for pid in [&daemon["keeper_pid"], &daemon["engine_pid"]] {
+        assert_eq!(file_of(pid), (file.dev(), file.ino()), "process {pid} is of another file");
+    }
+    home.await_unit("victim", "victim is back", SOON, |unit| {
+        unit["state"] == "active" && unit["restarts"] == round + 1
+    });
+    took
+}
+
 #[test]
 fn upgrades_under_load_touch_no_service() {
     let Some(next) = second_build() else { return };
@@ -122,8 +169,11 @@ fn upgrades_under_load_touch_no_service() {
     let mut home = loaded_home(python.as_deref());
     home.daemon();
     let writers = ["writer0", "writer1", "writer2", "writer3"];
-    for name in
-        writers.iter().copied().chain(["patient", "victim"]).chain(python.is_some().then_some("storer"))
+    for name in writers
+        .iter()
+        .copied()
+        .chain(["patient", "victim", "slow"])
+        .chain(python.is_some().then_some("storer"))
     {
         home.await_state(name, "active", SOON);
     }
@@ -135,35 +185,10 @@ fn upgrades_under_load_touch_no_service() {
 
     let askers = [Asker::start(&home, "/readyz"), Asker::start(&home, "/v1/units")];
     let mut slowest = Duration::ZERO;
-    let mut victims = 0;
-    let mut former = began["engine_pid"].clone();
     for round in 0..upgrades() {
         let (build, version) = if round % 2 == 0 { (next, NEXT) } else { (Path::new(UPRIGHT), THIS) };
         install(&home, build);
-        let begun = Instant::now();
-        // Killed in the middle, sometimes before the engine leaves, sometimes while there is none.
-        let victim = Pid::from_raw(home.pid("victim"));
-        let killer = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(u64::from(round % 10) * 15)); // a moment of its own each
-            kill(victim, Signal::SIGKILL).expect("it lives");
-        });
-        upgrade_to(&home, version);
-        slowest = slowest.max(begun.elapsed());
-        killer.join().expect("it was killed");
-        victims += 1;
-        let daemon = daemon_of(&home);
-        assert_eq!(daemon["version"], version);
-        assert_eq!(daemon["keeper_pid"], began["keeper_pid"], "the keeper stays the same process");
-        assert_eq!(daemon["started_at"], began["started_at"], "the daemon is the same");
-        assert_ne!(daemon["engine_pid"], former, "the engine is another");
-        former = daemon["engine_pid"].clone();
-        let file = fs::metadata(home.path().join("upright")).expect("the file");
-        for pid in [&daemon["keeper_pid"], &daemon["engine_pid"]] {
-            assert_eq!(file_of(pid), (file.dev(), file.ino()), "process {pid} is of another file");
-        }
-        home.await_unit("victim", "victim is back", SOON, |unit| {
-            unit["state"] == "active" && unit["restarts"] == victims
-        });
+        slowest = slowest.max(swap(&home, round, version, &began));
     }
     for (asker, what) in askers.into_iter().zip(["/readyz", "/v1/units"]) {
         let waits = asker.finish();
@@ -268,8 +293,20 @@ fn a_sick_build_is_rolled_back() {
         assert!(failed[0]["message"].as_str().is_some_and(|text| text.contains(why)), "{how}: {failed:?}");
         println!("{how}: {}", said.lines().next().unwrap_or_default());
     }
-    // Cured, it takes over, with the schema that it has given to the store long since.
+    // Well, but not to be executed any more when the keeper's turn has come.
     fs::remove_file(home.path().join("sick")).expect("the file");
+    let asked = command(&home, &["upgrade"]);
+    eventually("the new engine is on trial", SOON, || {
+        (home.list()?["daemon"]["version"] == NEXT).then_some(())
+    });
+    let place = home.path().join("upright");
+    fs::set_permissions(&place, fs::Permissions::from_mode(0o644)).expect("its mode");
+    let output = asked.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("its keeper cannot be executed"), "{output:?}");
+    assert_eq!((daemon_of(&home)["version"].as_str(), output.status.code()), (Some(THIS), Some(1)));
+    fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).expect("its mode");
+    // It takes over, with the schema that it has given to the store long since.
     upgrade_to(&home, NEXT);
     assert_eq!(pids(&home, &["writer", "sleeper"]), before);
     // An engine that dies is followed by one of the build in force.
@@ -308,14 +345,7 @@ fn an_engine_killed_in_the_middle_leaves_one_build_in_force() {
         let (build, _) = if now == THIS { (next, NEXT) } else { (Path::new(UPRIGHT), THIS) };
         install(&home, build);
         let moment = Duration::from_millis(luck(seed, round.into(), MOMENT_MS_MAX));
-        let asked = Command::new(UPRIGHT)
-            .arg("upgrade")
-            .env("UPRIGHT_HOME", home.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary runs");
+        let asked = command(&home, &["upgrade"]);
         // A random moment is the point of this test; no event could stand for it.
         std::thread::sleep(moment);
         for engine in proc::below(keeper).iter().filter(|process| process.name == "upright-engine") {

@@ -140,7 +140,7 @@ pub enum Command {
     Apply(ApplyArgs),
     /// Swap the running daemon for the binary on disk; services untouched
     #[command(
-        after_help = "The binary is the file that the daemon was started from. It is asked first whether it can take\nover; when it then does not do so in good health, the old one goes on.\n\nExit codes: 0 done, or nothing to do · 1 refused or rolled back, with the reason · 7 not ended in time\n\nExamples:\n  install -m 755 upright-new /usr/local/bin/upright && upright upgrade"
+        after_help = "The binary is the file that the daemon was started from. It is asked first whether it can take\nover; when it then does not do so in good health, the old one goes on.\n\nExit codes: 0 done, or nothing to do · 1 refused or rolled back · 7 not ended in time\n\nExamples:\n  install -m 755 upright-new /usr/local/bin/upright && upright upgrade"
     )]
     Upgrade(UpgradeArgs),
     /// Find every mistake in unit files, without a daemon

@@ -48,6 +48,8 @@ fn wait(
     loop {
         match context.client.get::<UpgradeStatus>("/v1/upgrade") {
             Ok(now) if now.number >= started.number && now.state != "running" => return Ok(now),
+            // Another engine, and nobody has asked the keeper.
+            Ok(now) if now.number < started.number && now.state != "running" => return Err(lost(started)),
             Ok(_)
             | Err(ClientError::Unreachable { .. } | ClientError::Broken(_) | ClientError::Timeout(_))
             | Err(ClientError::Api { status: 503, .. }) => {}
@@ -71,6 +73,12 @@ pub fn render_ended(ended: &UpgradeStatus, spent: Duration) -> String {
         "already" => format!("the binary on disk is the one that runs ({from}): nothing to do\n"),
         _ => format!("upgraded from {from} to {to} in {}; no service was touched\n", took(spent)),
     }
+}
+
+fn lost(started: &UpgradeStatus) -> Fail {
+    let (from, to) = (&started.from, &started.to);
+    let message = format!("cannot upgrade from {from} to {to}: the engine died before it began");
+    Fail::new(EXIT_FAILED, message, "nothing was changed; try again".to_string())
 }
 
 fn failed(ended: &UpgradeStatus) -> Fail {

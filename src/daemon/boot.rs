@@ -36,7 +36,7 @@ use crate::daemon::shell::{Ears, Ending, Shell};
 use crate::daemon::tag::Tag;
 use crate::daemon::upgrade::{self, Heard, Milestone, Upgrade};
 use crate::engine::adopt::{Boot, Inheritance};
-use crate::engine::{Effects, Engine, Settings};
+use crate::engine::{Adopted, Effects, Engine, Settings};
 use crate::keeper;
 use crate::keeper::client::{Attached, Client};
 use crate::keeper::upgrade::Came;
@@ -298,10 +298,7 @@ fn begin(
     let boot = upgrade::boot_of(engine_starts, upgrade.as_ref(), loaded.upgrade_told.as_deref(), started_at);
     // What the files say now, and what was in force when the last engine died.
     let reading = judge(load(&home), &loaded.last_good);
-    let in_force = match boot {
-        Boot::Fresh => reading.clone(),
-        Boot::Resumed | Boot::Relieved => in_force(&home, &loaded, &rows, &reading),
-    };
+    let in_force = in_force(boot, &home, &loaded, &rows, &reading);
     let mut stored = FdStore::default();
     let sockets = sockets_and_stored(&home, &mut client, held, &mut stored)?;
     let drained = sources.clone();
@@ -321,22 +318,14 @@ fn begin(
     });
     hands.specs = in_force.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
     first.into_iter().for_each(|keep| hands.keep_of_outbox(keep, stamp(clock::monotonic())));
-    let known = rows.len();
-    let adopted = adopt::runs(rows, &mut hands);
-    if boot == Boot::Relieved && adopted.len() < known {
-        return Err(format!("{} of {known} runs are not known here", known - adopted.len()).into());
-    }
+    let adopted = adopt_all(boot, rows, &mut hands)?;
     adopt::stored(stored, &loaded.durable, &mut hands);
     let populated = adopt::populated(&mut hands, &adopted);
     let (calls, stop) = serve(sockets.api, &in_force.daemon, hands.tools.sources.clone())?;
     let next_run = adopt::next_run(loaded.next_run, &adopted);
     let settings = Settings { start_concurrency: in_force.daemon.start_concurrency, seed: begun.as_ns() };
-    let now = clock::monotonic();
-    let mut effects = Effects::default();
-    let files = Files::new(&in_force);
-    let units = in_force.units;
-    let durable = loaded.durable.clone();
-    let engine = loaded.engine.clone();
+    let (now, mut effects, files) = (clock::monotonic(), Effects::default(), Files::new(&in_force));
+    let (units, durable, engine) = (in_force.units, loaded.durable.clone(), loaded.engine.clone());
     let inherited = Inheritance { boot, units, durable, engine, adopted, populated, next_run };
     let take_over = if to_end { Engine::new_to_end } else { Engine::new };
     let engine = take_over(now, settings, inherited, &mut effects);
@@ -363,11 +352,19 @@ fn begin(
     shell.perform(stamp(now));
     shell.tell_ends()?;
     follow_at_boot(&mut shell, boot, reading, &loaded.engine.config_errors);
-    if let Some(news) = upgrade {
-        shell.on_upgrade_news(news);
-    }
+    upgrade.into_iter().for_each(|news| shell.on_upgrade_news(news));
     shell.await_milestone(Milestone::Healthy);
     Ok((shell, Ears { sources: heard, calls }))
+}
+
+/// An engine that was sent ahead refuses what it does not understand; any other makes the best of it.
+fn adopt_all(boot: Boot, rows: Vec<TableRow>, hands: &mut Hands) -> Result<Vec<Adopted>, String> {
+    let told = rows.len();
+    let adopted = adopt::runs(rows, hands);
+    if boot == Boot::Relieved && adopted.len() < told {
+        return Err(format!("{} of {told} runs are not understood", told - adopted.len()));
+    }
+    Ok(adopted)
 }
 
 /// The fds that the keeper holds: our sockets, bound and held if they are new, and what
@@ -390,8 +387,11 @@ fn sockets_and_stored(
 
 /// What an engine goes on with: the texts that were in force when the last one died, and, should
 /// the store have lost one of them, the file of whatever lives or is remembered.
-fn in_force(home: &Home, loaded: &Loaded, rows: &[TableRow], reading: &Reading) -> Reading {
+fn in_force(boot: Boot, home: &Home, loaded: &Loaded, rows: &[TableRow], reading: &Reading) -> Reading {
     let mut in_force = files::in_force(home, &loaded.last_good);
+    if boot == Boot::Fresh {
+        return reading.clone(); // there was none
+    }
     if in_force.good.is_empty() {
         return reading.clone(); // of a build that did not keep them
     }

@@ -250,7 +250,10 @@ impl Keeper {
         };
         let mut kept: Vec<BorrowedFd<'_>> = state::fds(self).collect();
         kept.extend([state.as_fd(), old.as_fd()]);
-        image::execute(binary, &words(RESUME_WORD, state.as_raw_fd(), old.as_raw_fd()), &kept)
+        let mut argv = words(RESUME_WORD, state.as_raw_fd(), old.as_raw_fd());
+        // For those who look at a list of processes: the places.
+        argv.extend(self.engine.argv().iter().skip(2).cloned());
+        image::execute(binary, &argv, &kept)
     }
 }
 
