@@ -266,8 +266,8 @@ fn a_sick_build_is_rolled_back() {
     install(&home, next);
     let cases = [
         ("refuses", "it does not feel well"),
-        ("exits", "exited with code 3"),
-        ("dies-later", "exited with code 4"),
+        ("exits", "exited (code 3)"),
+        ("dies-later", "exited (code 4)"),
         ("keeper-panics", "its keeper could not take over"),
         ("hangs", "its engine was not healthy within 10 s"),
     ];
