@@ -87,7 +87,7 @@ pub fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
         return Err(Errno::EBADF.into());
     }
     // SAFETY: only borrowed for the call; a closed number makes it fail.
-    Ok(unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned()?)
+    unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned()
 }
 
 /// Something is open there, above the standard streams.
