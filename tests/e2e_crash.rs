@@ -6,16 +6,14 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use support::{Home, eventually, of};
+use support::{Home, eventually, lines, of};
 
 const SOON: Duration = Duration::from_secs(30);
 const WRITERS: u32 = 4;
@@ -47,24 +45,10 @@ impl Luck {
     }
 }
 
-/// Writes bursts of numbered lines, and a last one that names the count when it is stopped.
-const WRITER: &str = r#"
-i=0; burst=0
-trap 'echo "end $i"; exit 0' TERM
-while :; do
-    burst=0
-    while [ $burst -lt 50 ]; do echo "line $i"; i=$((i+1)); burst=$((burst+1)); done
-    sleep 0.01
-done
-"#;
-
 fn home() -> Home {
     let home = Home::new();
     for writer in 0..WRITERS {
-        home.unit(
-            &format!("writer{writer}"),
-            &format!("[service]\nshell = true\ncommand = '''{WRITER}'''\n"),
-        );
+        home.unit(&format!("writer{writer}"), &lines::unit());
     }
     // Ends by itself with a status to be remembered, over and over.
     let mortal =
@@ -123,7 +107,7 @@ fn a_hundred_deaths_of_the_engine_change_nothing_for_the_services() {
     println!("{crashes} engine deaths are on record, {} events", events.len());
     assert!(home.stop().success());
     for name in &writers {
-        let lines = check_lines(&home.path().join("log").join(name));
+        let lines = lines::check(&home.path().join("log").join(name));
         println!("{name}: {lines} lines, none lost, none doubled");
     }
 }
@@ -154,27 +138,4 @@ fn check_mortal(events: &[Value]) {
     assert!(ends > 3, "only {ends} ends: the test proves nothing");
     let last = failed.last().expect("more than three");
     assert_eq!(last["data"]["failures"], ends, "the count of failures started over");
-}
-
-/// `line 0`, `line 1`, … `end N`: the whole of what the writer wrote. The number of lines.
-fn check_lines(dir: &Path) -> u64 {
-    let mut files: Vec<_> = fs::read_dir(dir)
-        .unwrap_or_else(|cause| panic!("{}: {cause}", dir.display()))
-        .map(|entry| entry.expect("an entry").path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
-        .map(|path| fs::read_to_string(path).expect("a log"))
-        .collect();
-    let number = |line: &str| line.rsplit(' ').next().and_then(|word| word.parse::<u64>().ok());
-    files.sort_by_key(|text| text.lines().next().and_then(number));
-    let text = files.concat();
-    let mut expected = 0;
-    for line in text.lines() {
-        if let Some(end) = line.strip_prefix("end ") {
-            assert_eq!(end.parse(), Ok(expected), "the writer counted otherwise");
-            return expected;
-        }
-        assert_eq!(line, format!("line {expected}"), "in {}", dir.display());
-        expected += 1;
-    }
-    panic!("no last line after {expected} in {}", dir.display());
 }

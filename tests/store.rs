@@ -13,6 +13,7 @@ use upright::engine::durable::{Desired, UnitDurable};
 use upright::store::StoreError;
 use upright::store::open::{self, Life, Loaded, Opened, Phase, RUNS_PER_RESERVE};
 use upright::store::row::{EventQuery, EventRow, Level, NewEvent, Pick};
+use upright::store::schema;
 use upright::store::writer::{Batch, Committed, Write};
 
 const WRITER_PATH: &str = "UPRIGHT_TEST_STORE_PATH";
@@ -189,9 +190,41 @@ fn a_newer_schema_is_refused_and_left_alone() {
     drop(reopen(&path));
     let db = rusqlite::Connection::open(&path).expect("opens");
     db.pragma_update(None, "user_version", 999).expect("writes");
-    drop(db);
-    let refused = open::open(&path, "boot-1").err();
-    assert!(matches!(refused, Some(StoreError::Newer { found: 999, .. })), "{refused:?}");
+    for closed in ["UPDATE meta SET value = '999' WHERE key = 'compatible_from'", "DELETE FROM meta"] {
+        db.execute(closed, []).expect("writes");
+        let refused = open::open(&path, "boot-1").err();
+        assert!(matches!(refused, Some(StoreError::Newer { found: 999, .. })), "{refused:?}");
+    }
+}
+
+/// An upgrade that was rolled back has left its schema behind.
+#[test]
+fn a_newer_schema_that_is_open_to_this_build_is_used_and_left_as_it_is() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    let (opened, loaded) = reopen(&path);
+    let ours = schema::of_this_build();
+    assert_eq!(loaded.schema, ours);
+    drop(opened);
+    let db = rusqlite::Connection::open(&path).expect("opens");
+    db.execute_batch("ALTER TABLE unit ADD COLUMN later TEXT NOT NULL DEFAULT 'default'").expect("writes");
+    db.pragma_update(None, "user_version", ours.version + 1).expect("writes");
+    let (opened, loaded) = reopen(&path);
+    assert_eq!(
+        (loaded.schema.version, loaded.schema.compatible_from),
+        (ours.version + 1, ours.compatible_from)
+    );
+    let (committed, heard) = mpsc::channel();
+    let mut store = opened.start(move |done| drop(committed.send(done))).expect("starts");
+    let durable = UnitDurable { failures: 3, ..UnitDurable::default() };
+    store.submit(Batch { writes: vec![Write::Save { unit: unit("web"), durable }] });
+    while heard.recv_timeout(PATIENCE).expect("committed").through == 0 {}
+    drop(store);
+    let row = "SELECT failures, later FROM unit WHERE name = 'web'";
+    let row: (i64, String) = db.query_row(row, [], |row| Ok((row.get(0)?, row.get(1)?))).expect("a row");
+    assert_eq!(row, (3, "default".to_string()));
+    let version: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0)).expect("reads");
+    assert_eq!(version, ours.version + 1);
 }
 
 #[test]

@@ -95,6 +95,10 @@ pub enum Call {
         /// false: answered as soon as the set is in force.
         wait: bool,
     },
+    /// How far the newest upgrade is.
+    Upgrade,
+    /// Swap the daemon for the binary on disk; answered when the new one is about to take over.
+    BeginUpgrade,
 }
 
 /// What the daemon says to a `Call`.

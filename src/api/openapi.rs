@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::api::routes::{Need, Param, ROUTES, Route, Target};
 use crate::api::types::{
     ActionReply, ActionRequest, AlertList, ConfigApplied, ConfigHealth, ConfigPlan, ErrorReply, EventList,
-    LogLines, RecoveryRequest, SignalRequest, SystemHealth, UnitCard, UnitList,
+    LogLines, RecoveryRequest, SignalRequest, SystemHealth, UnitCard, UnitList, UpgradeStatus,
 };
 
 /// The document as JSON text, with a newline at its end.
@@ -120,6 +120,7 @@ fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         Target::ConfigErrors => to_value(schemas.subschema_for::<ConfigHealth>()),
         Target::ConfigPlan => to_value(schemas.subschema_for::<ConfigPlan>()),
         Target::ConfigApply => to_value(schemas.subschema_for::<ConfigApplied>()),
+        Target::Upgrade | Target::BeginUpgrade => to_value(schemas.subschema_for::<UpgradeStatus>()),
         Target::UnitAct(_)
         | Target::UnitSignal
         | Target::Act(_)
@@ -140,7 +141,7 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         Target::RecoveryRestart | Target::RecoveryResync => {
             (to_value(schemas.subschema_for::<RecoveryRequest>()), false)
         }
-        Target::UnitAct(_) | Target::ConfigPlan | Target::ConfigApply => {
+        Target::UnitAct(_) | Target::ConfigPlan | Target::ConfigApply | Target::BeginUpgrade => {
             (json!({ "type": "object", "maxProperties": 0 }), false)
         }
         Target::Livez
@@ -153,6 +154,7 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         | Target::Events
         | Target::ConfigErrors
         | Target::Alerts
+        | Target::Upgrade
         | Target::OpenApi => return None,
     };
     Some(json!({ "required": required, "content": { "application/json": { "schema": schema } } }))

@@ -87,6 +87,11 @@ pub fn parse(
             parse_nothing(body)?;
             Call::ConfigApply { wait }
         }
+        Target::Upgrade => Call::Upgrade,
+        Target::BeginUpgrade => {
+            parse_nothing(body)?;
+            Call::BeginUpgrade
+        }
         Target::UnitAct(verb) => {
             parse_nothing(body)?;
             Call::Act { verb, units: vec![name()?], all: false, wait }

@@ -30,6 +30,9 @@ use crate::api::slots::{Calls, Slots};
 use crate::api::stall::Stall;
 use crate::api::types::{ErrorBody, ErrorReply};
 
+/// Between two looks whether everybody is served.
+const FAREWELL_LOOK: Duration = Duration::from_millis(1);
+
 /// The bounds of the server. `Default` is what the daemon uses.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -48,6 +51,8 @@ pub struct Limits {
     pub heartbeat: Duration,
     /// How long accepting rests after an error (out of fds).
     pub accept_pause: Duration,
+    /// Told to stop: how long those who are connected have to ask and to be answered.
+    pub farewell: Duration,
 }
 
 impl Default for Limits {
@@ -62,6 +67,7 @@ impl Default for Limits {
             slots_kept_for_root: 8,
             heartbeat: Duration::from_secs(15),
             accept_pause: Duration::from_millis(100),
+            farewell: Duration::from_millis(50),
         }
     }
 }
@@ -96,6 +102,24 @@ where
     F: Fn(Peer, Call) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = Answer> + Send + 'static,
 {
+    serve_until(listener, access, limits, std::future::pending::<Infallible>(), handler).await
+}
+
+/// As `serve_with`, until `stop`: then nobody is accepted any more (who connects waits in the
+/// listener's queue, for whoever has it next), and the answer comes when those who were are
+/// served, or `Limits::farewell` is over.
+pub async fn serve_until<F, Fut, T>(
+    listener: UnixListener,
+    access: Access,
+    limits: Limits,
+    stop: impl Future<Output = T>,
+    handler: F,
+) -> T
+where
+    F: Fn(Peer, Call) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = Answer> + Send + 'static,
+{
+    tokio::pin!(stop);
     let access = Arc::new(access);
     let mut connections = JoinSet::new();
     let mut slots = Slots::new(limits.connections_max, limits.slots_kept_for_root);
@@ -116,6 +140,15 @@ where
             },
             // Its slot is free. One that panicked took only itself along.
             Some(_) = connections.join_next() => {}
+            told = &mut stop => {
+                let served = async {
+                    while !slots.are_served() {
+                        tokio::time::sleep(FAREWELL_LOOK).await;
+                    }
+                };
+                let _ = tokio::time::timeout(limits.farewell, served).await; // late is as good
+                return told;
+            }
         }
     }
 }
@@ -193,7 +226,11 @@ where
     match understand(request, &shared).await {
         Ok(Some(call)) => {
             let busy = shared.calls.begin();
-            let response = from_answer(handler(shared.peer, call).await, &shared.limits);
+            let answer = handler(shared.peer, call).await;
+            if matches!(answer, Answer::Stream(_)) {
+                shared.calls.follow();
+            }
+            let response = from_answer(answer, &shared.limits);
             response.map(|body| body.until_sent(busy))
         }
         Ok(None) => json(StatusCode::OK, openapi::text().into()),

@@ -5,32 +5,52 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::task::AbortHandle;
 
 /// Calls being answered on one connection. Cloned into each answer, dropped with its body.
 #[derive(Clone, Debug, Default)]
-pub struct Calls(Arc<AtomicUsize>);
+pub struct Calls(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    busy: AtomicUsize,
+    begun: AtomicBool,
+    follows: AtomicBool,
+}
 
 /// One call being answered.
 #[derive(Debug)]
-pub struct Busy(Arc<AtomicUsize>);
+pub struct Busy(Arc<Counts>);
 
 impl Calls {
     pub fn begin(&self) -> Busy {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.busy.fetch_add(1, Ordering::Relaxed);
+        self.0.begun.store(true, Ordering::Relaxed);
         Busy(self.0.clone())
     }
 
+    /// What is answered now has no end of its own.
+    pub fn follow(&self) {
+        self.0.follows.store(true, Ordering::Relaxed);
+    }
+
     fn is_idle(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
+        self.0.busy.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whoever leaves now owes this connection nothing: what it asked is answered. One on which
+    /// nothing was asked yet is about to ask.
+    fn is_served(&self) -> bool {
+        let counts = &self.0;
+        counts.follows.load(Ordering::Relaxed) || counts.begun.load(Ordering::Relaxed) && self.is_idle()
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -67,6 +87,11 @@ impl Slots {
             slot.task.abort();
         }
         true
+    }
+
+    /// Every connection has got what it asked for, or is gone.
+    pub fn are_served(&self) -> bool {
+        self.slots.iter().all(|slot| slot.task.is_finished() || slot.calls.is_served())
     }
 
     pub fn take(&mut self, uid: u32, task: AbortHandle, calls: Calls) {

@@ -254,6 +254,22 @@ pub struct ConfigApplied {
     pub outcomes: Vec<UnitOutcome>,
 }
 
+/// `GET /v1/upgrade`, and what `POST /v1/upgrade` begins.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct UpgradeStatus {
+    /// Counts the upgrades of this daemon; 0 = there was none.
+    pub number: u32,
+    /// none | already (the file on disk is the one that runs) | running | done | failed (the old
+    /// version goes on)
+    pub state: String,
+    /// Version before.
+    pub from: String,
+    /// Version of the binary on disk.
+    pub to: String,
+    /// Why, when it failed.
+    pub message: Option<String>,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct ConfigError {
     pub file: String,

@@ -17,7 +17,7 @@ const TEMPLATE: &str = "{about}\n\nUsage: {usage}\n{before-help}Options:\n{optio
 pub const GROUPS: [(&str, &[&str]); 4] = [
     ("Run it", &["demo", "daemon"]),
     ("Look", &["status", "why", "logs", "events", "alert", "graph"]),
-    ("Act", &["start", "stop", "restart", "reload", "clear", "resync", "signal", "plan", "apply"]),
+    ("Act", &["start", "stop", "restart", "reload", "clear", "resync", "signal", "plan", "apply", "upgrade"]),
     ("Check", &["check", "simulate", "schema"]),
 ];
 
@@ -138,6 +138,11 @@ pub enum Command {
         after_help = "Exit codes: 0 done · 1 a unit did not get where it should · 2 a file is invalid; the others are applied\n\nExamples:\n  upright apply\n  upright apply --no-wait"
     )]
     Apply(ApplyArgs),
+    /// Swap the running daemon for the binary on disk; services untouched
+    #[command(
+        after_help = "The binary is the file that the daemon was started from. It is asked first whether it can take\nover; when it then does not do so in good health, the old one goes on.\n\nExit codes: 0 done, or nothing to do · 1 refused or rolled back · 7 not ended in time\n\nExamples:\n  install -m 755 upright-new /usr/local/bin/upright && upright upgrade"
+    )]
+    Upgrade(UpgradeArgs),
     /// Find every mistake in unit files, without a daemon
     #[command(
         after_help = "Examples:\n  upright check                  the unit files of this home\n  upright check units/ web.toml"
@@ -153,7 +158,10 @@ pub enum Command {
     Schema(SchemaArgs),
     /// The engine; the keeper starts it
     #[command(hide = true)]
-    Engine,
+    Engine(EngineArgs),
+    /// What this build is, for the one that it is to follow
+    #[command(hide = true)]
+    Handshake,
     /// A service of the demo
     #[command(hide = true, disable_help_flag = true)]
     Puppet(PuppetArgs),
@@ -220,6 +228,20 @@ pub struct OrderArgs {
     /// Wait at most this long, then exit 7; the order stands
     #[arg(long, value_name = "DURATION", value_parser = positive_duration)]
     pub timeout: Option<Duration>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct UpgradeArgs {
+    /// Wait at most this long, then exit 7; the upgrade goes on
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = positive_duration)]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct EngineArgs {
+    /// The file that the daemon was started from
+    #[arg(long, value_name = "FILE")]
+    pub binary: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -24,7 +24,8 @@ const EXIT_UNKNOWN_UNIT: u8 = 4;
 /// The daemon cannot be reached.
 pub const EXIT_UNREACHABLE: u8 = 5;
 const EXIT_NOT_PERMITTED: u8 = 6;
-const EXIT_TIMEOUT: u8 = 7;
+/// What was waited for did not come in time.
+pub const EXIT_TIMEOUT: u8 = 7;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {

@@ -4,12 +4,13 @@
 
 use std::path::PathBuf;
 
-use crate::cli::args::{DemoArgs, GlobalArgs, SchemaArgs};
+use crate::cli::args::{DemoArgs, EngineArgs, GlobalArgs, SchemaArgs};
 use crate::cli::context::{EXIT_FAILED, Fail, look};
 use crate::cli::out::Out;
 use crate::cli::render::Paint;
 use crate::cli::{check, find, schema};
 use crate::daemon::boot;
+use crate::daemon::card::Card;
 use crate::demo::{self, Afterwards};
 use crate::unit::Colour;
 
@@ -17,8 +18,14 @@ pub fn daemon(global: &GlobalArgs) -> u8 {
     exit_code(boot::run_daemon(&find::asked(global)))
 }
 
-pub fn engine(global: &GlobalArgs) -> u8 {
-    exit_code(boot::run_engine(&find::asked(global)))
+pub fn engine(global: &GlobalArgs, args: &EngineArgs) -> u8 {
+    exit_code(boot::run_engine(&find::asked(global), args.binary.clone()))
+}
+
+/// # Errors
+/// Stdout cannot be written.
+pub fn handshake() -> Result<u8, Fail> {
+    print((Card::of_this_build().to_text(), 0))
 }
 
 pub fn demo(args: &DemoArgs) -> u8 {

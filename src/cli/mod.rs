@@ -23,6 +23,7 @@ pub mod simulate;
 pub mod schema;
 pub mod plan;
 pub mod apply;
+pub mod upgrade;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -67,7 +68,8 @@ fn dispatch(args: &Args) -> Result<u8, Fail> {
     let context = || Context::new(global);
     match &args.command {
         Command::Daemon => Ok(doors::daemon(global)),
-        Command::Engine => Ok(doors::engine(global)),
+        Command::Engine(engine) => Ok(doors::engine(global, engine)),
+        Command::Handshake => doors::handshake(),
         Command::Demo(demo) => Ok(doors::demo(demo)),
         Command::Puppet(puppet) => Ok(doors::puppet(&puppet.words)),
         Command::Check(check) => doors::check(global, &check.paths),
@@ -79,6 +81,7 @@ fn dispatch(args: &Args) -> Result<u8, Fail> {
         Command::Signal(signal) => signal::run(&mut context()?, signal),
         Command::Plan => plan::run(&mut context()?),
         Command::Apply(args) => apply::run(&mut context()?, args),
+        Command::Upgrade(args) => upgrade::run(&mut context()?, args),
         Command::Logs(logs) => logs::run(&mut context()?, logs),
         Command::Alert(AlertCommand::List(list)) => alert::list(&mut context()?, list),
         Command::Events(events) => events::run(&mut context()?, events),

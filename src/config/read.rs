@@ -73,6 +73,19 @@ pub fn read(path: &Path, trust: Trust) -> Result<String, ReadError> {
     })
 }
 
+/// Whether `found`, opened at `path`, is a program that we may execute as ourselves.
+///
+/// # Errors
+/// No regular file; nobody may execute it; as root: others could have written it.
+pub fn check_program(path: &Path, found: &FileStat) -> Result<(), ReadError> {
+    refuse_odd_kind(found)?;
+    if found.st_mode & 0o111 == 0 {
+        let help = Some(format!("chmod +x {}", path.display()));
+        return Err(ReadError { code: "not-executable", why: "nobody may execute it".into(), help });
+    }
+    refuse_foreign_hands(path, found, Trust::Deployed)
+}
+
 fn kind_of(found: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits())
 }

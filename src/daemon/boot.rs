@@ -17,7 +17,7 @@ use crate::alert::Channels;
 use crate::alert::dispatch::{Dispatcher, Inheritance as OutboxInheritance, Keep as Delivered};
 use crate::api::access::{self, Access};
 use crate::api::call::Answer;
-use crate::api::server;
+use crate::api::server::{self, Limits};
 use crate::api::types::ConfigError;
 use crate::base::exit::RunId;
 use crate::base::name::UnitName;
@@ -35,11 +35,13 @@ use crate::daemon::plan::Surroundings;
 use crate::daemon::reload::Files;
 use crate::daemon::shell::{Ears, Ending, Shell};
 use crate::daemon::tag::Tag;
+use crate::daemon::upgrade::{self, Heard, Milestone, Upgrade};
 use crate::engine::adopt::{Boot, Inheritance};
-use crate::engine::{Effects, Engine, Settings};
+use crate::engine::{Adopted, Effects, Engine, Settings};
 use crate::keeper;
 use crate::keeper::client::{Attached, Client};
-use crate::keeper::wire::TableRow;
+use crate::keeper::upgrade::Came;
+use crate::keeper::wire::{HOLD_NAME_LEN_MAX, Request, TableRow};
 use crate::logs::capture::Capture;
 use crate::store::open::{self, Life, Loaded, Phase, RUNS_PER_RESERVE};
 use crate::store::row::{EventQuery, Level};
@@ -82,6 +84,8 @@ const LOG_LOCK_WAIT: Duration = Duration::from_secs(10);
 
 /// Between two tries: nobody tells when a lock becomes free without waiting for it for ever.
 const LOG_LOCK_LOOK: Duration = Duration::from_millis(10);
+/// The flag of the engine that names the file the daemon was started from.
+const BINARY_FLAG: &str = "--binary";
 
 /// The file in the run directory that carries the lock of the home.
 const LOCK_FILE: &str = "lock";
@@ -109,6 +113,11 @@ pub fn run_daemon(places: &Places) -> i32 {
 /// What `run_daemon` executes, with the words after `KEEPER_WORD`. The exit code. Call it
 /// before any thread exists.
 pub fn run_keeper(words: &[OsString]) -> u8 {
+    let number_at = |at: usize| words.get(at).and_then(|word| word.to_str()?.parse().ok());
+    let came = words.first().and_then(|word| Came::of_word(word.to_str()?));
+    if let (Some(came), Some(state), Some(old)) = (came, number_at(1), number_at(2)) {
+        return u8::try_from(keeper::upgrade::resume(came, state, old)).unwrap_or(u8::MAX);
+    }
     let number = words.first().and_then(|word| word.to_str()?.parse().ok());
     let lock = number.and_then(|number| process::inherited_file(number).ok());
     let Some(lock) = lock.and_then(|fd| Lock::inherited(fd).ok()) else {
@@ -132,10 +141,11 @@ fn argv_of<'a>(word: &str, rest: impl IntoIterator<Item = &'a CString>) -> Vec<C
 
 /// `upright engine`: what the keeper executes. The exit code; the keeper starts another one
 /// unless it was told to end.
-pub fn run_engine(places: &Places) -> i32 {
+/// `binary` is the file that the daemon was started from.
+pub fn run_engine(places: &Places, binary: Option<PathBuf>) -> i32 {
     let guard = log_to_stderr();
     end_with_any_thread();
-    let code = match engine(places) {
+    let code = match engine(places, binary) {
         Ok(()) => 0,
         Err(why) => {
             tracing::error!("{why}");
@@ -191,7 +201,12 @@ fn prepare(places: &Places) -> Result<(Lock, Vec<CString>), String> {
         }
         LockError::Io(cause) => format!("cannot take the lock {}: {cause}", lock.display()),
     })?;
-    Ok((lock, place_words(places)?))
+    let mut words = place_words(places)?;
+    if let Some(binary) = upgrade::called_path() {
+        let given = [BINARY_FLAG.as_bytes(), binary.as_os_str().as_bytes()].map(CString::new);
+        words.extend(given.into_iter().filter_map(Result::ok)); // argv holds no NUL
+    }
+    Ok((lock, words))
 }
 
 fn check_socket_path(path: &Path) -> Result<(), String> {
@@ -239,7 +254,18 @@ fn place_words(places: &Places) -> Result<Vec<CString>, String> {
     words.map_err(|_| "cannot use a path with a NUL byte".to_string())
 }
 
-fn engine(places: &Places) -> Result<(), String> {
+/// Whoever started this engine to see whether it can take over is told why it cannot.
+fn say_unfit(line: &io::Result<OwnedFd>, why: &str) {
+    if let Ok(Ok(line)) = line.as_ref().map(OwnedFd::try_clone)
+        && let Ok(mut keeper) = Client::over(line)
+    {
+        let most = why.floor_char_boundary(HOLD_NAME_LEN_MAX);
+        let why = why.as_bytes().get(..most).unwrap_or_default().to_vec();
+        let _ = keeper.send(Request::Unfit { why }); // it sees us end, too
+    }
+}
+
+fn engine(places: &Places, binary: Option<PathBuf>) -> Result<(), String> {
     let home = resolve(places)?;
     process::set_name("upright-engine");
     process::raise_nofile();
@@ -253,9 +279,13 @@ fn engine(places: &Places) -> Result<(), String> {
     // ourselves, so that what went wrong is said first and our exit code is known.
     let line = client.as_fd().try_clone_to_owned();
     let ended = runtime.block_on(async {
-        let (mut shell, ears) = begin(home, client).map_err(|error| format!("cannot take over: {error}"))?;
+        let begun = begin(home, client, binary).map_err(|error| format!("cannot take over: {error}"));
+        let (mut shell, ears) = begun.inspect_err(|why| say_unfit(&line, why))?;
         shell.run(ears).await.map_err(|error| format!("cannot go on: {error}"))?;
-        shell.leave();
+        match shell.ending {
+            Ending::HandedOver => shell.hand_over(),
+            Ending::No | Ending::Stopping { .. } | Ending::Killing { .. } | Ending::Done => shell.leave(),
+        }
         Ok(())
     });
     // A thread that reads a log from a hung disk must not keep us.
@@ -265,18 +295,19 @@ fn engine(places: &Places) -> Result<(), String> {
 }
 
 /// Attaches, loads, adopts: the shell of an engine that goes on where the last one stopped.
-fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
+fn begin(
+    home: Home,
+    mut client: Client,
+    binary: Option<PathBuf>,
+) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let begun = clock::monotonic();
-    let Attached { keeper_pid, engine_starts, started_at, rows, held, to_end } = client.attach()?;
-    let boot = if engine_starts <= 1 { Boot::Fresh } else { Boot::Resumed };
+    let Attached { keeper_pid, engine_starts, started_at, rows, held, to_end, upgrade } = client.attach()?;
     let (sources, heard) = mpsc::unbounded_channel();
     let (store, loaded) = open_store(&home, &sources)?;
+    let boot = upgrade::boot_of(engine_starts, upgrade.as_ref(), loaded.upgrade_told.as_deref(), started_at);
     // What the files say now, and what was in force when the last engine died.
     let reading = judge(load(&home), &loaded.last_good);
-    let in_force = match boot {
-        Boot::Fresh => reading.clone(),
-        Boot::Resumed => in_force(&home, &loaded, &rows, &reading),
-    };
+    let in_force = in_force(boot, &home, &loaded, &rows, &reading);
     let mut stored = FdStore::default();
     let sockets = sockets_and_stored(&home, &mut client, held, &mut stored)?;
     let log_lock = lock_logs(&home)?;
@@ -298,18 +329,14 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     });
     hands.specs = in_force.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
     first.into_iter().for_each(|keep| hands.keep_of_outbox(keep, stamp(clock::monotonic())));
-    let adopted = adopt::runs(rows, &mut hands);
+    let adopted = adopt_all(boot, rows, &mut hands)?;
     adopt::stored(stored, &loaded.durable, &mut hands);
     let populated = adopt::populated(&mut hands, &adopted);
-    let calls = serve(sockets.api, &in_force.daemon)?;
+    let (calls, stop) = serve(sockets.api, &in_force.daemon, hands.tools.sources.clone())?;
     let next_run = adopt::next_run(loaded.next_run, &adopted);
     let settings = Settings { start_concurrency: in_force.daemon.start_concurrency, seed: begun.as_ns() };
-    let now = clock::monotonic();
-    let mut effects = Effects::default();
-    let files = Files::new(&in_force);
-    let units = in_force.units;
-    let durable = loaded.durable.clone();
-    let engine = loaded.engine.clone();
+    let (now, mut effects, files) = (clock::monotonic(), Effects::default(), Files::new(&in_force));
+    let (units, durable, engine) = (in_force.units, loaded.durable.clone(), loaded.engine.clone());
     let inherited = Inheritance { boot, units, durable, engine, adopted, populated, next_run };
     let take_over = if to_end { Engine::new_to_end } else { Engine::new };
     let engine = take_over(now, settings, inherited, &mut effects);
@@ -327,6 +354,7 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         ending: Ending::No,
         requests: BTreeMap::new(),
         next_request: 0,
+        upgrade: Upgrade::new(binary, loaded.schema, loaded.upgrade_told.clone(), stop),
     };
     say_begin(&mut shell, boot, &loaded, begun);
     for text in shell.files.keep_all(&loaded.last_good) {
@@ -335,7 +363,19 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     shell.perform(stamp(now));
     shell.tell_ends()?;
     follow_at_boot(&mut shell, boot, reading, &loaded.engine.config_errors);
+    upgrade.into_iter().for_each(|news| shell.on_upgrade_news(news));
+    shell.await_milestone(Milestone::Healthy);
     Ok((shell, Ears { sources: heard, calls }))
+}
+
+/// An engine that was sent ahead refuses what it does not understand; any other makes the best of it.
+fn adopt_all(boot: Boot, rows: Vec<TableRow>, hands: &mut Hands) -> Result<Vec<Adopted>, String> {
+    let told = rows.len();
+    let adopted = adopt::runs(rows, hands);
+    if boot == Boot::Relieved && adopted.len() < told {
+        return Err(format!("{} of {told} runs are not understood", told - adopted.len()));
+    }
+    Ok(adopted)
 }
 
 /// The fds that the keeper holds: our sockets, bound and held if they are new, and what
@@ -358,8 +398,11 @@ fn sockets_and_stored(
 
 /// What an engine goes on with: the texts that were in force when the last one died, and, should
 /// the store have lost one of them, the file of whatever lives or is remembered.
-fn in_force(home: &Home, loaded: &Loaded, rows: &[TableRow], reading: &Reading) -> Reading {
+fn in_force(boot: Boot, home: &Home, loaded: &Loaded, rows: &[TableRow], reading: &Reading) -> Reading {
     let mut in_force = files::in_force(home, &loaded.last_good);
+    if boot == Boot::Fresh {
+        return reading.clone(); // there was none
+    }
     if in_force.good.is_empty() {
         return reading.clone(); // of a build that did not keep them
     }
@@ -379,7 +422,7 @@ fn in_force(home: &Home, loaded: &Loaded, rows: &[TableRow], reading: &Reading) 
 fn follow_at_boot(shell: &mut Shell, boot: Boot, reading: Reading, told: &[String]) {
     match boot {
         Boot::Fresh => shell.judge_errors(reading.errors),
-        Boot::Resumed => {
+        Boot::Resumed | Boot::Relieved => {
             // The last engine told of them.
             let is_told = |error: &&ConfigError| told.contains(&files::sentence(error));
             shell.files.errors = reading.errors.iter().filter(is_told).cloned().collect();
@@ -393,7 +436,7 @@ fn follow_at_boot(shell: &mut Shell, boot: Boot, reading: Reading, told: &[Strin
 fn count_fatal_stops(boot: Boot, life: Life) -> u64 {
     match (boot, life.phase) {
         (Boot::Fresh, Phase::Running) => life.fatal_stops + 1,
-        (Boot::Fresh, Phase::Ended) | (Boot::Resumed, _) => life.fatal_stops,
+        (Boot::Fresh, Phase::Ended) | (Boot::Resumed | Boot::Relieved, _) => life.fatal_stops,
     }
 }
 
@@ -418,6 +461,10 @@ fn say_begin(shell: &mut Shell, boot: Boot, loaded: &Loaded, begun: Monotonic) {
         Boot::Resumed => {
             let message = format!("the engine was restarted and took over {runs} runs");
             shell.note(Level::Warn, "engine.restarted", message, data);
+        }
+        Boot::Relieved => {
+            let message = format!("this engine took the place of another, and took over {runs} runs");
+            shell.note(Level::Info, "engine.replaced", message, data);
         }
     }
     let life = Life { phase: Phase::Running, fatal_stops: shell.fatal_stops };
@@ -501,7 +548,12 @@ fn surroundings(home: &Home, loaded: &Loaded) -> Surroundings {
 }
 
 /// Starts the server; its calls come out of the channel.
-fn serve(listener: OwnedFd, daemon: &DaemonSpec) -> io::Result<mpsc::Receiver<Asked>> {
+/// Dropped, the sender has it accept nobody any more and tell when everybody is served.
+fn serve(
+    listener: OwnedFd,
+    daemon: &DaemonSpec,
+    sources: mpsc::UnboundedSender<Source>,
+) -> io::Result<(mpsc::Receiver<Asked>, oneshot::Sender<()>)> {
     let (own_uid, _) = process::ids();
     let (operators, unknown_operators) = access::resolve(&daemon.api.operators);
     let (viewers, unknown_viewers) = access::resolve(&daemon.api.viewers);
@@ -511,15 +563,20 @@ fn serve(listener: OwnedFd, daemon: &DaemonSpec) -> io::Result<mpsc::Receiver<As
     let access = Access { own_uid, operators, viewers };
     let listener = server::listener_from(listener)?;
     let (calls, asked) = mpsc::channel(CALLS_MAX);
-    tokio::spawn(server::serve(listener, access, move |peer, call| {
+    let (stop, stopped) = oneshot::channel();
+    let serving = server::serve_until(listener, access, Limits::default(), stopped, move |peer, call| {
         let calls = calls.clone();
         async move {
             let (reply, answer) = oneshot::channel();
             let _ = calls.send(Asked { peer, call, reply }).await; // the loop has ended: told below
             answer.await.unwrap_or_else(|_| gone())
         }
-    }));
-    Ok(asked)
+    });
+    tokio::spawn(async move {
+        let _ = serving.await; // it is told by dropping
+        let _ = sources.send(Source::Upgrade(Heard::Served)); // the loop has ended
+    });
+    Ok((asked, stop))
 }
 
 /// The loop has let go of a question, which it does only when it ends.

@@ -73,6 +73,8 @@ impl Shell {
             Call::Units => json(&self.unit_list()),
             Call::ConfigErrors => json(&self.config_health()),
             Call::ConfigPlan => return self.read_files(Reader::Plan(reply)),
+            Call::Upgrade => self.upgrade_status(),
+            Call::BeginUpgrade => return self.begin_upgrade(peer, reply),
             Call::ConfigApply { wait } => {
                 return self.read_files(Reader::Apply(peer, Until::from_wait(wait), reply));
             }

@@ -23,6 +23,7 @@ use crate::daemon::output::Output;
 use crate::daemon::plan::{self, Refused, Surroundings};
 use crate::daemon::streams::History;
 use crate::daemon::tag::Tag;
+use crate::daemon::upgrade::{Heard, Milestone};
 use crate::daemon::words::Handover;
 use crate::daemon::{follow, launch};
 use crate::engine::durable::UnitDurable;
@@ -62,6 +63,7 @@ pub enum Source {
         loaded: Box<Loaded>,
         troubles: Vec<String>,
     },
+    Upgrade(Heard),
 }
 
 /// What waits for a commit.
@@ -70,6 +72,7 @@ pub enum Late {
     Reply { request: RequestId, outcomes: Vec<(UnitName, Outcome)> },
     Answer(oneshot::Sender<Answer>, Answer),
     Finished,
+    Upgrade(Milestone),
 }
 
 /// A run that the keeper has in its table.
@@ -127,7 +130,7 @@ pub struct Hands {
     resyncs: BTreeMap<UnitName, AbortHandle>,
     writes: Vec<Write>,
     lates: Vec<Late>,
-    waiting: VecDeque<(u64, Late)>,
+    pub(crate) waiting: VecDeque<(u64, Late)>,
     committed: u64,
 }
 
@@ -234,8 +237,8 @@ impl Hands {
     /// still has to remember waits on.
     pub fn next_uncommitted(&mut self) -> Option<(Late, String)> {
         let is_waited_for = |late: &Late| match late {
-            Late::Release(_) => false,
-            Late::Reply { .. } | Late::Answer(..) | Late::Finished => true,
+            Late::Release(_) | Late::Upgrade(Milestone::Healthy) => false,
+            Late::Reply { .. } | Late::Answer(..) | Late::Finished | Late::Upgrade(_) => true,
         };
         let place = self.waiting.iter().position(|(_, late)| is_waited_for(late))?;
         let trouble = self.store_trouble()?;

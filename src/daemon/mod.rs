@@ -3,6 +3,7 @@
 //! Refuses: policy. Nothing here asks in which state a unit is in order to act on it.
 
 pub mod boot;
+pub mod card;
 pub mod tag;
 pub mod environment;
 mod adopt;
@@ -19,6 +20,7 @@ mod plan;
 mod reload;
 mod shell;
 mod streams;
+mod upgrade;
 mod views;
 mod watch;
 mod words;

@@ -22,11 +22,13 @@ use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Late, Source, stamp};
 use crate::daemon::notify::NotifySocket;
 use crate::daemon::reload::{Files, Look, Reader};
+use crate::daemon::upgrade::Upgrade;
 use crate::daemon::views::Clocks;
 use crate::daemon::words::DATAGRAMS_PER_TURN;
 use crate::engine::effect::Effect;
 use crate::engine::event::{Event, Order, RequestId};
 use crate::engine::{Effects, Engine};
+use crate::keeper::client::Client;
 use crate::keeper::wire::{News, Request};
 use crate::store::open::{Life, Phase};
 use crate::store::row::Level;
@@ -54,6 +56,7 @@ pub struct Shell {
     pub(crate) ending: Ending,
     pub(crate) requests: BTreeMap<RequestId, oneshot::Sender<Answer>>,
     pub(crate) next_request: u64,
+    pub(crate) upgrade: Upgrade,
 }
 
 /// How far the end of everything is.
@@ -69,6 +72,8 @@ pub enum Ending {
         leave_at: Monotonic,
     },
     Done,
+    /// Nothing is stopped: another engine takes over.
+    HandedOver,
 }
 
 /// Where the loop hears from.
@@ -98,7 +103,7 @@ impl Shell {
         let fired = watched(timer.as_fd().try_clone_to_owned()?, Wake::Data)?;
         let mut armed = None;
         self.settle();
-        while self.ending != Ending::Done {
+        while !matches!(self.ending, Ending::Done | Ending::HandedOver) {
             let due = self.next_due();
             if due != armed {
                 arm(&timer, due)?;
@@ -125,6 +130,7 @@ impl Shell {
                 }
             }
             self.settle();
+            self.go_on_leaving();
         }
         Ok(())
     }
@@ -159,11 +165,11 @@ impl Shell {
 
     fn next_due(&self) -> Option<Monotonic> {
         let ending = match self.ending {
-            Ending::No | Ending::Done => None,
+            Ending::No | Ending::Done | Ending::HandedOver => None,
             Ending::Stopping { kill_at } => Some(kill_at),
             Ending::Killing { leave_at } => Some(leave_at),
         };
-        [self.engine.next_deadline(), ending].into_iter().flatten().min()
+        [self.engine.next_deadline(), ending, self.upgrade.due()].into_iter().flatten().min()
     }
 
     /// One event, one step, its effects; then what the effects answered at once.
@@ -218,6 +224,7 @@ impl Shell {
             }
             Late::Answer(reply, answer) => _ = reply.send(answer), // whoever asked has left
             Late::Finished => self.ending = Ending::Done,
+            Late::Upgrade(milestone) => self.on_milestone(milestone),
         }
     }
 
@@ -235,6 +242,10 @@ impl Shell {
             Late::Answer(reply, _) => Some(reply),
             Late::Finished => {
                 self.ending = Ending::Done;
+                None
+            }
+            Late::Upgrade(milestone) => {
+                self.on_milestone(milestone);
                 None
             }
         };
@@ -281,6 +292,7 @@ impl Shell {
             News::Main { run, pid } => self.on_main(run, pid),
             News::OrphanReaped => self.hands.on_orphan_reaped(),
             News::Signalled { signal } => self.on_signal(signal),
+            News::Upgrade(news) => self.on_upgrade_news(news),
             News::Welcome { .. } | News::Row(_) | News::Held { .. } | News::TableEnd => {
                 tracing::warn!("the keeper told its table twice");
             }
@@ -307,7 +319,7 @@ impl Shell {
                 self.order_unasked(Order::Shutdown);
             }
             Ending::Stopping { .. } => self.kill_the_rest(now),
-            Ending::Killing { .. } | Ending::Done => {}
+            Ending::Killing { .. } | Ending::Done | Ending::HandedOver => {}
         }
     }
 
@@ -323,7 +335,8 @@ impl Shell {
         match self.ending {
             Ending::Stopping { kill_at } if kill_at <= now => self.kill_the_rest(now),
             Ending::Killing { leave_at } if leave_at <= now => self.ending = Ending::Done,
-            Ending::No | Ending::Stopping { .. } | Ending::Killing { .. } | Ending::Done => {}
+            Ending::No | Ending::Stopping { .. } | Ending::Killing { .. } => {}
+            Ending::Done | Ending::HandedOver => {}
         }
         self.handle(Event::Tick);
     }
@@ -340,6 +353,7 @@ impl Shell {
             Source::FilesTouched => self.read_files(Reader::Watch(Look::First)),
             Source::FilesDoubted => self.on_files_doubted(),
             Source::FilesRead { loaded, troubles } => self.on_files_read(*loaded, &troubles),
+            Source::Upgrade(heard) => self.on_upgrade_heard(heard),
         }
         Ok(())
     }
@@ -432,15 +446,20 @@ impl Hands {
         self.tools.containment.remove();
         let mut keeper = self.tools.keeper;
         drop(self.tools.store);
-        let ended = keeper.send(Request::End { code: 0 }).and_then(|()| {
-            while keeper.wants_write() {
-                keeper.wait(clock::monotonic() + Duration::from_secs(5))?;
-                keeper.flush()?;
-            }
-            Ok(())
-        });
-        if let Err(error) = ended {
-            tracing::error!("cannot tell the keeper to end: {error}");
+        say_last(&mut keeper, Request::End { code: 0 });
+    }
+}
+
+/// The last word of this engine, and all that it had to say before.
+pub(crate) fn say_last(keeper: &mut Client, word: Request) {
+    let said = keeper.send(word).and_then(|()| {
+        while keeper.wants_write() {
+            keeper.wait(clock::monotonic() + Duration::from_secs(5))?;
+            keeper.flush()?;
         }
+        Ok(())
+    });
+    if let Err(error) = said {
+        tracing::error!("cannot tell the keeper that this engine leaves: {error}");
     }
 }

@@ -29,8 +29,11 @@ use crate::unit::spec::{OnLoss, ReadyWhen, ServiceType, UnitSpec};
 pub enum Boot {
     /// The first engine of this daemon: units start as the files and the orders say.
     Fresh,
-    /// An engine went before this one: nothing starts over.
+    /// An engine went before this one and died: nothing starts over.
     Resumed,
+    /// An engine went before this one and left, for this one to take its place: as `Resumed`,
+    /// but nothing went wrong.
+    Relieved,
 }
 
 /// What an engine starts with: the files, the store's rows, the keeper's table, the cgroups.

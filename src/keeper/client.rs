@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::keeper::codec::{Encoded, MESSAGE_BYTES_MAX, decode_news, encode_request};
-use crate::keeper::wire::{ENGINE_SOCKET_FD, News, Request, TableRow};
+use crate::keeper::wire::{ENGINE_SOCKET_FD, News, Request, TableRow, UpgradeNews};
 use crate::sys::{clock, pipe, process, socket};
 
 /// Most requests that wait for the socket: every run of a full table signalled and released.
@@ -43,6 +43,8 @@ pub struct Attached {
     pub held: Vec<(Vec<u8>, OwnedFd)>,
     /// The keeper was told to end before this engine came. The signal follows as news, too.
     pub to_end: bool,
+    /// The newest upgrade, if there was one.
+    pub upgrade: Option<UpgradeNews>,
 }
 
 impl Client {
@@ -79,12 +81,19 @@ impl Client {
             };
             match (news, &mut attached) {
                 (News::Welcome { keeper_pid, engine_starts, started_at }, attached) => {
-                    let (rows, held) = (Vec::new(), Vec::new());
-                    *attached =
-                        Some(Attached { keeper_pid, engine_starts, started_at, rows, held, to_end: false });
+                    *attached = Some(Attached {
+                        keeper_pid,
+                        engine_starts,
+                        started_at,
+                        rows: Vec::new(),
+                        held: Vec::new(),
+                        to_end: false,
+                        upgrade: None,
+                    });
                 }
                 (News::Row(row), Some(attached)) => attached.rows.push(row),
                 (News::Held { name, fd }, Some(attached)) => attached.held.push((name, fd)),
+                (News::Upgrade(news), Some(attached)) => attached.upgrade = Some(news),
                 (News::TableEnd, Some(_)) => break,
                 (early @ News::Signalled { signal }, Some(attached)) => {
                     attached.to_end |= [Signal::TERM, Signal::INT, Signal::QUIT].contains(&signal);
@@ -107,7 +116,8 @@ impl Client {
                     | News::Executed { .. }
                     | News::Main { .. }
                     | News::Exited { .. }
-                    | News::OrphanReaped,
+                    | News::OrphanReaped
+                    | News::Upgrade(_),
                     _,
                 ) => return Err(invalid("the keeper told something else than its table")),
             }

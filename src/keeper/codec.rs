@@ -12,7 +12,9 @@ use crate::base::exit::{Exit, RunId};
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::keeper::reader::Reader;
-use crate::keeper::wire::{FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Request, SpawnPlan, TAG_LEN_MAX};
+use crate::keeper::wire::{
+    FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Request, SpawnPlan, TAG_LEN_MAX, UpgradeNews,
+};
 use crate::sys::memfd;
 
 /// Longest message. The largest is a spawn: its tag, 14 bytes, and 5 for each fd.
@@ -81,6 +83,9 @@ mod kind {
     pub const NOTE_READY: u8 = 8;
     pub const NOTE_MAIN: u8 = 9;
     pub const LET_GO: u8 = 10;
+    pub const SWAP: u8 = 32;
+    pub const HEALTHY: u8 = 33;
+    pub const UNFIT: u8 = 34;
     pub const WELCOME: u8 = 64;
     pub const ROW: u8 = 65;
     pub const HELD: u8 = 66;
@@ -92,6 +97,7 @@ mod kind {
     pub const ORPHAN_REAPED: u8 = 72;
     pub const SIGNALLED: u8 = 73;
     pub const MAIN: u8 = 74;
+    pub const UPGRADE: u8 = 96;
 }
 
 impl Body {
@@ -151,15 +157,20 @@ impl Body {
     }
 
     fn exit(&mut self, exit: Exit) {
-        let (word, a, b) = match exit {
-            Exit::Code(code) => (0, code, 0),
-            Exit::Signal { signal, core } => (1, u8::try_from(signal.number()).unwrap_or(0), i32::from(core)),
-            Exit::NotExecuted { step, errno } => (2, step as u8, errno),
-            Exit::Unknown => (3, 0, 0),
-        };
-        self.put(&[word, a]);
-        self.i32(b);
+        self.put(&exit_bytes(exit));
     }
+}
+
+/// An end as `Reader::exit` reads it.
+pub(crate) fn exit_bytes(exit: Exit) -> [u8; 6] {
+    let (word, a, b) = match exit {
+        Exit::Code(code) => (0, code, 0),
+        Exit::Signal { signal, core } => (1, u8::try_from(signal.number()).unwrap_or(0), i32::from(core)),
+        Exit::NotExecuted { step, errno } => (2, step as u8, errno),
+        Exit::Unknown => (3, 0, 0),
+    };
+    let [b0, b1, b2, b3] = b.to_le_bytes();
+    [word, a, b0, b1, b2, b3]
 }
 
 /// The request as a message; a spawn's plan goes into a sealed memfd, first of the fds.
@@ -221,6 +232,18 @@ pub fn encode_request(request: Request) -> io::Result<Encoded> {
             body.u8(code);
             body
         }
+        Request::Swap { note, binary } => {
+            fds.push(binary);
+            let mut body = Body::new(kind::SWAP);
+            body.text(&note);
+            body
+        }
+        Request::Healthy => Body::new(kind::HEALTHY),
+        Request::Unfit { why } => {
+            let mut body = Body::new(kind::UNFIT);
+            body.name(&why);
+            body
+        }
     };
     Ok(Encoded { body, fds })
 }
@@ -250,6 +273,13 @@ pub fn decode_request(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, CodecE
             Request::Hold { name, fd }
         }
         kind::END => Request::End { code: from.u8()? },
+        kind::SWAP => {
+            let note = from.text()?.to_vec();
+            let binary = fds.into_iter().next().ok_or(CodecError::Value("fd count"))?;
+            Request::Swap { note, binary }
+        }
+        kind::HEALTHY => Request::Healthy,
+        kind::UNFIT => Request::Unfit { why: from.name()?.to_vec() },
         other => return Err(CodecError::Kind(other)),
     };
     from.end()?;
@@ -336,7 +366,17 @@ pub fn encode_news(news: &News) -> Body {
             body.i32(signal.number());
             body
         }
+        News::Upgrade(news) => encode_upgrade(news),
     }
+}
+
+fn encode_upgrade(news: &UpgradeNews) -> Body {
+    let mut body = Body::new(kind::UPGRADE);
+    body.put(&news.number.to_le_bytes());
+    body.u8(news.stage as u8);
+    body.text(&news.note);
+    body.name(&news.why);
+    body
 }
 
 /// A row without owning what it tells of; at most `FDS_MAX` labels.
@@ -394,6 +434,7 @@ pub fn decode_news(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<News, CodecError> 
         kind::EXITED => News::Exited { run: from.run()?, at: from.time()?, exit: from.exit()? },
         kind::ORPHAN_REAPED => News::OrphanReaped,
         kind::SIGNALLED => News::Signalled { signal: from.signal()? },
+        kind::UPGRADE => News::Upgrade(from.upgrade()?),
         other => return Err(CodecError::Kind(other)),
     };
     from.end()?;

@@ -14,6 +14,7 @@ use crate::base::exit::Exit;
 use crate::base::time::Monotonic;
 use crate::keeper::talk::Talk;
 use crate::keeper::wire::ENGINE_SOCKET_FD;
+use crate::sys::image::{BINARY_FD, path_of_fd};
 use crate::sys::spawn::{Born, ChildPlan, Outcome, read_outcome, spawn};
 use crate::sys::{pipe, process, socket};
 
@@ -40,8 +41,8 @@ pub struct Link {
 
 pub struct Life {
     pub pid: i32,
-    since: Monotonic,
-    outcome: OwnedFd,
+    pub(super) since: Monotonic,
+    pub(super) outcome: OwnedFd,
     /// None once it has closed its end: it is killed then, for it can do nothing any more.
     pub link: Option<Link>,
 }
@@ -53,11 +54,13 @@ enum State {
 
 pub struct Engine {
     plan: ChildPlan,
+    /// The file that the next engine is of; None: our own.
+    trial: Option<OwnedFd>,
     state: State,
-    starts: u32,
-    short_lives: u32,
+    pub(super) starts: u32,
+    pub(super) short_lives: u32,
     /// Starts in a row, from the first on, that ended at once with an exit code of their own.
-    refusals: u32,
+    pub(super) refusals: u32,
     /// Fds kept back, so that services which take all the others cannot keep the engine away.
     reserve: Vec<OwnedFd>,
 }
@@ -72,6 +75,7 @@ impl Engine {
             ChildPlan { path: process::SELF_EXE.into(), argv, env: env.collect(), ..ChildPlan::default() };
         Engine {
             plan,
+            trial: None,
             state: State::Due { at: Monotonic::ZERO },
             starts: 0,
             short_lives: 0,
@@ -82,6 +86,24 @@ impl Engine {
 
     pub fn starts(&self) -> u32 {
         self.starts
+    }
+
+    pub(super) fn argv(&self) -> &[CString] {
+        &self.plan.argv
+    }
+
+    /// This one lives, whoever started it.
+    pub(super) fn adopt(&mut self, life: Life) {
+        self.state = State::Living(life);
+    }
+
+    /// Which file the engines from now on are of; None: our own.
+    pub(super) fn set_trial(&mut self, binary: Option<OwnedFd>) {
+        self.trial = binary;
+    }
+
+    pub(super) fn trial(&self) -> Option<BorrowedFd<'_>> {
+        self.trial.as_ref().map(AsFd::as_fd)
     }
 
     /// Every engine so far, and no fewer than `least`, ended at once by its own word: something
@@ -159,17 +181,24 @@ impl Engine {
         }
     }
 
-    fn try_start(&self) -> Result<(Born, OwnedFd), Errno> {
+    fn try_start(&mut self) -> Result<(Born, OwnedFd), Errno> {
         let (ours, theirs) =
             socket::seqpacket_pair().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))?;
         let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-        let fds: [(i32, BorrowedFd<'_>); 4] = [
+        let fds: [(i32, BorrowedFd<'_>); 5] = [
             (0, stdin.as_fd()),
             (1, stdout.as_fd()),
             (2, stderr.as_fd()),
             (ENGINE_SOCKET_FD, theirs.as_fd()),
+            (BINARY_FD, self.trial.as_ref().map_or(theirs.as_fd(), AsFd::as_fd)),
         ];
-        Ok((spawn(&self.plan, &fds, None)?, ours))
+        let fds = match &self.trial {
+            Some(_) => fds.as_slice(),
+            None => fds.get(..4).unwrap_or(&[]),
+        };
+        let own = || process::SELF_EXE.into();
+        self.plan.path = self.trial.as_ref().map_or_else(own, |_| path_of_fd(BINARY_FD));
+        Ok((spawn(&self.plan, fds, None)?, ours))
     }
 
     /// It was reaped. The sentence says how it ended, for stderr.

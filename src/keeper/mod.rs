@@ -10,5 +10,7 @@ mod engine;
 mod talk;
 mod mains;
 mod reader;
+mod state;
+pub mod upgrade;
 pub mod run;
 pub mod client;

@@ -8,7 +8,7 @@ use crate::base::exit::{Exit, RunId, SpawnStep};
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::keeper::codec::{CodecError, MAGIC, VERSION};
-use crate::keeper::wire::{FdUse, HOLD_NAME_LEN_MAX, TAG_LEN_MAX, TableRow};
+use crate::keeper::wire::{FdUse, HOLD_NAME_LEN_MAX, TAG_LEN_MAX, TableRow, UpgradeNews, UpgradeStage};
 
 /// What is left of a message.
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
@@ -144,6 +144,17 @@ impl<'a> Reader<'a> {
             3 => Ok(Exit::Unknown),
             _ => Err(CodecError::Value("exit")),
         }
+    }
+
+    pub(crate) fn upgrade(&mut self) -> Result<UpgradeNews, CodecError> {
+        let number = self.u32()?;
+        let stage = match self.u8()? {
+            0 => UpgradeStage::Trial,
+            1 => UpgradeStage::Done,
+            2 => UpgradeStage::Failed,
+            _ => return Err(CodecError::Value("stage")),
+        };
+        Ok(UpgradeNews { number, stage, note: self.text()?.to_vec(), why: self.name()?.to_vec() })
     }
 
     pub(crate) fn row(&mut self, fds: Vec<OwnedFd>) -> Result<TableRow, CodecError> {

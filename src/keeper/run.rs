@@ -20,6 +20,7 @@ use crate::keeper::engine::Engine;
 use crate::keeper::mains::{MAIN_TOKEN, signal_run};
 use crate::keeper::table::{HELD_MAX, Phase, Place, Slot, Table, Untold};
 use crate::keeper::talk::{HOLDS_MAX, Talk, Tidings};
+use crate::keeper::upgrade::{Expected, Upgrade};
 use crate::keeper::wire::{FdUse, Request, SpawnPlan};
 use crate::sys::signals::{Signals, signal_child};
 use crate::sys::spawn::{ChildIds, ChildPlan, Outcome, read_outcome, spawn};
@@ -47,7 +48,7 @@ const ABANDON_GRACE: Duration = Duration::from_secs(10);
 const EXIT_ABANDONED: i32 = 1;
 
 #[derive(Clone, Copy)]
-enum Ending {
+pub(super) enum Ending {
     No,
     /// The engine said `End`.
     Asked {
@@ -73,37 +74,33 @@ enum Read {
 
 pub(super) struct Keeper {
     pub(super) epoll: Epoll,
-    signals: Signals,
+    pub(super) signals: Signals,
     pub(super) tidings: Tidings,
-    engine: Engine,
-    ending: Ending,
+    pub(super) engine: Engine,
+    pub(super) ending: Ending,
     /// Bit n: signal n (TERM, INT, QUIT) was received. Told again to each new engine: the one
     /// that was told may have died of it.
-    end_signals: u64,
+    pub(super) end_signals: u64,
+    pub(super) upgrade: Upgrade,
+    /// Open until the end (the lock of the home).
+    pub(super) held: Vec<OwnedFd>,
 }
 
 /// Runs as the keeper until the end; the exit code. Call it before any thread exists.
 /// `held` stays open all along (the lock of the home); `engine_argv` is what the engine is
 /// called with, the file is our own.
 pub fn run(held: Vec<OwnedFd>, engine_argv: Vec<CString>) -> i32 {
-    let mut keeper = match Keeper::new(engine_argv) {
-        Ok(keeper) => keeper,
+    match Keeper::new(engine_argv) {
+        Ok(keeper) => Keeper { held, ..keeper }.go(),
         Err(error) => {
             say(&format!("cannot start: {error}"));
-            return EXIT_ABANDONED;
+            EXIT_ABANDONED
         }
-    };
-    let code = loop {
-        if let Some(code) = keeper.turn() {
-            break code;
-        }
-    };
-    drop(held);
-    code
+    }
 }
 
 impl Keeper {
-    fn new(engine_argv: Vec<CString>) -> io::Result<Keeper> {
+    pub(super) fn new(engine_argv: Vec<CString>) -> io::Result<Keeper> {
         let signals = Signals::take()?;
         process::become_subreaper()?;
         process::raise_nofile();
@@ -116,9 +113,21 @@ impl Keeper {
             short: None,
             signals: 0,
             orphan_reaped: false,
+            upgrade: None,
+            upgrade_untold: false,
         };
         let engine = Engine::new(engine_argv);
-        Ok(Keeper { epoll, signals, tidings, engine, ending: Ending::No, end_signals: 0 })
+        let (ending, upgrade) = (Ending::No, Upgrade::default());
+        Ok(Keeper { epoll, signals, tidings, engine, ending, end_signals: 0, upgrade, held: Vec::new() })
+    }
+
+    /// Runs until the end; the exit code.
+    pub(super) fn go(mut self) -> i32 {
+        loop {
+            if let Some(code) = self.turn() {
+                return code;
+            }
+        }
     }
 
     /// One turn: wait, handle, tell. The exit code when it was the last.
@@ -135,12 +144,13 @@ impl Keeper {
             }
         }
         self.tell();
+        self.go_on_upgrading();
         self.end_if_done(clock::monotonic())
     }
 
     fn timeout(&self) -> EpollTimeout {
         let at = match self.ending {
-            Ending::No => self.engine.due(),
+            Ending::No => self.engine.due().into_iter().chain(self.upgrade.due()).min(),
             Ending::Asked { kill_engine_at: at, .. }
             | Ending::Terminating { kill_at: at }
             | Ending::Killing { leave_at: at } => Some(at),
@@ -167,6 +177,10 @@ impl Keeper {
             say(&format!("cannot start the engine: {errno}"));
             return;
         }
+        self.watch_engine();
+    }
+
+    pub(super) fn watch_engine(&mut self) {
         if let Some(link) = self.engine.link() {
             let watched = self.epoll.add(&link.socket, EpollEvent::new(EpollFlags::EPOLLIN, ENGINE_TOKEN));
             if watched.is_err() {
@@ -212,7 +226,9 @@ impl Keeper {
             self.unwatch_engine();
             let sentence = self.engine.ended(now, exit);
             self.tidings.short = None;
-            if matches!(self.ending, Ending::No) {
+            if self.on_engine_gone_in_upgrade(now, &sentence) == Expected::No
+                && matches!(self.ending, Ending::No)
+            {
                 say(&sentence);
             }
             return;
@@ -368,6 +384,9 @@ impl Keeper {
                 let kill_engine_at = clock::monotonic() + ENGINE_END_MAX;
                 self.ending = Ending::Asked { code, kill_engine_at };
             }
+            Request::Swap { note, binary } => self.on_swap(note, binary),
+            Request::Healthy => self.on_healthy(),
+            Request::Unfit { why } => self.on_unfit(why),
         }
     }
 
@@ -413,10 +432,14 @@ impl Keeper {
         };
         self.tidings.table.note(place, Untold::SPAWNED);
         if let Some(Phase::Executing { outcome }) = self.tidings.table.slot(place).map(|slot| &slot.phase) {
-            let token = OUTCOME_TOKEN.saturating_add(u64::from(place.0));
-            // Unwatched (ENOSPC, ENOMEM) it is still read when the run is reaped.
-            let _ = self.epoll.add(outcome, EpollEvent::new(EpollFlags::EPOLLIN, token));
+            self.watch_outcome(place, outcome);
         }
+    }
+
+    pub(super) fn watch_outcome(&self, place: Place, outcome: &OwnedFd) {
+        let token = OUTCOME_TOKEN.saturating_add(u64::from(place.0));
+        // Unwatched (ENOSPC, ENOMEM) it is still read when the run is reaped.
+        let _ = self.epoll.add(outcome, EpollEvent::new(EpollFlags::EPOLLIN, token));
     }
 
     /// The run ended before it began; the engine hears it like any other end.
@@ -430,7 +453,7 @@ impl Keeper {
     }
 
     /// Tells what the socket takes; while it takes nothing, no request is read either.
-    fn tell(&mut self) {
+    pub(super) fn tell(&mut self) {
         let starts = self.engine.starts();
         let Some(link) = self.engine.link_mut() else {
             return;
@@ -453,7 +476,7 @@ impl Keeper {
         }
     }
 
-    fn kill_engine(&self) {
+    pub(super) fn kill_engine(&self) {
         if let Some(life) = self.engine.life() {
             let _ = signal_child(life.pid, Signal::KILL); // gone already is what we want
         }
@@ -541,6 +564,6 @@ fn child_plan(plan: SpawnPlan) -> Option<ChildPlan> {
 }
 
 /// One line to stderr, on trouble only; a closed stderr is no trouble of ours.
-fn say(text: &str) {
+pub(super) fn say(text: &str) {
     let _ = writeln!(io::stderr().lock(), "upright keeper: {text}");
 }

@@ -67,9 +67,9 @@ pub struct Slot {
     /// Set when another process than the one that we forked is the run.
     pub main: Option<OwnedFd>,
     pub held: [Option<(u8, OwnedFd)>; HELD_MAX],
-    untold: Untold,
-    tag: [u8; TAG_LEN_MAX],
-    tag_len: u8,
+    pub(super) untold: Untold,
+    pub(super) tag: [u8; TAG_LEN_MAX],
+    pub(super) tag_len: u8,
 }
 
 impl Slot {
@@ -289,6 +289,11 @@ impl Table {
         let start = usize::try_from(from).ok()?;
         let skipped = self.cells.get(start..)?.iter().position(|cell| cell.slot.is_some())?;
         u32::try_from(start.checked_add(skipped)?).ok().map(Place)
+    }
+
+    /// Every run that is not released.
+    pub fn slots(&self) -> impl Iterator<Item = &Slot> + '_ {
+        self.cells.iter().filter_map(|cell| cell.slot.as_ref())
     }
 
     /// The runs that live.

@@ -10,7 +10,7 @@ use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::keeper::codec::{encode_held, encode_news, encode_row};
 use crate::keeper::table::{HELD_MAX, Phase, Place, Table, Untold};
-use crate::keeper::wire::News;
+use crate::keeper::wire::{News, UpgradeNews};
 use crate::sys::socket;
 
 /// How far the talk with this engine is.
@@ -49,6 +49,9 @@ pub struct Tidings {
     /// Bit n: signal n was received.
     pub signals: u64,
     pub orphan_reaped: bool,
+    /// The newest upgrade; told to each engine that comes, and when `upgrade_untold`.
+    pub upgrade: Option<UpgradeNews>,
+    pub upgrade_untold: bool,
 }
 
 impl Tidings {
@@ -83,6 +86,7 @@ impl Tidings {
                 Talk::TableEnd => {
                     // Before its end: an engine has to know that all is to stop before it starts.
                     self.tell_signals(socket)?;
+                    self.tell_upgrade(socket)?;
                     send(socket, &News::TableEnd)?;
                     Talk::News
                 }
@@ -117,12 +121,23 @@ impl Tidings {
         Ok(())
     }
 
+    fn tell_upgrade(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        if let Some(news) = &self.upgrade {
+            send(socket, &News::Upgrade(news.clone()))?;
+        }
+        self.upgrade_untold = false;
+        Ok(())
+    }
+
     fn tell_news(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         if let Some((run, errno)) = self.short {
             send(socket, &News::SpawnShort { run, errno })?;
             self.short = None;
         }
         self.tell_signals(socket)?;
+        if self.upgrade_untold {
+            self.tell_upgrade(socket)?;
+        }
         if self.orphan_reaped {
             send(socket, &News::OrphanReaped)?;
             self.orphan_reaped = false;

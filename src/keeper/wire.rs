@@ -87,6 +87,29 @@ pub struct TableRow {
     pub held: Vec<(u8, OwnedFd)>,
 }
 
+/// How far the newest upgrade is, as the keeper tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpgradeStage {
+    /// This engine is of the new build, and has to say `Request::Healthy`.
+    Trial,
+    /// Keeper and engine are of the new build.
+    Done,
+    /// Keeper and engine are of the old build, for the reason that is told with it.
+    Failed,
+}
+
+/// An upgrade that the keeper has been asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpgradeNews {
+    /// Counts the upgrades that this keeper was asked for.
+    pub number: u32,
+    pub stage: UpgradeStage,
+    /// What the engine that asked for it gave along (`TAG_LEN_MAX` bytes).
+    pub note: Vec<u8>,
+    /// Why it failed, in the words of the engine that did, or of the keeper.
+    pub why: Vec<u8>,
+}
+
 /// From the keeper.
 #[derive(Debug)]
 pub enum News {
@@ -132,6 +155,8 @@ pub enum News {
     Signalled {
         signal: Signal,
     },
+    /// Told to each engine before `TableEnd` once there was an upgrade, and when it has ended.
+    Upgrade(UpgradeNews),
 }
 
 /// To the keeper.
@@ -184,5 +209,17 @@ pub enum Request {
     /// Everything is stopped: end, with this exit code. The keeper reaps what is left.
     End {
         code: u8,
+    },
+    /// This engine leaves; the next one is to be of this file, and then the keeper too. `note`
+    /// is told to the engines that follow.
+    Swap {
+        note: Vec<u8>,
+        binary: OwnedFd,
+    },
+    /// An engine on trial has taken over: everything is adopted, and its first commit stands.
+    Healthy,
+    /// This engine cannot take over and is about to end. Cut to `HOLD_NAME_LEN_MAX` bytes.
+    Unfit {
+        why: Vec<u8>,
     },
 }

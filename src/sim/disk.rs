@@ -76,11 +76,13 @@ impl World {
         self.events.push(record);
     }
 
-    /// kill -9 of the engine: what was not committed may or may not have reached the disk.
+    /// kill -9 of the engine: what was not committed may or may not have reached the disk. One that
+    /// had something to commit, all of which did, may as well have left in order.
     pub fn crash(&mut self) {
         let last = self.pending.last().map_or(0, |batch| batch.number);
         let first = self.pending.first().map_or(0, |batch| batch.number);
         let kept = self.tape.below(Domain::Crash, last.saturating_sub(first) + 2);
+        let left = last > 0 && first + kept > last;
         if kept > 0 {
             let _ = self.commit(first + kept - 1); // nobody is there to be told
         }
@@ -88,7 +90,7 @@ impl World {
         self.records_due -= lost;
         self.engine += 1;
         let wait = self.some_ms(Domain::Crash, 1_000) + Duration::from_millis(20);
-        self.after(wait, Happening::EngineStarts { boot: Boot::Resumed });
+        self.after(wait, Happening::EngineStarts { boot: if left { Boot::Relieved } else { Boot::Resumed } });
     }
 }
 

@@ -1,6 +1,6 @@
-//! Opening the file: the library's age, migrations, what survived, a reboot in between.
+//! Opening the file: the library's age, what survived, a reboot in between.
 //!
-//! Refuses: a schema newer than this build, and SQLite older than 3.51.3.
+//! Refuses: SQLite older than 3.51.3, and what `schema` refuses.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -14,6 +14,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 use crate::base::{exit::RunId, name::UnitName};
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::store::row::{EventQuery, EventRow};
+use crate::store::schema::{self, Schema};
 use crate::store::writer::Write;
 use crate::store::{StoreError, alert, row};
 
@@ -28,79 +29,8 @@ pub const RUNS_PER_RESERVE: u64 = 1_000;
 /// How long SQLite itself waits for somebody else's lock before we call it trouble.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Step k brings a file from schema k to k + 1. Never edit one that was released.
-const MIGRATIONS: [&str; 2] = [
-    "
-    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-    CREATE TABLE unit (
-        name TEXT PRIMARY KEY,
-        ordered TEXT CHECK (ordered IN ('up', 'down')),
-        failures INTEGER NOT NULL,
-        episode INTEGER NOT NULL,
-        restarts INTEGER NOT NULL,
-        counted_run INTEGER,
-        retry_at_ns INTEGER,
-        down_since_ns INTEGER,
-        ready_run INTEGER,
-        ready_since_ns INTEGER,
-        held TEXT,
-        finished INTEGER NOT NULL CHECK (finished IN (0, 1))
-    ) STRICT, WITHOUT ROWID;
-    CREATE TABLE event (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        ts_us INTEGER NOT NULL,
-        level TEXT NOT NULL,
-        event TEXT NOT NULL,
-        unit TEXT,
-        run INTEGER,
-        cause TEXT,
-        message TEXT NOT NULL,
-        at_ns INTEGER NOT NULL,
-        data TEXT NOT NULL
-    ) STRICT;
-    CREATE UNIQUE INDEX event_failed_once ON event (unit, run) WHERE event = 'unit.failed';
-    CREATE INDEX event_of_unit ON event (unit, id);
-",
-    "
-    ALTER TABLE unit ADD COLUMN own_failures INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE unit ADD COLUMN alerted INTEGER NOT NULL DEFAULT 0 CHECK (alerted IN (0, 1));
-    -- Names of units, separated by spaces; a name has none.
-    ALTER TABLE unit ADD COLUMN owed TEXT NOT NULL DEFAULT '';
-    ALTER TABLE unit ADD COLUMN resync_failed INTEGER NOT NULL DEFAULT 0 CHECK (resync_failed IN (0, 1));
-    CREATE TABLE alert (
-        -- Rows are delivered in this order.
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        key TEXT NOT NULL UNIQUE,
-        ts_us INTEGER NOT NULL,
-        unit TEXT,
-        kind TEXT NOT NULL,
-        message TEXT NOT NULL,
-        failures INTEGER NOT NULL,
-        episode INTEGER NOT NULL,
-        -- Names of units, separated by spaces.
-        affected TEXT NOT NULL,
-        -- Names of channels, separated by spaces; NULL = every channel.
-        channels TEXT
-    ) STRICT;
-    -- How far an alert is with a channel; no row = not tried yet.
-    CREATE TABLE delivery (
-        alert INTEGER NOT NULL REFERENCES alert (id) ON DELETE CASCADE,
-        channel TEXT NOT NULL,
-        state TEXT NOT NULL CHECK (state IN ('pending', 'delivered', 'parked')),
-        attempts INTEGER NOT NULL,
-        -- Of the last change, wall clock.
-        ts_us INTEGER NOT NULL,
-        -- What the last attempt was told, when it failed.
-        error TEXT,
-        PRIMARY KEY (alert, channel)
-    ) STRICT, WITHOUT ROWID;
-    -- The last version of each unit file that was without error: in force while the file is broken.
-    CREATE TABLE last_good (
-        file TEXT PRIMARY KEY,
-        text TEXT NOT NULL
-    ) STRICT, WITHOUT ROWID;
-",
-];
+/// Key of `Loaded::upgrade_told`.
+pub(crate) const UPGRADE_TOLD: &str = "upgrade_told";
 
 /// Whether the daemon (keeper and engine) runs or has ended as it should, and how often it
 /// ended otherwise. Only a life that was never ended shows that the whole was cut down.
@@ -138,6 +68,9 @@ pub struct Loaded {
     /// The channels of the outbox, each with the last alert that is not for it.
     pub channels: BTreeMap<String, u64>,
     pub life: Life,
+    pub schema: Schema,
+    /// The newest upgrade whose outcome is on record.
+    pub upgrade_told: Option<String>,
     /// Why nothing can be written now; run ids are not reserved then. It is tried again.
     pub trouble: Option<String>,
     /// The file was corrupt and stands aside under this name; history begins anew.
@@ -190,8 +123,8 @@ fn open_once(path: &Path, boot_id: &str) -> Result<(Opened, Loaded), StoreError>
     }
     create_private(path).map_err(|cause| file_error(path, cause))?;
     let mut db = connect(path)?;
-    migrate(&mut db, path)?;
-    let (mut loaded, owed) = look(&db, boot_id)?;
+    let schema = schema::migrate(&mut db, path)?;
+    let (mut loaded, owed) = look(&db, boot_id, schema)?;
     let mut opened = Opened {
         db,
         owed: Vec::new(),
@@ -249,30 +182,8 @@ fn create_private(path: &Path) -> io::Result<()> {
     }
 }
 
-fn migrate(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
-    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
-    let version = |db: &Connection| db.pragma_query_value(None, "user_version", |row| row.get(0));
-    if version(db)? == known {
-        return Ok(()); // nothing to write, which may be impossible now
-    }
-    let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let found: i64 = version(&tx)?;
-    if found > known || found < 0 {
-        return Err(StoreError::Newer { path: path.to_path_buf(), found, known });
-    }
-    let done = usize::try_from(found).unwrap_or(0);
-    for step in MIGRATIONS.iter().skip(done) {
-        tx.execute_batch(step)?;
-    }
-    if found < known {
-        tx.pragma_update(None, "user_version", known)?;
-    }
-    tx.commit()?;
-    Ok(())
-}
-
 /// Reads what is there; and says what has to be written for this life to begin.
-fn look(db: &Connection, boot_id: &str) -> Result<(Loaded, Vec<Write>), StoreError> {
+fn look(db: &Connection, boot_id: &str, schema: Schema) -> Result<(Loaded, Vec<Write>), StoreError> {
     let mut owed = Vec::new();
     let mut durable = row::load_units(db)?;
     let mut engine = row::load_engine(db)?;
@@ -298,6 +209,8 @@ fn look(db: &Connection, boot_id: &str) -> Result<(Loaded, Vec<Write>), StoreErr
         last_alert: alert::last_id(db)?,
         channels: alert::load_channels(db)?,
         life: read_life(db)?,
+        schema,
+        upgrade_told: read_meta(db, UPGRADE_TOLD)?,
         trouble: None,
         moved_aside: None,
     };

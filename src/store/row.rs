@@ -109,6 +109,7 @@ pub(crate) fn write(db: &Connection, write: &Write) -> Result<(), rusqlite::Erro
         Write::ReserveRuns { until } => open::write_meta(db, "next_run", &until.0.to_string()),
         Write::Life(life) => open::write_life(db, *life),
         Write::Boot { id } => open::write_meta(db, "boot_id", id),
+        Write::UpgradeTold(which) => open::write_meta(db, open::UPGRADE_TOLD, which),
         Write::SaveEngine(durable) => save_engine(db, durable),
         Write::Delivery { delivery, ts_us } => alert::save_delivery(db, delivery, *ts_us),
         Write::Channels(known) => alert::save_channels(db, known),

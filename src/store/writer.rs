@@ -72,6 +72,8 @@ pub enum Write {
     Boot {
         id: String,
     },
+    /// The newest upgrade whose outcome is on record.
+    UpgradeTold(String),
 }
 
 /// Writes that are kept together or not at all: the effects of one step of the engine.
@@ -294,9 +296,11 @@ impl Writer {
                 | Write::Channels(_)
                 | Write::SaveEngine(_)
                 | Write::LastGood { .. } => rest.push_back(write),
-                Write::Event(_) | Write::ReserveRuns { .. } | Write::Life(_) | Write::Boot { .. } => {
-                    rest.push_back(write);
-                }
+                Write::Event(_)
+                | Write::ReserveRuns { .. }
+                | Write::Life(_)
+                | Write::Boot { .. }
+                | Write::UpgradeTold(_) => rest.push_back(write),
             }
         }
         let mut kept = Vec::new();
@@ -441,7 +445,8 @@ fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option<Write> {
         | Write::LastGood { .. }
         | Write::ReserveRuns { .. }
         | Write::Life(_)
-        | Write::Boot { .. } => None,
+        | Write::Boot { .. }
+        | Write::UpgradeTold(_) => None,
     })?;
     let mut data = serde_json::Map::new();
     data.insert("events".into(), lost.into());

@@ -7,6 +7,7 @@ pub mod accounts;
 pub mod cgroup;
 pub mod clock;
 pub mod files;
+pub mod image;
 pub mod lock;
 pub mod memfd;
 pub mod pidfd;

@@ -4,8 +4,10 @@
 //! Refuses: engine code. A test sees what a user sees: the binary, the socket, the files, /proc.
 #![allow(dead_code, reason = "each test binary uses its part of this module")]
 
+pub mod builds;
 pub mod client;
 pub mod http;
+pub mod lines;
 pub mod oracle;
 pub mod proc;
 pub mod stack;
