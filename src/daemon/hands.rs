@@ -39,6 +39,7 @@ use crate::store::row::{EventRow, Level, NewEvent};
 use crate::store::writer::{Batch, Committed, Store, Write};
 use crate::sys::clock;
 use crate::telemetry::observe::{Stamp, delivery_event, observe};
+use crate::telemetry::scribe::ScribeHandle;
 use crate::unit::spec::{HealthCheck, ReadyWhen, ResyncBy, StderrTo, UnitSpec, WhenFull};
 
 /// How long a run's last words may take to reach the disk before the keeper lets go of its
@@ -101,6 +102,8 @@ impl Live {
 pub struct Tools {
     pub keeper: Client,
     pub store: Store,
+    /// Of `system_resilience.log`.
+    pub log: ScribeHandle,
     pub outbox: Dispatcher,
     pub capture: Capture,
     pub containment: Containment,
@@ -558,7 +561,7 @@ impl Hands {
     }
 
     pub fn store_trouble(&self) -> Option<String> {
-        self.tools.store.trouble()
+        self.tools.store.trouble().map(|trouble| trouble.cause().to_string())
     }
 
     pub fn containment_word(&self) -> &'static str {
