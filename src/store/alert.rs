@@ -86,13 +86,6 @@ pub(crate) fn settle(db: &Connection, delivery: &Delivery, ts_us: i64) -> Result
     deliver(db, "", delivery, ts_us).map(drop)
 }
 
-/// Takes away what a delivery never was.
-pub(crate) fn unsettle(db: &Connection, id: u64, channel: &str) -> Result<(), rusqlite::Error> {
-    db.prepare_cached("DELETE FROM delivery WHERE alert = ?1 AND channel = ?2")?
-        .execute(params![signed(id), channel])?;
-    Ok(())
-}
-
 /// Of an alert that is not there nothing is kept.
 fn deliver(
     db: &Connection,

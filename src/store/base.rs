@@ -293,8 +293,16 @@ impl Base {
         self.alerts.committed();
         self.news.clear();
         (self.last_event_id, self.last_alert) = (last_event, last_alert);
-        let state_copy = self.state.committed(writes.iter().copied(), mark, last_event);
-        self.note_copies(alert_copy.and(state_copy));
+        let writes = writes.iter().copied();
+        // Of one commit means both: an alert that stands in neither would seem never to have been.
+        let copies = match alert_copy {
+            Ok(()) => self.state.committed(writes, mark, last_event),
+            Err(error) => {
+                self.state.committed_alone(writes, mark);
+                Err(error)
+            }
+        };
+        self.note_copies(copies);
         if self.inodes.wal.is_none() {
             self.inodes = inodes(&self.path);
         }
@@ -325,7 +333,7 @@ impl Base {
             return Ok(());
         }
         self.mend_alert_copy()?;
-        if self.state.is_lost() {
+        if self.state.is_lost() && !self.alerts.is_lost() {
             let written = self.state.rewrite(self.last_event_id);
             self.note_copies(written);
         }

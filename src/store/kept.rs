@@ -169,8 +169,7 @@ impl StateJournal {
         mark: Mark,
         last_event_id: u64,
     ) -> io::Result<()> {
-        writes.clone().for_each(|write| self.kept.apply(write));
-        self.mark = mark;
+        self.remember(writes.clone(), mark);
         let large = self.file.len() > REWRITE_BYTES.max(self.live_len * 4);
         if self.file.is_lost() || large {
             return self.rewrite(last_event_id);
@@ -178,6 +177,17 @@ impl StateJournal {
         let mut records: Vec<Value> = writes.filter_map(encode).collect();
         records.push(self.seal(last_event_id));
         self.file.append(&records, Sync::Kernel)
+    }
+
+    /// The same, but the file stays as it was: the other copy is not of this commit either.
+    pub fn committed_alone<'a>(&mut self, writes: impl Iterator<Item = &'a Write>, mark: Mark) {
+        self.remember(writes, mark);
+        self.file.forget();
+    }
+
+    fn remember<'a>(&mut self, writes: impl Iterator<Item = &'a Write>, mark: Mark) {
+        writes.for_each(|write| self.kept.apply(write));
+        self.mark = mark;
     }
 
     /// # Errors

@@ -102,7 +102,7 @@ fn try_up(
     let in_step =
         found.is_some_and(|found| found.damaged == 0 && (&found.kept, &found.mark) == (&of_db.0, &of_db.1));
     let same = found.is_some_and(|found| is_same(found, &of_db.1));
-    let (mut kept, mark, mut lacks) = reconcile::state(of_db, found);
+    let (mut kept, mark, mut lacks) = reconcile::state(of_db, found, same)?;
     if aside.is_some() && found.is_none_or(|found| found.damaged > 0) {
         kept = guess_the_rest(kept, &alerts, newest);
         lacks.set_state(kept.clone(), mark.clone());

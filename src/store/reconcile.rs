@@ -1,8 +1,9 @@
 //! Two copies of one truth: what to change in the database, so that it says what both together know.
 //!
 //! The database is the first copy. The second ones (`state.jnl`, `alerts.jnl`, the log of history)
-//! win where they are newer, which shows that the database lost its WAL or is an old one; and where both
-//! claim to be of the same commit and differ, because their lines carry checksums and its pages do not.
+//! win where they are newer, which shows that the database lost its WAL or is an old one. Where both
+//! claim to be of one commit and differ, the database is not believed at all: their lines carry
+//! checksums, its pages do not.
 //!
 //! Refuses: files. What is read and written here is the open database.
 
@@ -29,8 +30,6 @@ pub(crate) struct Lacks {
     state: Option<(Kept, Mark)>,
     alerts: Vec<Row>,
     settled: Vec<Settled>,
-    /// Ends of deliveries that no second copy knows of the same commit: bits have flipped.
-    bogus: Vec<(u64, String)>,
     events: Vec<EventRow>,
     /// No event may have this id or a smaller one.
     last_event_id: u64,
@@ -45,7 +44,6 @@ impl Lacks {
         self.state.is_none()
             && self.alerts.is_empty()
             && self.settled.is_empty()
-            && self.bogus.is_empty()
             && self.events.is_empty()
             && self.last_event_id == 0
     }
@@ -70,56 +68,78 @@ impl Lacks {
     }
 }
 
-/// Which of both says what holds, and whether the database must be told.
-pub(crate) fn state(of_db: (Kept, Mark), found: Option<&kept::Found>) -> (Kept, Mark, Lacks) {
+/// Bits have flipped: what is in a database that has such rows is not believed, nor written to.
+fn rotten(what: &str) -> StoreError {
+    StoreError::Value(format!("its {what} differ from their second copy"))
+}
+
+/// Which of both says what holds, and whether the database must be told. `same`: both are of one commit.
+///
+/// # Errors
+/// They cannot differ, and do.
+pub(crate) fn state(
+    of_db: (Kept, Mark),
+    found: Option<&kept::Found>,
+    same: bool,
+) -> Result<(Kept, Mark, Lacks), StoreError> {
     let (db, mark) = of_db;
-    let Some(found) = found else { return (db, mark, Lacks::default()) };
-    let newer = found.mark.seq > mark.seq || mark == Mark::default();
-    let rotten = found.mark == mark && found.damaged == 0 && found.kept != db;
-    if !newer && !rotten {
-        return (db, mark, Lacks::default());
+    let Some(found) = found else { return Ok((db, mark, Lacks::default())) };
+    if same && found.kept != db {
+        return Err(rotten("units or their files"));
+    }
+    if found.mark.seq <= mark.seq && mark != Mark::default() {
+        return Ok((db, mark, Lacks::default()));
     }
     let mut kept = found.kept.clone();
     if found.damaged > 0 {
         kept.fill_from(db);
     }
     let lacks = Lacks { state: Some((kept.clone(), found.mark.clone())), ..Lacks::default() };
-    (kept, found.mark.clone(), lacks)
+    Ok((kept, found.mark.clone(), lacks))
 }
 
-/// Adds what of the alerts is missing or other; whether `alerts.jnl` is the one that lacks something.
-/// `same`: both copies are of the same commit.
+/// Adds what of the alerts is missing; whether `alerts.jnl` is the one that lacks something. An alert
+/// never changes, nor does the end of a delivery. `same`: both copies are of one commit.
 ///
 /// # Errors
-/// What SQLite says.
+/// They cannot differ, and do; what SQLite says.
 pub(crate) fn alerts(
     db: &Connection,
     found: &alert_journal::Found,
     same: bool,
     lacks: &mut Lacks,
 ) -> Result<bool, StoreError> {
+    let last = alert::last_id(db)?;
     let oldest = found.alerts.keys().next().map_or(0, |id| id.saturating_sub(1));
-    let in_both = alert::last_id(db)?.saturating_sub(ALERTS_KEPT);
+    let in_both = last.saturating_sub(ALERTS_KEPT);
     let rows = alert::select_after(db, oldest.min(in_both))?;
     let rows: BTreeMap<u64, Row> = rows.into_iter().map(|row| (row.id, row)).collect();
     let settled = alert::select_settled_after(db, oldest.min(in_both))?;
     let settled: BTreeMap<(u64, String), Settled> =
         settled.into_iter().map(|item| ((item.0.row, item.0.channel.clone()), item)).collect();
-    let differs = |row: &&Row| rows.get(&row.id) != Some(*row);
-    lacks.alerts = found.alerts.values().filter(differs).cloned().collect();
-    let state = |item: Option<&Settled>| item.map(|(delivery, _)| delivery.state);
-    let is_new = |(key, item): &(&(u64, String), &Settled)| {
-        let known = found.alerts.contains_key(&key.0) || rows.contains_key(&key.0);
-        known && state(settled.get(*key)) != state(Some(*item))
-    };
-    lacks.settled = found.settled.iter().filter(is_new).map(|(_, item)| item.clone()).collect();
-    if same && found.whole {
-        let known = |key: &&(u64, String)| found.settled.contains_key(*key) || key.0 <= oldest;
-        lacks.bogus = settled.keys().filter(|key| !known(key)).cloned().collect();
+    for (id, row) in &found.alerts {
+        match rows.get(id) {
+            Some(stands) if stands == row => {}
+            None if !same || *id > last => lacks.alerts.push(row.clone()),
+            Some(_) | None => return Err(rotten("alerts")),
+        }
     }
-    let unknown = rows.keys().filter(|id| **id > in_both).any(|id| !found.alerts.contains_key(id))
-        || settled.keys().filter(|key| key.0 > in_both).any(|key| !found.settled.contains_key(key));
-    Ok(!found.whole || unknown)
+    for (key, item) in &found.settled {
+        match settled.get(key) {
+            Some((stands, _)) if stands.state == item.0.state => {}
+            Some(_) => return Err(rotten("deliveries")),
+            None if found.alerts.contains_key(&key.0) || rows.contains_key(&key.0) => {
+                lacks.settled.push(item.clone());
+            }
+            None => {}
+        }
+    }
+    let unknown_alert = rows.keys().any(|id| *id > in_both && !found.alerts.contains_key(id));
+    let unknown_end = settled.keys().any(|key| key.0 > in_both && !found.settled.contains_key(key));
+    if same && found.whole && (unknown_alert || unknown_end) {
+        return Err(rotten("alerts"));
+    }
+    Ok(!found.whole || unknown_alert || unknown_end)
 }
 
 /// Adds the newest events of the log that the database does not have. `known`: the newest event
@@ -171,9 +191,6 @@ pub(crate) fn write(db: &mut Connection, lacks: &Lacks) -> Result<(), rusqlite::
     }
     for row in &lacks.alerts {
         alert::put(&tx, row)?;
-    }
-    for (id, channel) in &lacks.bogus {
-        alert::unsettle(&tx, *id, channel)?;
     }
     for (delivery, ts_us) in &lacks.settled {
         debug_assert!(delivery.state != DeliveryState::Pending, "only what is over is kept there");

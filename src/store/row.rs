@@ -227,25 +227,26 @@ fn select_causes(db: &Connection, unit: &UnitName) -> Result<Vec<EventRow>, Stor
 /// A bit that flipped in a row of history makes that row look odd; it does not hide the others.
 fn event_of(row: &Row<'_>) -> Result<EventRow, StoreError> {
     let text = |column: usize| -> Result<Option<String>, rusqlite::Error> {
-        let value = row.get_ref(column)?.as_bytes_or_null()?;
+        let value = row.get_ref(column)?.as_bytes_or_null().unwrap_or_default();
         Ok(value.map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
     };
+    let integer = |column: usize| row.get_ref(column).map(|value| value.as_i64().unwrap_or(0));
     let data = text(9)?.unwrap_or_default();
     let event = NewEvent {
-        ts_us: row.get(1)?,
+        ts_us: integer(1)?,
         level: text(2)?.as_deref().and_then(Level::parse).unwrap_or(Level::Error),
         event: text(3)?.unwrap_or_default(),
         unit: text(4)?.and_then(|name| UnitName::parse(&name).ok()),
-        run: row.get::<_, Option<i64>>(5)?.map(|run| RunId(unsigned(run))),
+        run: row.get_ref(5)?.as_i64().ok().map(|run| RunId(unsigned(run))),
         cause: text(6)?,
         message: text(7)?.unwrap_or_default(),
-        at: Monotonic::from_ns(unsigned(row.get(8)?)),
+        at: Monotonic::from_ns(unsigned(integer(8)?)),
         data: match serde_json::from_str(&data) {
             Ok(Value::Object(map)) => map,
             Ok(_) | Err(_) => Map::new(),
         },
     };
-    Ok(EventRow { id: unsigned(row.get(0)?), event })
+    Ok(EventRow { id: unsigned(integer(0)?), event })
 }
 
 pub(crate) fn name_of(text: &str) -> Result<UnitName, StoreError> {
