@@ -147,8 +147,6 @@ fn count_log(dir: &Path) -> (u64, u64) {
 
 /// After a kill: opens as the next engine does, lets the log catch up, and compares.
 fn settle(dir: &Path, acked: u64) -> u64 {
-    drop(start(dir, |_| {}));
-    // Ended with the store; what it did not read any more is read by the next, so look again.
     let store = start(dir, |_| {});
     let (tell, told) = std::sync::mpsc::channel();
     let query = EventQuery { limit: 1, ..EventQuery::default() };
