@@ -27,9 +27,8 @@ use crate::sys::clock;
 /// the database is not believed any more.
 const HOPELESS_MAX: u32 = 3;
 
-/// So many errors of the disk in a row, about ten seconds of them: another file may lie on better
-/// sectors.
-const IO_ERRORS_MAX: u32 = 10;
+/// After so long of nothing but errors of the disk another file may lie on better sectors.
+const DISK_ERRORS_MAX: Duration = Duration::from_secs(10);
 
 /// Between two databases that are put aside: what is corrupt again at once is not the file's fault.
 const ASIDE_GAP: Duration = Duration::from_secs(30);
@@ -54,7 +53,8 @@ pub(crate) struct Base {
     damaged: usize,
     trust: Trust,
     hopeless: u32,
-    io_errors: u32,
+    /// The disk has given errors since then.
+    disk_errors_since: Option<Monotonic>,
     pub last_event_id: u64,
     pub last_alert: u64,
     /// Unlike that of any other life of this home.
@@ -86,7 +86,7 @@ impl Base {
             damaged,
             trust: Trust::Look,
             hopeless: 0,
-            io_errors: 0,
+            disk_errors_since: None,
             last_event_id,
             last_alert: alert_journal::read(dir).alerts.keys().next_back().copied().unwrap_or(0),
             epoch: u64::try_from(clock::wall().as_microsecond()).unwrap_or(0),
@@ -220,7 +220,7 @@ impl Base {
     pub fn commit(&mut self, through: u64, writes: &[&Write]) -> Result<Committed, StoreError> {
         let committed = self.try_commit(through, writes);
         match &committed {
-            Ok(_) => (self.hopeless, self.io_errors) = (0, 0),
+            Ok(_) => (self.hopeless, self.disk_errors_since) = (0, None),
             Err(error) => self.on_error(error),
         }
         committed
@@ -234,11 +234,13 @@ impl Base {
         } else if rebuild::is_hopeless(error, &self.path) {
             self.hopeless += 1;
         } else if rebuild::is_disk_error(error) {
-            self.io_errors += 1;
+            self.disk_errors_since.get_or_insert(clock::monotonic());
         }
-        if self.hopeless >= HOPELESS_MAX || self.io_errors >= IO_ERRORS_MAX {
+        let since = self.disk_errors_since;
+        let lasting = since.is_some_and(|since| clock::monotonic().since(since) >= DISK_ERRORS_MAX);
+        if self.hopeless >= HOPELESS_MAX || lasting {
             self.trust = Trust::Nothing;
-            (self.hopeless, self.io_errors) = (0, 0);
+            (self.hopeless, self.disk_errors_since) = (0, None);
         }
     }
 

@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
 
 use crate::base::{exit::RunId, name::UnitName};
 use crate::engine::durable::{EngineDurable, UnitDurable};
@@ -223,7 +223,24 @@ pub fn open_beside(
 }
 
 /// A connection set up as every connection of ours is. The schema is not looked at.
+///
+/// # Errors
+/// What the system says of the file, where SQLite only says that it cannot open it.
 pub(crate) fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let connected = try_connect(path);
+    match &connected {
+        Err(StoreError::Sqlite(error)) if error.sqlite_error_code() == Some(ErrorCode::CannotOpen) => {
+            // Nobody of us has it open: closing it drops no lock.
+            match OpenOptions::new().write(true).open(path) {
+                Err(cause) if path.is_file() => Err(StoreError::File { path: path.to_path_buf(), cause }),
+                Ok(_) | Err(_) => connected,
+            }
+        }
+        Ok(_) | Err(_) => connected,
+    }
+}
+
+fn try_connect(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(BUSY_TIMEOUT_AT_OPEN)?;

@@ -2,6 +2,8 @@
 //!
 //! Refuses: deciding what to do about it.
 
+use std::io;
+
 use rusqlite::ErrorCode;
 
 use crate::store::StoreError;
@@ -15,6 +17,9 @@ pub struct Trouble {
     pub message: String,
     pub help: String,
 }
+
+const FULL: (&str, &str) = ("store.full", "make room on its file system");
+const READ_ONLY: (&str, &str) = ("store.read-only", "make its file system writable again");
 
 /// How a sentence begins when nothing can be committed.
 const NOTHING_WRITTEN: &str = "nothing can be written down, supervision goes on: ";
@@ -33,8 +38,8 @@ impl Trouble {
                     "store.locked",
                     "end the program that holds a lock on it (`fuser` on the file tells which)",
                 ),
-                Some(ErrorCode::DiskFull) => ("store.full", "make room on its file system"),
-                Some(ErrorCode::ReadOnly) => ("store.read-only", "make its file system writable again"),
+                Some(ErrorCode::DiskFull) => FULL,
+                Some(ErrorCode::ReadOnly) => READ_ONLY,
                 Some(ErrorCode::SystemIoFailure) => {
                     ("store.io", "look at the kernel's log: the disk gives errors")
                 }
@@ -47,6 +52,8 @@ impl Trouble {
             StoreError::Value(_) | StoreError::Newer { .. } => {
                 ("store.corrupt", "it is moved aside and begun anew by itself")
             }
+            StoreError::File { cause, .. } if cause.kind() == io::ErrorKind::ReadOnlyFilesystem => READ_ONLY,
+            StoreError::File { cause, .. } if cause.kind() == io::ErrorKind::StorageFull => FULL,
             StoreError::File { .. } | StoreError::Library { .. } | StoreError::Closed => {
                 ("store.unreachable", "see that its directory is there and ours")
             }
