@@ -79,6 +79,7 @@ fn list(units: Vec<Unit>) -> UnitList {
         engine_pid: 11,
         started_at: "2026-11-21T19:00:00Z".into(),
         containment: "cgroup".into(),
+        troubles: Vec::new(),
     };
     UnitList { schema_version: 1, daemon, units }
 }

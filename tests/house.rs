@@ -85,6 +85,7 @@ fn demo() -> UnitList {
         engine_pid: 11,
         started_at: "2026-11-21T19:59:50Z".into(),
         containment: "cgroup".into(),
+        troubles: Vec::new(),
     };
     let reason = "was killed (SIGKILL); failure 1 in a row";
     let backend = Unit {

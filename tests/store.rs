@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use upright::base::{exit::RunId, luck::Luck, name::UnitName, time::Monotonic};
 use upright::engine::durable::{Desired, UnitDurable};
-use upright::store::StoreError;
 use upright::store::open::{self, Life, Loaded, Opened, Phase, RUNS_PER_RESERVE};
 use upright::store::row::{EventQuery, EventRow, Level, NewEvent, Pick};
 use upright::store::schema;
@@ -183,20 +182,6 @@ fn causes_are_the_newest_of_each_kind_and_who_gave_the_orders() {
     assert_eq!(found, want);
 }
 
-#[test]
-fn a_newer_schema_is_refused_and_left_alone() {
-    let dir = tempfile::tempdir().expect("dir");
-    let path = dir.path().join("upright.db");
-    drop(reopen(&path));
-    let db = rusqlite::Connection::open(&path).expect("opens");
-    db.pragma_update(None, "user_version", 999).expect("writes");
-    for closed in ["UPDATE meta SET value = '999' WHERE key = 'compatible_from'", "DELETE FROM meta"] {
-        db.execute(closed, []).expect("writes");
-        let refused = open::open(&path, "boot-1").err();
-        assert!(matches!(refused, Some(StoreError::Newer { found: 999, .. })), "{refused:?}");
-    }
-}
-
 /// An upgrade that was rolled back has left its schema behind.
 #[test]
 fn a_newer_schema_that_is_open_to_this_build_is_used_and_left_as_it_is() {
@@ -227,15 +212,208 @@ fn a_newer_schema_that_is_open_to_this_build_is_used_and_left_as_it_is() {
     assert_eq!(version, ours.version + 1);
 }
 
+/// Commits `writes` and ends the store.
+fn keep(path: &Path, writes: Vec<Write>) {
+    let mut store = reopen(path).0.start(|_| {}).expect("thread");
+    store.submit(Batch { writes });
+    drop(store);
+}
+
+fn set_meta(path: &Path, sql: &str) {
+    let db = rusqlite::Connection::open(path).expect("opens");
+    db.execute_batch(sql).expect("writes");
+}
+
 #[test]
-fn a_corrupt_file_is_moved_aside_and_history_begins_anew() {
+fn a_schema_that_cannot_be_used_stands_aside_and_what_was_asked_for_holds() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    keep(&path, vec![Write::Save { unit: unit("web"), durable: full_row() }]);
+    let before = reopen(&path).1;
+    set_meta(&path, "PRAGMA user_version = 999");
+    let (opened, loaded) = reopen(&path);
+    let aside = loaded.moved_aside.clone().expect("moved");
+    assert!(aside.why.contains("schema 999"), "{aside:?}");
+    let version = rusqlite::Connection::open(&aside.path).expect("opens");
+    let version: i64 = version.pragma_query_value(None, "user_version", |row| row.get(0)).expect("reads");
+    assert_eq!(version, 999, "it is left as it was");
+    assert_eq!((&loaded.durable, &loaded.boot_id), (&before.durable, &before.boot_id));
+    assert!(loaded.next_run.0 >= before.next_run.0 + RUNS_PER_RESERVE, "no run is used twice");
+    let mut store = opened.start(|_| {}).expect("thread");
+    store.submit(one("unit.failed", 1));
+    let code =
+        |store: &upright::store::writer::Store| store.troubles().first().map_or("", |trouble| trouble.code);
+    until("it is said", || code(&store) == "store.aside");
+    for part in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{part}", aside.path.display())); // not all are there
+    }
+    until("nobody has to look any more", || store.troubles().is_empty());
+}
+
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_corrupt_file_is_moved_aside_and_begun_anew_from_its_second_copies() {
     let dir = tempfile::tempdir().expect("dir");
     let path = dir.path().join("upright.db");
     std::fs::write(&path, [b'x'; 8_192]).expect("writes");
     let (_opened, loaded) = reopen(&path);
     let aside = loaded.moved_aside.expect("moved");
-    assert_eq!(std::fs::read(aside).expect("still there"), [b'x'; 8_192]);
+    assert_eq!(std::fs::read(aside.path).expect("still there"), [b'x'; 8_192]);
     assert_eq!(loaded.last_event_id, 0);
+}
+
+#[test]
+fn a_database_that_is_older_than_its_second_copy_is_made_new_again() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    keep(&path, vec![Write::Save { unit: unit("web"), durable: UnitDurable::default() }]);
+    let old = std::fs::read(&path).expect("reads");
+    keep(
+        &path,
+        vec![Write::Save { unit: unit("web"), durable: full_row() }, Write::Event(event("unit.failed", 1))],
+    );
+    std::fs::write(&path, old).expect("writes"); // as if the WAL had been lost
+    let log = |after: u64, _| {
+        let row = EventRow { id: 1, event: event("unit.failed", 1) };
+        Some(row).filter(|row| row.id > after).into_iter().collect()
+    };
+    let (opened, loaded) = open::open_beside(&path, "boot-1", &mut { log }).expect("opens");
+    assert_eq!(loaded.durable.get(&unit("web")), Some(&full_row()));
+    assert_eq!((loaded.moved_aside, loaded.last_event_id), (None, 1));
+    assert_dense(&all_events(&opened));
+}
+
+#[test]
+fn a_database_that_says_otherwise_in_the_same_commit_is_not_believed() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    keep(&path, vec![Write::Save { unit: unit("web"), durable: full_row() }]);
+    set_meta(&path, "UPDATE unit SET name = 'wec'; UPDATE meta SET value = '3' WHERE key = 'next_run'");
+    let (_opened, loaded) = reopen(&path);
+    assert_eq!(loaded.durable.into_iter().collect::<Vec<_>>(), [(unit("web"), full_row())]);
+    assert!(loaded.next_run.0 > RUNS_PER_RESERVE, "{:?}", loaded.next_run);
+}
+
+#[test]
+fn a_file_removed_or_spoilt_under_a_living_store_is_begun_anew_without_a_gap() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    let (tell, told) = mpsc::channel();
+    let mut store = reopen(&path).0.start(move |c| drop(tell.send(c))).expect("thread");
+    let mut rows = Vec::new();
+    let mut commit = |store: &mut upright::store::writer::Store, run: u64| {
+        let writes = vec![
+            Write::Event(event("unit.failed", run)),
+            Write::Save { unit: unit("web"), durable: full_row() },
+        ];
+        let number = store.submit(Batch { writes });
+        loop {
+            let committed: Committed = told.recv_timeout(PATIENCE).expect("commits");
+            rows.extend(committed.events);
+            if committed.through >= number {
+                return;
+            }
+        }
+    };
+    commit(&mut store, 1);
+    for part in ["", "-wal", "-shm"] {
+        std::fs::remove_file(dir.path().join(format!("upright.db{part}"))).expect("removes");
+    }
+    commit(&mut store, 2);
+    assert!(path.exists());
+    // Every page but the first is overwritten: the next write meets them.
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::OpenOptions::new().write(true).open(&path).expect("opens");
+    let len = file.metadata().expect("stat").len();
+    file.write_all_at(&vec![0xA5; usize::try_from(len.max(8_192)).expect("small") - 4_096], 4_096)
+        .expect("writes");
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(dir.path().join("upright.db-wal"))
+        .expect("opens")
+        .set_len(0)
+        .expect("cuts");
+    for run in 3..30 {
+        commit(&mut store, run);
+    }
+    drop(store);
+    assert_dense(&rows);
+    let (_opened, loaded) = reopen(&path);
+    assert_eq!(loaded.durable.get(&unit("web")), Some(&full_row()));
+    assert_eq!(loaded.last_event_id, rows.last().expect("some").id);
+}
+
+#[test]
+fn second_copies_that_somebody_removes_come_back() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    let (tell, told) = mpsc::channel();
+    let mut store = reopen(&path).0.start(move |c| drop(tell.send(c))).expect("thread");
+    let alert = |number: u64| Write::Alert {
+        alert: upright::engine::effect::Alert {
+            key: format!("web/{number}/failing/4"),
+            unit: Some(unit("web")),
+            kind: upright::engine::effect::AlertKind::Failing,
+            message: "web failed 4 times in a row".into(),
+            failures: 4,
+            episode: number,
+            affected: Vec::new(),
+            channels: None,
+        },
+        ts_us: 1,
+    };
+    let save = Write::Save { unit: unit("web"), durable: full_row() };
+    let commit = |store: &mut upright::store::writer::Store, writes: Vec<Write>| {
+        let number = store.submit(Batch { writes });
+        while told.recv_timeout(PATIENCE).expect("commits").through < number {}
+    };
+    commit(&mut store, vec![alert(1), save]);
+    for name in ["alerts.jnl", "state.jnl"] {
+        std::fs::remove_file(dir.path().join(name)).expect("is there");
+    }
+    commit(&mut store, vec![alert(2)]);
+    let text = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap_or_default();
+    until("both are there again", || {
+        text("alerts.jnl").lines().count() == 2 && text("state.jnl").contains("web")
+    });
+    drop(store);
+    std::fs::write(&path, b"no database").expect("writes");
+    let (opened, loaded) = reopen(&path);
+    assert!(loaded.moved_aside.is_some());
+    assert_eq!((loaded.durable.get(&unit("web")), loaded.last_alert), (Some(&full_row()), 2));
+    drop(opened);
+}
+
+#[test]
+fn a_lock_that_lets_nobody_in_does_not_keep_a_daemon_from_beginning() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("upright.db");
+    keep(&path, vec![Write::Save { unit: unit("web"), durable: full_row() }]);
+    let before = reopen(&path).1;
+    let db = rusqlite::Connection::open(&path).expect("opens");
+    db.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").expect("locks");
+    let begun = Instant::now();
+    let (opened, loaded) = reopen(&path);
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert_eq!(loaded.trouble.as_ref().map(|trouble| trouble.code), Some("store.locked"));
+    assert_eq!(loaded.durable, before.durable, "as its second copy says");
+    assert!(loaded.next_run > before.next_run);
+    let (tell, told) = mpsc::channel();
+    let mut store = opened.start(move |c| drop(tell.send(c))).expect("thread");
+    let number = store.submit(one("unit.failed", 1));
+    drop(db);
+    while told.recv_timeout(PATIENCE).expect("commits").through < number {}
+    drop(store);
+    let (_opened, again) = reopen(&path);
+    assert_eq!((again.durable, again.last_event_id), (before.durable, 1));
+    assert!(again.next_run >= RunId(loaded.next_run.0 + RUNS_PER_RESERVE));
 }
 
 #[test]

@@ -24,6 +24,19 @@ pub struct DaemonInfo {
     pub started_at: String,
     /// "cgroup" or "weak": how far a stop reaches. Weak is the session and process-tree walk.
     pub containment: String,
+    /// What ails the daemon itself, the worst first; empty when all is well.
+    #[serde(default)]
+    pub troubles: Vec<Trouble>,
+}
+
+/// One thing of the daemon's own that is not as it should be.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct Trouble {
+    /// Stable: store.locked | store.full | store.io | store.read-only | store.corrupt |
+    /// store.unreachable | store.copy | store.aside | log.unwritable
+    pub code: String,
+    pub message: String,
+    pub help: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
@@ -204,6 +217,9 @@ pub struct SystemHealth {
     pub config: ConfigHealth,
     pub fatal_stops: u64,
     pub uptime_s: f64,
+    /// What ails the daemon itself, the worst first; any of them makes the status yellow.
+    #[serde(default)]
+    pub troubles: Vec<Trouble>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]

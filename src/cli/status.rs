@@ -194,6 +194,11 @@ fn notes(daemon: &DaemonInfo, units: usize) -> String {
             escape_line(&daemon.mode)
         ));
     }
+    for trouble in &daemon.troubles {
+        let (code, message, help) =
+            (escape_line(&trouble.code), escape_line(&trouble.message), escape_line(&trouble.help));
+        text.push_str(&format!("note: {code}: {message}; {help}\n"));
+    }
     if daemon.containment == "weak" {
         text.push_str(
             "note: weak containment: no cgroup here, a stop reaches what it can find by session and parent\n",

@@ -44,12 +44,13 @@ use crate::keeper::upgrade::Came;
 use crate::keeper::wire::{HOLD_NAME_LEN_MAX, Request, TableRow};
 use crate::logs::capture::Capture;
 use crate::store::open::{self, Life, Loaded, Phase, RUNS_PER_RESERVE};
-use crate::store::row::{EventQuery, Level};
+use crate::store::row::Level;
 use crate::store::writer::{Store, Write as Keep};
 use crate::sys::lock::{Lock, LockError};
 use crate::sys::{clock, files as sys_files, process};
-use crate::telemetry::journal::{FILE_NAME, Journal};
+use crate::telemetry::journal::{self, FILE_NAME, Journal, Rotation};
 use crate::telemetry::log_to_stderr;
+use crate::telemetry::scribe::{self, ScribeHandle};
 use crate::unit::daemon_file::DaemonSpec;
 
 /// The daemon cannot be started.
@@ -69,9 +70,6 @@ const CALLS_MAX: usize = 256;
 
 /// Events kept for followers; who is further behind reads them from the store.
 const FRESH_EVENTS_MAX: usize = 4_096;
-
-/// Events read at once while the journal catches up with the store.
-const CATCH_UP_PAGE: usize = 5_000;
 
 /// `sun_path` without its NUL (unix(7)).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -303,11 +301,12 @@ fn begin(
     let begun = clock::monotonic();
     let Attached { keeper_pid, engine_starts, started_at, rows, held, to_end, upgrade } = client.attach()?;
     let (sources, heard) = mpsc::unbounded_channel();
-    let (store, loaded) = open_store(&home, &sources)?;
+    let (store, log, loaded) = open_store(&home, &sources)?;
     let boot = upgrade::boot_of(engine_starts, upgrade.as_ref(), loaded.upgrade_told.as_deref(), started_at);
     // What the files say now, and what was in force when the last engine died.
     let reading = judge(load(&home), &loaded.last_good);
     let in_force = in_force(boot, &home, &loaded, &rows, &reading);
+    log.rotate_by(rotation_of(&in_force.daemon));
     let mut stored = FdStore::default();
     let sockets = sockets_and_stored(&home, &mut client, held, &mut stored)?;
     let log_lock = lock_logs(&home)?;
@@ -317,6 +316,7 @@ fn begin(
     let mut hands = Hands::new(Tools {
         keeper: client,
         store,
+        log,
         outbox,
         capture,
         containment: Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid),
@@ -445,13 +445,8 @@ fn say_begin(shell: &mut Shell, boot: Boot, loaded: &Loaded, begun: Monotonic) {
         let message = "the daemon had ended without stopping its units".to_string();
         shell.note(Level::Error, "daemon.fatal_stop", message, []);
     }
-    if let Some(aside) = &loaded.moved_aside {
-        let message = format!("the store was corrupt; it stands aside as {}", aside.display());
-        shell.note(Level::Error, "store.corrupt", message, []);
-    }
     if let Some(trouble) = &loaded.trouble {
-        let message = format!("the store cannot be written, supervision goes on: {trouble}");
-        shell.note(Level::Error, "store.trouble", message, []);
+        shell.note(Level::Error, "store.trouble", trouble.message.clone(), [("code", trouble.code.into())]);
     }
     let took_us = u64::try_from(clock::monotonic().since(begun).as_micros()).unwrap_or(u64::MAX);
     let runs = shell.hands.runs.len();
@@ -471,32 +466,32 @@ fn say_begin(shell: &mut Shell, boot: Boot, loaded: &Loaded, begun: Monotonic) {
     shell.hands.keep(Keep::Life(life));
 }
 
-/// Opens the store and brings `system_resilience.log` up to it before anything is added.
+/// Opens the store, whatever became of it, and the log of history, which is its second copy.
 fn open_store(
     home: &Home,
     sources: &mpsc::UnboundedSender<Source>,
-) -> Result<(Store, Loaded), Box<dyn std::error::Error>> {
-    let (opened, loaded) = open::open(&home.db, &clock::boot_id())?;
-    let mut journal = Journal::open(&home.log_dir.join(FILE_NAME), loaded.last_event_id)?;
-    loop {
-        let after_id = Some(journal.last_id());
-        let rows = opened.events(&EventQuery { after_id, limit: CATCH_UP_PAGE, ..EventQuery::default() })?;
-        if let Err(error) = journal.append(&rows) {
-            tracing::error!("cannot write {FILE_NAME}: {error}");
-            break;
-        }
-        if rows.len() < CATCH_UP_PAGE {
-            break;
-        }
+) -> Result<(Store, ScribeHandle, Loaded), Box<dyn std::error::Error>> {
+    let path = home.log_dir.join(FILE_NAME);
+    let mut log = Journal::open(&path, rotation_of(&DaemonSpec::default()));
+    let mut newest = |id: u64, limit: usize| match log.last_id() <= id {
+        true => Vec::new(),
+        false => journal::newest(&path, id, limit),
+    };
+    let (opened, loaded) = open::open_beside(&home.db, &clock::boot_id(), &mut newest)?;
+    if log.last_id() == 0 {
+        // Taken away, with all that was rotated: it does not come back.
+        log.pass_over(loaded.logged);
     }
     let told = sources.clone();
-    let store = opened.start(move |committed| {
-        if let Err(error) = journal.append(&committed.events) {
-            tracing::error!("cannot write {FILE_NAME}, the lines wait: {error}");
-        }
-        let _ = told.send(Source::Committed(committed)); // the loop has ended
-    })?;
-    Ok((store, loaded))
+    let tell = move |committed| drop(told.send(Source::Committed(committed))); // the loop may have ended
+    let (scribe, handle) = scribe::start(&path, log, loaded.last_event_id, tell)?;
+    let store = opened.start_before(scribe)?;
+    handle.read_from(store.reader().clone());
+    Ok((store, handle, loaded))
+}
+
+pub(super) fn rotation_of(spec: &DaemonSpec) -> Rotation {
+    Rotation { max_bytes: spec.log_max_size, max_files: spec.log_max_files }
 }
 
 /// Two engines that splice into one file would write over each other. An engine whose keeper was

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use crate::api::call::{Answer, Call, Peer, Verb};
 use crate::api::types::{
-    ActionReply, ConfigHealth, DaemonInfo, ErrorBody, SystemHealth, UnitCard, UnitList, UnitOutcome,
+    ActionReply, ConfigHealth, DaemonInfo, ErrorBody, SystemHealth, Trouble, UnitCard, UnitList, UnitOutcome,
 };
 use crate::base::{name::UnitName, signal::Signal};
 use crate::daemon::reload::Reader;
@@ -265,6 +265,7 @@ impl Shell {
             engine_pid: i32::try_from(std::process::id()).unwrap_or(0),
             started_at: self.clocks().date(self.started_at),
             containment: self.hands.containment_word().to_string(),
+            troubles: self.troubles(),
         }
     }
 
@@ -288,11 +289,21 @@ impl Shell {
             config: self.config_health(),
             fatal_stops: self.fatal_stops,
             uptime_s: uptime.as_secs_f64(),
+            troubles: self.troubles(),
         }
     }
 
-    /// Red: a broken file or a failed unit. Yellow: something wanted is not there, or history
-    /// or a log cannot be written. Green: all is as it should be.
+    fn troubles(&self) -> Vec<Trouble> {
+        let tools = &self.hands.tools;
+        let told = tools.store.troubles().into_iter().chain(tools.log.trouble());
+        let logs = self.hands.output.trouble();
+        told.chain(logs)
+            .map(|t| Trouble { code: t.code.to_string(), message: t.message, help: t.help })
+            .collect()
+    }
+
+    /// Red: a broken file or a failed unit. Yellow: something wanted is not there, or something ails
+    /// the daemon itself. Green: all is as it should be.
     fn color(&self, views: &[UnitView]) -> &'static str {
         let failed = views.iter().any(|view| view.state == StateWord::Failed);
         if failed || !self.files.errors.is_empty() {
@@ -300,8 +311,7 @@ impl Shell {
         }
         let missing =
             views.iter().any(|view| view.wanted && view.state != StateWord::Active && !is_done(view));
-        let unwritable = self.hands.store_trouble().is_some() || !self.hands.output.troubled().is_empty();
-        if missing || unwritable { "yellow" } else { "green" }
+        if missing || !self.troubles().is_empty() { "yellow" } else { "green" }
     }
 
     fn answer_card(&self, name: &str, reply: oneshot::Sender<Answer>) {

@@ -38,6 +38,7 @@ use crate::store::row::{EventRow, Level, NewEvent};
 use crate::store::writer::{Batch, Committed, Store, Write};
 use crate::sys::{clock, lock::Lock};
 use crate::telemetry::observe::{Stamp, delivery_event, observe};
+use crate::telemetry::scribe::ScribeHandle;
 use crate::unit::spec::{HealthCheck, ReadyWhen, ResyncBy, StderrTo, UnitSpec};
 
 /// What the daemon's own threads and tasks tell the loop. As many as there are runs and
@@ -101,6 +102,8 @@ impl Live {
 pub struct Tools {
     pub keeper: Client,
     pub store: Store,
+    /// Of `system_resilience.log`.
+    pub log: ScribeHandle,
     pub outbox: Dispatcher,
     pub capture: Capture,
     pub containment: Containment,
@@ -464,7 +467,7 @@ impl Hands {
     }
 
     pub fn store_trouble(&self) -> Option<String> {
-        self.tools.store.trouble()
+        self.tools.store.trouble().map(|trouble| trouble.cause().to_string())
     }
 
     pub fn containment_word(&self) -> &'static str {

@@ -12,9 +12,10 @@ use crate::daemon::hands::{Hands, Source, stamp};
 use crate::daemon::streams::LogSource;
 use crate::keeper::wire::Request;
 use crate::logs::Stream;
-use crate::logs::capture::{End, News, Pipe, Trouble};
+use crate::logs::capture::{self, End, News, Pipe};
 use crate::logs::spool::{Keep, Now, Pack, Spool};
 use crate::store::row::{Level, NewEvent};
+use crate::store::trouble::Trouble;
 use crate::sys::clock;
 use crate::telemetry::observe::note;
 use crate::unit::spec::{Log, StderrTo, UnitSpec};
@@ -36,9 +37,15 @@ pub struct Output {
 }
 
 impl Output {
-    /// Units whose output cannot be written now.
-    pub fn troubled(&self) -> BTreeSet<&UnitName> {
-        self.troubled.iter().map(|(unit, _)| unit).collect()
+    /// What is told as long as somebody's output cannot be written.
+    pub fn trouble(&self) -> Option<Trouble> {
+        let units: BTreeSet<&str> = self.troubled.iter().map(|(unit, _)| unit.as_str()).collect();
+        let names: Vec<&str> = units.into_iter().collect();
+        (!names.is_empty()).then(|| Trouble {
+            code: "log.blocked",
+            message: format!("what these units write cannot be stored now: {}", names.join(", ")),
+            help: "make room where the logs are; `upright events` tells the cause".to_string(),
+        })
     }
 }
 
@@ -149,27 +156,27 @@ impl Hands {
         self.ask_keeper(Request::Release { run });
     }
 
-    fn on_log_trouble(&mut self, unit: UnitName, stream: Stream, run: RunId, trouble: Trouble) {
+    fn on_log_trouble(&mut self, unit: UnitName, stream: Stream, run: RunId, trouble: capture::Trouble) {
         let log = match stream {
             Stream::Stdout => format!("the log of {unit}"),
             Stream::Stderr => format!("the error log of {unit}"),
         };
         let (level, event, message) = match trouble {
-            Trouble::Blocked(errno) => {
+            capture::Trouble::Blocked(errno) => {
                 let why = errno.desc();
                 let message = format!("{log} cannot be written: {why}; what it writes waits, and so may it");
                 (Level::Error, "log.blocked", message)
             }
-            Trouble::Dropping(errno) => {
+            capture::Trouble::Dropping(errno) => {
                 let why = errno.desc();
                 let message =
                     format!("{log} cannot be written: {why}; what it writes is dropped and counted");
                 (Level::Error, "log.dropping", message)
             }
-            Trouble::Over { dropped_bytes: 0 } => {
+            capture::Trouble::Over { dropped_bytes: 0 } => {
                 (Level::Info, "log.recovered", format!("{log} is written again; nothing was lost"))
             }
-            Trouble::Over { dropped_bytes } => {
+            capture::Trouble::Over { dropped_bytes } => {
                 let message = format!("{log} is written again; {dropped_bytes} bytes were dropped");
                 (Level::Warn, "log.recovered", message)
             }
@@ -183,7 +190,7 @@ impl Hands {
         let mut line = NewEvent { unit: Some(unit.clone()), run: Some(run), ..line };
         line.data.insert("stream".into(), stream.as_str().into());
         let key = (unit, stream);
-        if let Trouble::Over { dropped_bytes } = trouble {
+        if let capture::Trouble::Over { dropped_bytes } = trouble {
             line.data.insert("dropped_bytes".into(), dropped_bytes.into());
             self.output.troubled.remove(&key);
         } else {

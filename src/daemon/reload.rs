@@ -15,6 +15,7 @@ use crate::api::call::{Answer, Peer};
 use crate::api::types::{ConfigApplied, ConfigError, ConfigPlan, PlannedKey, PlannedUnit, UnitOutcome};
 use crate::base::name::UnitName;
 use crate::config::load::{Loaded, load};
+use crate::daemon::boot::rotation_of;
 use crate::daemon::files::{Reading, judge, sentence};
 use crate::daemon::handlers::{Until, json};
 use crate::daemon::hands::Source;
@@ -321,6 +322,7 @@ impl Shell {
             self.hands.tools.outbox.configure(channels);
         }
         self.shutdown_timeout = self.files.daemon.shutdown_timeout;
+        self.hands.tools.log.rotate_by(rotation_of(&self.files.daemon));
         let start_concurrency = self.files.daemon.start_concurrency;
         if old.start_concurrency != start_concurrency {
             self.handle(Event::Tuned { start_concurrency });

@@ -27,14 +27,39 @@ pub struct AlertRow {
     pub deliveries: Vec<(Delivery, i64)>,
 }
 
-/// Keeps an alert; its row. None: the same key stands there already, because the engine raised
-/// it, died, and raised it again: then the first one holds.
-pub(crate) fn insert(db: &Connection, alert: &Alert, ts_us: i64) -> Result<Option<Row>, rusqlite::Error> {
-    let mut statement = db.prepare_cached(
-        "INSERT INTO alert (key, ts_us, unit, kind, message, failures, episode, affected, channels)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (key) DO NOTHING",
-    )?;
-    let inserted = statement.execute(params![
+/// Keeps an alert under this id; its row. None: the same key stands there already, because the engine
+/// raised it, died, and raised it again: then the first one holds.
+pub(crate) fn insert(
+    db: &Connection,
+    id: u64,
+    alert: &Alert,
+    ts_us: i64,
+) -> Result<Option<Row>, rusqlite::Error> {
+    let row = Row { id, ts_us, alert: alert.clone() };
+    let inserted = execute(db, "ON CONFLICT (key) DO NOTHING", &row)?;
+    Ok((inserted == 1).then_some(row))
+}
+
+/// Puts an alert back as its second copy has it, whatever stands there under its id or its key.
+pub(crate) fn put(db: &Connection, row: &Row) -> Result<(), rusqlite::Error> {
+    db.prepare_cached("DELETE FROM alert WHERE key = ?1 AND id <> ?2")?
+        .execute(params![row.alert.key, signed(row.id)])?;
+    let all =
+        "ON CONFLICT (id) DO UPDATE SET key = excluded.key, ts_us = excluded.ts_us, unit = excluded.unit,
+        kind = excluded.kind, message = excluded.message, failures = excluded.failures,
+        episode = excluded.episode, affected = excluded.affected, channels = excluded.channels";
+    execute(db, all, row)?;
+    Ok(())
+}
+
+fn execute(db: &Connection, on_conflict: &str, row: &Row) -> Result<usize, rusqlite::Error> {
+    let Row { id, ts_us, alert } = row;
+    let mut statement = db.prepare_cached(&format!(
+        "INSERT INTO alert (id, key, ts_us, unit, kind, message, failures, episode, affected, channels)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) {on_conflict}"
+    ))?;
+    statement.execute(params![
+        signed(*id),
         alert.key,
         ts_us,
         alert.unit.as_ref().map(UnitName::as_str),
@@ -44,18 +69,36 @@ pub(crate) fn insert(db: &Connection, alert: &Alert, ts_us: i64) -> Result<Optio
         signed(alert.episode),
         alert.affected.iter().map(UnitName::as_str).collect::<Vec<_>>().join(" "),
         alert.channels.as_ref().map(|channels| channels.join(" ")),
-    ])?;
-    let id = unsigned(db.last_insert_rowid());
-    Ok((inserted == 1).then(|| Row { id, ts_us, alert: alert.clone() }))
+    ])
 }
 
-/// Keeps how far an alert is; what is delivered or parked stays so.
-pub(crate) fn save_delivery(db: &Connection, delivery: &Delivery, ts_us: i64) -> Result<(), rusqlite::Error> {
-    let mut statement = db.prepare_cached(
-        "INSERT INTO delivery (alert, channel, state, attempts, ts_us, error) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+/// Keeps how far an alert is; what is delivered or parked stays so: whether anything changed.
+pub(crate) fn save_delivery(
+    db: &Connection,
+    delivery: &Delivery,
+    ts_us: i64,
+) -> Result<bool, rusqlite::Error> {
+    Ok(deliver(db, "WHERE delivery.state = 'pending'", delivery, ts_us)? > 0)
+}
+
+/// Puts the end of a delivery back as its second copy has it.
+pub(crate) fn settle(db: &Connection, delivery: &Delivery, ts_us: i64) -> Result<(), rusqlite::Error> {
+    deliver(db, "", delivery, ts_us).map(drop)
+}
+
+/// Of an alert that is not there nothing is kept.
+fn deliver(
+    db: &Connection,
+    condition: &str,
+    delivery: &Delivery,
+    ts_us: i64,
+) -> Result<usize, rusqlite::Error> {
+    let mut statement = db.prepare_cached(&format!(
+        "INSERT INTO delivery (alert, channel, state, attempts, ts_us, error)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6 WHERE EXISTS (SELECT 1 FROM alert WHERE id = ?1)
          ON CONFLICT (alert, channel) DO UPDATE SET state = excluded.state, attempts = excluded.attempts,
-           ts_us = excluded.ts_us, error = excluded.error WHERE delivery.state = 'pending'",
-    )?;
+           ts_us = excluded.ts_us, error = excluded.error {condition}"
+    ))?;
     statement.execute(params![
         signed(delivery.row),
         delivery.channel,
@@ -63,8 +106,7 @@ pub(crate) fn save_delivery(db: &Connection, delivery: &Delivery, ts_us: i64) ->
         delivery.attempts,
         ts_us,
         delivery.error,
-    ])?;
-    Ok(())
+    ])
 }
 
 pub(crate) fn save_channels(db: &Connection, known: &BTreeMap<String, u64>) -> Result<(), rusqlite::Error> {
@@ -93,7 +135,33 @@ pub(crate) fn select_after(db: &Connection, id: u64) -> Result<Vec<Row>, StoreEr
     let mut rows = statement.query([signed(id)])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
-        found.push(row_of(row)?);
+        found.extend(known(row_of(row))?);
+    }
+    Ok(found)
+}
+
+/// A later build may have raised alerts of a kind that this one does not know, or a bit has flipped:
+/// the others are there all the same.
+fn known<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match read {
+        Ok(row) => Ok(Some(row)),
+        Err(StoreError::Value(_)) => Ok(None),
+        // Text that is none, a number where text should be.
+        Err(StoreError::Sqlite(error)) if error.sqlite_error_code().is_none() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// How alerts after `id` ended with each channel, and when.
+pub(crate) fn select_settled_after(db: &Connection, id: u64) -> Result<Vec<(Delivery, i64)>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT channel, state, attempts, error, ts_us, alert FROM delivery
+         WHERE alert > ?1 AND state <> 'pending' ORDER BY alert, channel",
+    )?;
+    let mut rows = statement.query([signed(id)])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.extend(known(delivery_of(row, unsigned(row.get(5)?)))?);
     }
     Ok(found)
 }
@@ -115,7 +183,9 @@ pub(crate) fn select_unsettled(
     let mut rows = statement.query(params![channel, signed(id), i64::try_from(limit).unwrap_or(i64::MAX)])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
-        found.push((row_of(row)?, row.get(10)?));
+        if let Some(alert) = known(row_of(row))? {
+            found.push((alert, row.get(10)?));
+        }
     }
     Ok(found)
 }
@@ -128,7 +198,7 @@ pub(crate) fn select_newest(db: &Connection, limit: usize) -> Result<Vec<AlertRo
     let mut rows = statement.query([i64::try_from(limit).unwrap_or(i64::MAX)])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
-        let row = row_of(row)?;
+        let Some(row) = known(row_of(row))? else { continue };
         let deliveries = select_deliveries(db, row.id)?;
         found.push(AlertRow { row, deliveries });
     }
@@ -142,14 +212,18 @@ fn select_deliveries(db: &Connection, id: u64) -> Result<Vec<(Delivery, i64)>, S
     let mut rows = statement.query([signed(id)])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
-        let state: String = row.get(1)?;
-        let known = DeliveryState::ALL.into_iter().find(|known| known.as_str() == state);
-        let state = known.ok_or_else(|| StoreError::Value(format!("`{state}` is no state of a delivery")))?;
-        let delivery =
-            Delivery { row: id, channel: row.get(0)?, state, attempts: row.get(2)?, error: row.get(3)? };
-        found.push((delivery, row.get(4)?));
+        found.extend(known(delivery_of(row, id))?);
     }
     Ok(found)
+}
+
+fn delivery_of(row: &SqlRow<'_>, id: u64) -> Result<(Delivery, i64), StoreError> {
+    let state: String = row.get(1)?;
+    let known = DeliveryState::ALL.into_iter().find(|known| known.as_str() == state);
+    let state = known.ok_or_else(|| StoreError::Value(format!("`{state}` is no state of a delivery")))?;
+    let delivery =
+        Delivery { row: id, channel: row.get(0)?, state, attempts: row.get(2)?, error: row.get(3)? };
+    Ok((delivery, row.get(4)?))
 }
 
 fn row_of(row: &SqlRow<'_>) -> Result<Row, StoreError> {

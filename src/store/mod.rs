@@ -1,12 +1,23 @@
 //! The store: one SQLite connection on one thread. What the engine wants kept arrives in
 //! batches, many batches share one fsync, and each batch is told when it is on the disk.
 //!
+//! The database is the first copy of everything. Beside it stand second ones, each of a kind that a
+//! corrupt database cannot take along: `alerts.jnl` (alerts), `state.jnl` (what is asked of units, and
+//! how often they failed), and the log of history.
+//!
 //! Refuses: deciding anything, blocking whoever submits, a second connection.
 
 pub mod alert;
+pub mod alert_journal;
+mod base;
+mod checked;
+pub mod kept;
 pub mod open;
+pub mod rebuild;
+pub mod reconcile;
 pub mod row;
 pub mod schema;
+pub mod trouble;
 pub mod writer;
 
 use std::io;

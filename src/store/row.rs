@@ -29,7 +29,7 @@ impl Level {
         }
     }
 
-    fn parse(text: &str) -> Option<Level> {
+    pub fn parse(text: &str) -> Option<Level> {
         [Level::Info, Level::Warn, Level::Error].into_iter().find(|level| level.as_str() == text)
     }
 }
@@ -106,12 +106,13 @@ pub(crate) fn write(db: &Connection, write: &Write) -> Result<(), rusqlite::Erro
     match write {
         Write::Save { unit, durable } => save_unit(db, unit, durable),
         Write::Forget { unit } => forget_unit(db, unit),
-        Write::ReserveRuns { until } => open::write_meta(db, "next_run", &until.0.to_string()),
+        Write::ReserveRuns { until } => open::write_next_run(db, *until),
+        Write::Home { id } => open::write_meta(db, "home", id),
         Write::Life(life) => open::write_life(db, *life),
         Write::Boot { id } => open::write_meta(db, "boot_id", id),
         Write::UpgradeTold(which) => open::write_meta(db, open::UPGRADE_TOLD, which),
         Write::SaveEngine(durable) => save_engine(db, durable),
-        Write::Delivery { delivery, ts_us } => alert::save_delivery(db, delivery, *ts_us),
+        Write::Delivery { delivery, ts_us } => alert::save_delivery(db, delivery, *ts_us).map(drop),
         Write::Channels(known) => alert::save_channels(db, known),
         Write::LastGood { file, text } => save_last_good(db, file, text.as_deref()),
         Write::Event(_) | Write::Alert { .. } => Ok(()),
@@ -139,6 +140,28 @@ pub(crate) fn insert_event(db: &Connection, id: u64, event: &NewEvent) -> Result
         Value::Object(event.data.clone()).to_string(),
     ])?;
     Ok(inserted == 1)
+}
+
+/// Puts an event back under the id that it had; one that stands there stays.
+pub(crate) fn import_event(db: &Connection, row: &EventRow) -> Result<(), rusqlite::Error> {
+    let event = &row.event;
+    let mut statement = db.prepare_cached(
+        "INSERT OR IGNORE INTO event (id, ts_us, level, event, unit, run, cause, message, at_ns, data)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+    )?;
+    statement.execute(params![
+        signed(row.id),
+        event.ts_us,
+        event.level.as_str(),
+        event.event,
+        event.unit.as_ref().map(UnitName::as_str),
+        event.run.map(|run| signed(run.0)),
+        event.cause,
+        event.message,
+        signed(event.at.as_ns()),
+        Value::Object(event.data.clone()).to_string(),
+    ])?;
+    Ok(())
 }
 
 /// The events of `query`, oldest first.
@@ -202,27 +225,29 @@ fn select_causes(db: &Connection, unit: &UnitName) -> Result<Vec<EventRow>, Stor
     Ok(events)
 }
 
+/// A bit that flipped in a row of history makes that row look odd; it does not hide the others.
 fn event_of(row: &Row<'_>) -> Result<EventRow, StoreError> {
-    let level: String = row.get(2)?;
-    let unit: Option<String> = row.get(4)?;
-    let data: String = row.get(9)?;
-    let data = match serde_json::from_str(&data) {
-        Ok(Value::Object(map)) => map,
-        Ok(_) | Err(_) => return Err(StoreError::Value("an event's data is no JSON object".into())),
+    let text = |column: usize| -> Result<Option<String>, rusqlite::Error> {
+        let value = row.get_ref(column)?.as_bytes_or_null().unwrap_or_default();
+        Ok(value.map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
     };
+    let integer = |column: usize| row.get_ref(column).map(|value| value.as_i64().unwrap_or(0));
+    let data = text(9)?.unwrap_or_default();
     let event = NewEvent {
-        ts_us: row.get(1)?,
-        level: Level::parse(&level)
-            .ok_or_else(|| StoreError::Value(format!("`{level}` is no level of an event")))?,
-        event: row.get(3)?,
-        unit: unit.as_deref().map(name_of).transpose()?,
-        run: row.get::<_, Option<i64>>(5)?.map(|run| RunId(unsigned(run))),
-        cause: row.get(6)?,
-        message: row.get(7)?,
-        at: Monotonic::from_ns(unsigned(row.get(8)?)),
-        data,
+        ts_us: integer(1)?,
+        level: text(2)?.as_deref().and_then(Level::parse).unwrap_or(Level::Error),
+        event: text(3)?.unwrap_or_default(),
+        unit: text(4)?.and_then(|name| UnitName::parse(&name).ok()),
+        run: row.get_ref(5)?.as_i64().ok().map(|run| RunId(unsigned(run))),
+        cause: text(6)?,
+        message: text(7)?.unwrap_or_default(),
+        at: Monotonic::from_ns(unsigned(integer(8)?)),
+        data: match serde_json::from_str(&data) {
+            Ok(Value::Object(map)) => map,
+            Ok(_) | Err(_) => Map::new(),
+        },
     };
-    Ok(EventRow { id: unsigned(row.get(0)?), event })
+    Ok(EventRow { id: unsigned(integer(0)?), event })
 }
 
 pub(crate) fn name_of(text: &str) -> Result<UnitName, StoreError> {

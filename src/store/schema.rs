@@ -129,6 +129,16 @@ pub fn of_this_build() -> Schema {
     }
 }
 
+/// The schema of a file that this build can use.
+///
+/// # Errors
+/// What SQLite says.
+pub(crate) fn of_file(db: &Connection) -> Result<Schema, StoreError> {
+    let version = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let word = read_meta(db, COMPATIBLE_FROM)?;
+    Ok(Schema { version, compatible_from: word.and_then(|word| word.parse().ok()).unwrap_or(version) })
+}
+
 /// Brings the file to the schema of this build, or leaves a newer one as it is where this build
 /// can use it. The schema that it has then.
 pub(crate) fn migrate(db: &mut Connection, path: &Path) -> Result<Schema, StoreError> {

@@ -1,29 +1,34 @@
 //! The thread that owns the connection: takes every batch that waits into one transaction,
-//! commits, tells. In trouble it keeps the batches and comes again with a fresh connection.
+//! commits, tells. In trouble it keeps the batches and comes again with a fresh connection; a database
+//! that turns out to be corrupt is begun anew from its second copies, and nobody else notices.
 //!
 //! Refuses: a retry on a handle whose commit failed (after a failed fsync the pages may be
 //! gone although a second one succeeds), and growth without end.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::Connection;
 
 use crate::base::{exit::RunId, name::UnitName};
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::effect::Alert;
 use crate::engine::outbox::{Delivery, Row};
 use crate::store::alert::{self, AlertRow};
+use crate::store::base::Base;
 use crate::store::open::{Life, Opened};
 use crate::store::row::{EventQuery, EventRow, Level, NewEvent};
-use crate::store::{StoreError, open, row};
+use crate::store::trouble::Trouble;
+use crate::store::{StoreError, open, rebuild, row};
 
 /// Between two tries while the disk is full or somebody holds a lock.
 const TROUBLE_RETRY: Duration = Duration::from_secs(1);
+
+/// Between two looks whether a database still stands aside.
+const ASIDE_LOOK: Duration = Duration::from_secs(2);
 
 /// Most batches in one transaction: bounds how long the first of them waits.
 const BATCHES_PER_COMMIT_MAX: usize = 4_096;
@@ -74,6 +79,10 @@ pub enum Write {
     },
     /// The newest upgrade whose outcome is on record.
     UpgradeTold(String),
+    /// The name of the home: what tells its database from that of another.
+    Home {
+        id: String,
+    },
 }
 
 /// Writes that are kept together or not at all: the effects of one step of the engine.
@@ -96,8 +105,37 @@ pub struct Committed {
     pub deliveries: Vec<Delivery>,
 }
 
-type Tell = Box<dyn FnMut(Committed) + Send>;
-type Question = Box<dyn FnOnce(Result<&Connection, StoreError>) + Send>;
+/// Who hears of commits, on the store's thread: must not block for long.
+pub trait Audience: Send {
+    /// After each commit; and with nothing new after each that failed.
+    fn committed(&mut self, committed: Committed);
+
+    /// The newest event that stands outside the database; 0 when nobody keeps them there.
+    fn logged(&self) -> u64 {
+        0
+    }
+
+    /// The newest `limit` events after `id` that stand outside the database, oldest first: what a
+    /// database that has to be begun anew gets its history from.
+    fn newest(&mut self, _id: u64, _limit: usize) -> Vec<EventRow> {
+        Vec::new()
+    }
+}
+
+impl<F: FnMut(Committed) + Send> Audience for F {
+    fn committed(&mut self, committed: Committed) {
+        self(committed);
+    }
+}
+
+/// Asked again when the database turned out to be corrupt and was begun anew: true then.
+type Question = Box<dyn FnMut(Result<&Connection, StoreError>, Tries) -> bool + Send>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tries {
+    More,
+    Last,
+}
 
 enum Command {
     Commit(u64, Batch),
@@ -116,7 +154,16 @@ pub struct Store {
 #[derive(Clone)]
 pub struct Reader {
     commands: Sender<Command>,
-    trouble: Arc<Mutex<Option<String>>>,
+    status: Arc<Mutex<Status>>,
+}
+
+/// What ails the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Status {
+    /// Nothing can be committed.
+    trouble: Option<Trouble>,
+    /// What is not well, though it can.
+    others: Vec<Trouble>,
 }
 
 impl Opened {
@@ -125,25 +172,32 @@ impl Opened {
     /// # Errors
     /// No thread can be made.
     pub fn start(self, tell: impl FnMut(Committed) + Send + 'static) -> std::io::Result<Store> {
+        self.start_before(tell)
+    }
+
+    /// The same, before somebody who also keeps history.
+    ///
+    /// # Errors
+    /// No thread can be made.
+    pub fn start_before(self, audience: impl Audience + 'static) -> std::io::Result<Store> {
         let (commands, waiting) = mpsc::channel();
-        let trouble = Arc::new(Mutex::new(self.trouble));
+        let status = Status { trouble: self.trouble, others: Vec::new() };
+        let status = Arc::new(Mutex::new(status));
         let pending_writes = self.owed.len();
         // Batch 0: nobody waits for it, and it goes before all others.
         let owed = Some((0, Batch { writes: self.owed })).filter(|_| pending_writes > 0);
-        let writer = Writer {
-            path: self.path,
-            db: Some(self.db),
-            epoch: self.epoch,
-            last_event_id: self.last_event_id,
-            last_alert: self.last_alert,
+        let mut writer = Writer {
+            base: self.base,
             pending: owed.into_iter().collect(),
             pending_writes,
             lost_events: 0,
-            tell: Box::new(tell),
-            trouble: Arc::clone(&trouble),
+            audience: Box::new(audience),
+            status: Arc::clone(&status),
+            aside: Vec::new(),
         };
+        writer.look_aside();
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || writer.run(&waiting))?;
-        Ok(Store { reader: Reader { commands, trouble }, thread: Some(thread), submitted: 0 })
+        Ok(Store { reader: Reader { commands, status }, thread: Some(thread), submitted: 0 })
     }
 }
 
@@ -166,8 +220,14 @@ impl Store {
     }
 
     /// Why nothing can be committed at the moment; none when all is well.
-    pub fn trouble(&self) -> Option<String> {
-        self.reader.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.reader.status.lock().unwrap_or_else(PoisonError::into_inner).trouble.clone()
+    }
+
+    /// All that ails it, the worst first; empty when all is well.
+    pub fn troubles(&self) -> Vec<Trouble> {
+        let status = self.reader.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.trouble.iter().chain(&status.others).cloned().collect()
     }
 }
 
@@ -204,20 +264,29 @@ impl Reader {
 
     fn ask<T>(
         &self,
-        question: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        question: impl Fn(&Connection) -> Result<T, StoreError> + Send + 'static,
         answer: impl FnOnce(Result<T, StoreError>) + Send + 'static,
     ) {
-        self.send(Command::Ask(Box::new(move |db| answer(db.and_then(question)))));
+        let mut answer = Some(answer);
+        self.send(Command::Ask(Box::new(move |db, tries| {
+            let result = db.and_then(&question);
+            let again = tries == Tries::More && result.as_ref().is_err_and(rebuild::is_corrupt);
+            if !again && let Some(answer) = answer.take() {
+                answer(result);
+            }
+            again
+        })));
     }
 
     fn send(&self, command: Command) {
         match self.commands.send(command).err().map(|refused| refused.0) {
             None | Some(Command::End) => {}
-            Some(Command::Ask(question)) => question(Err(StoreError::Closed)),
+            Some(Command::Ask(mut question)) => _ = question(Err(StoreError::Closed), Tries::Last),
             // The thread ends only with the store. Should it ever have died, say so in health.
             Some(Command::Commit(..)) => {
-                let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-                *trouble = Some("the store's thread has ended".to_string());
+                let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+                let ended = StoreError::Value("the store's thread has ended".to_string());
+                status.trouble = Some(Trouble::of(&ended));
             }
         }
     }
@@ -233,28 +302,25 @@ impl Drop for Store {
 }
 
 struct Writer {
-    path: PathBuf,
-    /// None: in trouble, to be opened again.
-    db: Option<Connection>,
-    epoch: u64,
-    last_event_id: u64,
-    last_alert: u64,
+    base: Base,
     pending: VecDeque<(u64, Batch)>,
     pending_writes: usize,
     lost_events: u64,
-    tell: Tell,
-    trouble: Arc<Mutex<Option<String>>>,
+    audience: Box<dyn Audience>,
+    status: Arc<Mutex<Status>>,
+    /// What stood aside at the last look.
+    aside: Vec<String>,
 }
 
 impl Writer {
-    fn run(mut self, waiting: &Receiver<Command>) {
+    fn run(&mut self, waiting: &Receiver<Command>) {
         loop {
-            let first = if self.pending.is_empty() {
-                waiting.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
-                waiting.recv_timeout(TROUBLE_RETRY)
+            let first = match self.patience() {
+                None => waiting.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(patience) => waiting.recv_timeout(patience),
             };
             let mut end = matches!(first, Err(RecvTimeoutError::Disconnected));
+            let idle = matches!(first, Err(RecvTimeoutError::Timeout));
             let mut questions = Vec::new();
             for command in first.into_iter().chain(waiting.try_iter().take(BATCHES_PER_COMMIT_MAX)) {
                 match command {
@@ -264,13 +330,45 @@ impl Writer {
                 }
             }
             self.commit_pending();
-            for question in questions {
-                question(self.db.as_ref().ok_or_else(|| StoreError::Value(self.current_trouble())));
+            if idle {
+                self.mend();
             }
+            questions.into_iter().for_each(|question| self.answer(question));
             if end {
                 return;
             }
         }
+    }
+
+    /// How long it may wait for the next command; None: nothing else is to be done.
+    fn patience(&self) -> Option<Duration> {
+        let troubled = !self.pending.is_empty() || !self.base.is_connected();
+        if troubled || self.base.copy_trouble().is_some() {
+            return Some(TROUBLE_RETRY);
+        }
+        (!self.aside.is_empty()).then_some(ASIDE_LOOK)
+    }
+
+    fn mend(&mut self) {
+        if !self.base.is_connected() && self.reconnect().is_err() {
+            return;
+        }
+        if let Err(error) = self.base.mend_copies() {
+            self.base.on_error(&error);
+        }
+        self.look_aside();
+    }
+
+    fn answer(&mut self, mut question: Question) {
+        if question(self.db(), Tries::More) {
+            self.base.on_error(&corrupt());
+            let _ = self.reconnect(); // said to the one who asks
+            question(self.db(), Tries::Last);
+        }
+    }
+
+    fn db(&self) -> Result<&Connection, StoreError> {
+        self.base.db().map_err(|_| StoreError::Value(self.current_trouble()))
     }
 
     fn keep(&mut self, number: u64, batch: Batch) {
@@ -300,7 +398,8 @@ impl Writer {
                 | Write::ReserveRuns { .. }
                 | Write::Life(_)
                 | Write::Boot { .. }
-                | Write::UpgradeTold(_) => rest.push_back(write),
+                | Write::UpgradeTold(_)
+                | Write::Home { .. } => rest.push_back(write),
             }
         }
         let mut kept = Vec::new();
@@ -321,108 +420,129 @@ impl Writer {
         if self.pending.is_empty() {
             return;
         }
-        match self.try_commit() {
+        let mut result = self.try_commit();
+        if result.is_err() && self.base.is_distrusted() {
+            result = self.try_commit(); // with a new database
+        }
+        match result {
             Ok(committed) => {
                 self.pending_writes = 0;
                 self.pending.clear();
                 self.lost_events = 0;
                 self.set_trouble(None);
-                (self.tell)(committed);
+                self.audience.committed(committed);
             }
             Err(error) => {
-                self.db = None;
-                self.set_trouble(Some(error.to_string()));
+                self.set_trouble(Some(Trouble::of(&error)));
                 // Nothing new is on the disk; whoever waits for it is to see the trouble.
-                (self.tell)(Committed::default());
+                self.audience.committed(Committed::default());
             }
         }
     }
 
     fn try_commit(&mut self) -> Result<Committed, StoreError> {
-        if self.db.is_none() {
-            let db = open::connect(&self.path)?;
-            let through = self.drop_what_was_committed(&db)?;
-            self.last_event_id = open::last_event_id(&db)?;
-            self.db = Some(db);
+        if self.base.is_elsewhere() {
+            self.base.disconnect();
+        }
+        if !self.base.is_connected() {
+            let through = self.reconnect()?;
             if self.pending.is_empty() {
                 return Ok(Committed { through, ..Committed::default() });
             }
         }
-        let Some(db) = self.db.as_mut() else { return Err(StoreError::Closed) };
-        let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut next_id = self.last_event_id + 1;
-        let mut done = Committed::default();
         let lost = lost_record(self.lost_events, &self.pending);
         let writes = self.pending.iter().flat_map(|(_, batch)| &batch.writes);
-        for write in lost.iter().chain(writes) {
-            match write {
-                Write::Event(event) => {
-                    if row::insert_event(&tx, next_id, event)? {
-                        done.events.push(EventRow { id: next_id, event: event.clone() });
-                        next_id += 1;
-                    }
-                }
-                Write::Alert { alert, ts_us } => {
-                    done.alerts.extend(alert::insert(&tx, alert, *ts_us)?.map(Arc::new));
-                }
-                Write::Delivery { delivery, .. } => {
-                    row::write(&tx, write)?;
-                    done.deliveries.push(delivery.clone());
-                }
-                other => row::write(&tx, other)?,
-            }
-        }
-        done.through = self.pending.back().map_or(0, |(number, _)| *number);
-        open::write_meta(&tx, "committed", &format!("{}:{}", self.epoch, done.through))?;
-        tx.commit()?;
-        self.last_event_id = next_id - 1;
-        self.last_alert = done.alerts.last().map_or(self.last_alert, |row| row.id);
-        Ok(done)
+        let writes: Vec<&Write> = lost.iter().chain(writes).collect();
+        let through = self.pending.back().map_or(0, |(number, _)| *number);
+        self.base.logged = self.audience.logged();
+        self.base.commit(through, &writes)
     }
 
-    /// A commit that answered with an error may still have reached the disk. The file says
-    /// how far it came; what it has is told now and not written again.
-    fn drop_what_was_committed(&mut self, db: &Connection) -> Result<u64, StoreError> {
-        let Some(text) = open::read_meta(db, "committed")? else { return Ok(0) };
-        let Some((epoch, through)) = text.split_once(':') else { return Ok(0) };
-        if epoch.parse() != Ok(self.epoch) {
-            return Ok(0);
+    /// A fresh connection. A commit that answered with an error may still have reached the disk: the
+    /// file says how far it came; what it has is told now and not written again.
+    fn reconnect(&mut self) -> Result<u64, StoreError> {
+        let told = (self.base.last_event_id, self.base.last_alert);
+        let Writer { base, audience, .. } = self;
+        let connected = base.connect(&mut |id, limit| audience.newest(id, limit));
+        let told = connected.and_then(|()| self.tell_what_was_committed(told));
+        if let Err(error) = &told {
+            self.base.on_error(error);
         }
-        let through: u64 = through.parse().unwrap_or(0);
+        self.look_aside();
+        told
+    }
+
+    fn tell_what_was_committed(&mut self, told: (u64, u64)) -> Result<u64, StoreError> {
+        let committed = open::read_meta(self.base.db()?, "committed")?.unwrap_or_default();
+        let of_us = committed.split_once(':').filter(|(epoch, _)| epoch.parse() == Ok(self.base.epoch));
+        let through = of_us.and_then(|(_, through)| through.parse().ok()).unwrap_or(0);
         let mut deliveries = Vec::new();
         while self.pending.front().is_some_and(|(number, _)| *number <= through) {
             if let Some((_, batch)) = self.pending.pop_front() {
                 self.pending_writes -= batch.writes.len();
+                self.base.was_committed(&batch.writes);
                 deliveries.extend(batch.writes.into_iter().filter_map(delivery_of));
             }
             self.lost_events = 0;
         }
-        let after_id = Some(self.last_event_id);
-        let mut events = Vec::new();
+        let mut events: Vec<EventRow> = Vec::new();
         loop {
-            let after_id = events.last().map(|last: &EventRow| last.id).or(after_id);
+            let after_id = Some(events.last().map_or(told.0, |last| last.id));
             let query = EventQuery { after_id, limit: BATCHES_PER_COMMIT_MAX, ..EventQuery::default() };
-            let page = row::select_events(db, &query)?;
+            let page = row::select_events(self.base.db()?, &query)?;
             let full = page.len() == BATCHES_PER_COMMIT_MAX;
             events.extend(page);
             if !full {
                 break;
             }
         }
-        let alerts: Vec<_> = alert::select_after(db, self.last_alert)?.into_iter().map(Arc::new).collect();
-        self.last_alert = alerts.last().map_or(self.last_alert, |row| row.id);
-        (self.tell)(Committed { through, events, alerts, deliveries });
+        let alerts = alert::select_after(self.base.db()?, told.1)?;
+        self.base.last_alert = self.base.last_alert.max(alert::last_id(self.base.db()?)?);
+        let alerts = alerts.into_iter().map(Arc::new).collect();
+        self.audience.committed(Committed { through, events, alerts, deliveries });
         Ok(through)
     }
 
     fn current_trouble(&self) -> String {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        trouble.clone().unwrap_or_else(|| "it is closed".to_string())
+        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.trouble.as_ref().map_or("it is closed".to_string(), |trouble| trouble.message.clone())
     }
 
-    fn set_trouble(&self, trouble: Option<String>) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    fn set_trouble(&self, trouble: Option<Trouble>) {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.trouble = trouble;
+        status.others.retain(|other| other.code != COPY);
+        status.others.extend(self.base.copy_trouble().map(copy_trouble));
     }
+
+    /// Whether a database stands aside: until somebody has taken it away, people are told.
+    fn look_aside(&mut self) {
+        let files = rebuild::aside_files(self.base.path());
+        self.aside = files.iter().map(|path| path.display().to_string()).collect();
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.others.retain(|other| other.code == COPY && self.base.copy_trouble().is_some());
+        status.others.extend(self.aside.iter().map(|path| Trouble {
+            code: "store.aside",
+            message: format!("a database that could not be used stands aside as {path}"),
+            help: "what it held is in use again (`upright events` tells); move or remove it when you have seen it".to_string(),
+        }));
+    }
+}
+
+const COPY: &str = "store.copy";
+
+fn copy_trouble(why: &str) -> Trouble {
+    Trouble {
+        code: COPY,
+        message: format!("a second copy of the database (alerts.jnl, state.jnl) cannot be written: {why}"),
+        help: "it is tried again every second; make room beside the database".to_string(),
+    }
+}
+
+/// What a question has met.
+fn corrupt() -> StoreError {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    StoreError::Sqlite(rusqlite::Error::SqliteFailure(code, None))
 }
 
 fn delivery_of(write: Write) -> Option<Delivery> {
@@ -446,7 +566,8 @@ fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option<Write> {
         | Write::ReserveRuns { .. }
         | Write::Life(_)
         | Write::Boot { .. }
-        | Write::UpgradeTold(_) => None,
+        | Write::UpgradeTold(_)
+        | Write::Home { .. } => None,
     })?;
     let mut data = serde_json::Map::new();
     data.insert("events".into(), lost.into());

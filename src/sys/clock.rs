@@ -32,6 +32,11 @@ pub fn rfc3339(ts_us: i64) -> String {
     ts.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
 }
 
+/// Microseconds since 1970, of an RFC 3339 time.
+pub fn micros_of(rfc3339: &str) -> Option<i64> {
+    rfc3339.parse::<jiff::Timestamp>().ok().map(|ts| ts.as_microsecond())
+}
+
 /// The kernel's name for this boot (random(4)): a `Monotonic` means something only beside it.
 /// Where /proc lacks it, the boot time in seconds; both missing gives `unknown`.
 pub fn boot_id() -> String {

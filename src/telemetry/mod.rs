@@ -4,7 +4,10 @@
 //! Refuses: decisions. A record says what was; nothing here changes what will be.
 
 pub mod journal;
+#[cfg(test)]
+mod journal_tests;
 pub mod observe;
+pub mod scribe;
 
 use std::io;
 

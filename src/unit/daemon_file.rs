@@ -69,6 +69,10 @@ pub struct DaemonSpec {
     pub channels: BTreeMap<String, Channel>,
     pub heartbeat: Option<Heartbeat>,
     pub retention: Duration,
+    /// Bytes of `system_resilience.log` after which it is rotated.
+    pub log_max_size: u64,
+    /// 1 or more.
+    pub log_max_files: u32,
 }
 
 /// What the file gave.
@@ -95,7 +99,10 @@ impl Reader<'_> {
         let api = self.api(section(tree, "api"));
         let channels = self.channels(tree);
         let heartbeat = self.heartbeat(section(tree, "heartbeat"));
-        let retention = self.need(section(tree, "store"), "retention", Reader::interval);
+        let store = section(tree, "store");
+        let retention = self.need(store, "retention", Reader::interval);
+        let log_max_size = self.need(store, "log_max_size", Reader::size);
+        let log_max_files = self.need(store, "log_max_files", Reader::count);
         Some(DaemonSpec {
             shutdown_timeout: shutdown_timeout?,
             watch: match watch? {
@@ -108,6 +115,8 @@ impl Reader<'_> {
             channels: channels?,
             heartbeat: heartbeat?,
             retention: retention?,
+            log_max_size: log_max_size?,
+            log_max_files: log_max_files?,
         })
     }
 
@@ -258,6 +267,8 @@ impl Default for DaemonSpec {
             channels: BTreeMap::new(),
             heartbeat: None,
             retention: Duration::from_secs(90 * 86_400),
+            log_max_size: 64 << 20,
+            log_max_files: 8,
         }
     }
 }

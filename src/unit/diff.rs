@@ -62,7 +62,8 @@ pub fn changed_keys(old: &UnitSpec, new: &UnitSpec) -> Vec<&'static Key> {
 /// The same for `upright.toml`. A channel that comes or goes is named by its `kind`.
 pub fn changed_daemon_keys(old: &DaemonSpec, new: &DaemonSpec) -> Vec<&'static Key> {
     let mut changed = Changed::default();
-    let DaemonSpec { shutdown_timeout, watch, start_concurrency, api, channels, heartbeat, retention } = old;
+    let DaemonSpec { shutdown_timeout, watch, start_concurrency, api, channels, heartbeat, .. } = old;
+    let DaemonSpec { retention, log_max_size, log_max_files, .. } = old;
     changed.when(*shutdown_timeout != new.shutdown_timeout, "daemon", "shutdown_timeout");
     changed.when(*watch != new.watch, "daemon", "watch");
     changed.when(*start_concurrency != new.start_concurrency, "daemon", "start_concurrency");
@@ -79,6 +80,8 @@ pub fn changed_daemon_keys(old: &DaemonSpec, new: &DaemonSpec) -> Vec<&'static K
     changed.when(was.map(url) != is.map(url), "heartbeat", "url");
     changed.when(was.map(interval) != is.map(interval), "heartbeat", "interval");
     changed.when(*retention != new.retention, "store", "retention");
+    changed.when(*log_max_size != new.log_max_size, "store", "log_max_size");
+    changed.when(*log_max_files != new.log_max_files, "store", "log_max_files");
     keys::DAEMON.keys.iter().filter(|key| changed.0.contains(&(key.section, key.name))).collect()
 }
 

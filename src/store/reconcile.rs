@@ -1,0 +1,205 @@
+//! Two copies of one truth: what to change in the database, so that it says what both together know.
+//!
+//! The database is the first copy. The second ones (`state.jnl`, `alerts.jnl`, the log of history)
+//! win where they are newer, which shows that the database lost its WAL or is an old one. Where both
+//! claim to be of one commit and differ, the database is not believed at all: their lines carry
+//! checksums, its pages do not.
+//!
+//! Refuses: files. What is read and written here is the open database.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use crate::engine::effect::AlertKind;
+use crate::engine::outbox::{DeliveryState, Row};
+use crate::store::alert_journal::{self, ALERTS_KEPT, Settled};
+use crate::store::kept::{self, Kept, Mark};
+use crate::store::row::EventRow;
+use crate::store::{StoreError, alert, open, row};
+
+/// So much of history comes back from the log into a database that has lost it. More than
+/// `upright why` looks back on, and a tenth of a second.
+pub const EVENTS_IMPORTED_MAX: usize = 10_000;
+
+/// What the database lacks.
+#[derive(Debug, Default)]
+pub(crate) struct Lacks {
+    /// All but alerts and events is to be replaced with this.
+    state: Option<(Kept, Mark)>,
+    alerts: Vec<Row>,
+    settled: Vec<Settled>,
+    events: Vec<EventRow>,
+    /// No event may have this id or a smaller one.
+    last_event_id: u64,
+}
+
+impl Lacks {
+    pub fn set_state(&mut self, kept: Kept, mark: Mark) {
+        self.state = Some((kept, mark));
+    }
+
+    pub fn nothing(&self) -> bool {
+        self.state.is_none()
+            && self.alerts.is_empty()
+            && self.settled.is_empty()
+            && self.events.is_empty()
+            && self.last_event_id == 0
+    }
+
+    /// What is mended, for people; none when nothing is.
+    pub fn sentence(&self) -> Option<String> {
+        let mut parts = Vec::new();
+        if self.state.is_some() {
+            parts.push("the units' state".to_string());
+        }
+        let counts =
+            [(self.alerts.len(), "alert"), (self.settled.len(), "delivery"), (self.events.len(), "event")];
+        for (count, what) in counts {
+            match (count, what) {
+                (0, _) => {}
+                (1, what) => parts.push(format!("1 {what}")),
+                (count, "delivery") => parts.push(format!("{count} deliveries")),
+                (count, what) => parts.push(format!("{count} {what}s")),
+            }
+        }
+        (!parts.is_empty()).then(|| parts.join(", "))
+    }
+}
+
+/// Bits have flipped: what is in a database that has such rows is not believed, nor written to.
+fn rotten(what: &str) -> StoreError {
+    StoreError::Value(format!("its {what} differ from their second copy"))
+}
+
+/// Which of both says what holds, and whether the database must be told. `same`: both are of one commit.
+///
+/// # Errors
+/// They cannot differ, and do.
+pub(crate) fn state(
+    of_db: (Kept, Mark),
+    found: Option<&kept::Found>,
+    same: bool,
+) -> Result<(Kept, Mark, Lacks), StoreError> {
+    let (db, mark) = of_db;
+    let Some(found) = found else { return Ok((db, mark, Lacks::default())) };
+    if same && found.kept != db {
+        return Err(rotten("units or their files"));
+    }
+    if found.mark.seq <= mark.seq && mark != Mark::default() {
+        return Ok((db, mark, Lacks::default()));
+    }
+    let mut kept = found.kept.clone();
+    if found.damaged > 0 {
+        kept.fill_from(db);
+    }
+    let lacks = Lacks { state: Some((kept.clone(), found.mark.clone())), ..Lacks::default() };
+    Ok((kept, found.mark.clone(), lacks))
+}
+
+/// Adds what of the alerts is missing; whether `alerts.jnl` is the one that lacks something. An alert
+/// never changes, nor does the end of a delivery. `same`: both copies are of one commit.
+///
+/// # Errors
+/// They cannot differ, and do; what SQLite says.
+pub(crate) fn alerts(
+    db: &Connection,
+    found: &alert_journal::Found,
+    same: bool,
+    lacks: &mut Lacks,
+) -> Result<bool, StoreError> {
+    let last = alert::last_id(db)?;
+    let oldest = found.alerts.keys().next().map_or(0, |id| id.saturating_sub(1));
+    let in_both = last.saturating_sub(ALERTS_KEPT);
+    let rows = alert::select_after(db, oldest.min(in_both))?;
+    let rows: BTreeMap<u64, Row> = rows.into_iter().map(|row| (row.id, row)).collect();
+    let settled = alert::select_settled_after(db, oldest.min(in_both))?;
+    let settled: BTreeMap<(u64, String), Settled> =
+        settled.into_iter().map(|item| ((item.0.row, item.0.channel.clone()), item)).collect();
+    for (id, row) in &found.alerts {
+        match rows.get(id) {
+            Some(stands) if stands == row => {}
+            None if !same || *id > last => lacks.alerts.push(row.clone()),
+            Some(_) | None => return Err(rotten("alerts")),
+        }
+    }
+    for (key, item) in &found.settled {
+        match settled.get(key) {
+            Some((stands, _)) if stands.state == item.0.state => {}
+            Some(_) => return Err(rotten("deliveries")),
+            None if found.alerts.contains_key(&key.0) || rows.contains_key(&key.0) => {
+                lacks.settled.push(item.clone());
+            }
+            None => {}
+        }
+    }
+    let unknown_alert = rows.keys().any(|id| *id > in_both && !found.alerts.contains_key(id));
+    let unknown_end = settled.keys().any(|key| key.0 > in_both && !found.settled.contains_key(key));
+    if same && found.whole && (unknown_alert || unknown_end) {
+        return Err(rotten("alerts"));
+    }
+    Ok(!found.whole || unknown_alert || unknown_end)
+}
+
+/// Adds the newest events of the log that the database does not have. `known`: the newest event
+/// that anybody was told of.
+///
+/// # Errors
+/// What SQLite says.
+pub(crate) fn events(
+    db: &Connection,
+    known: u64,
+    newest: &mut dyn FnMut(u64, usize) -> Vec<EventRow>,
+    lacks: &mut Lacks,
+) -> Result<(), StoreError> {
+    let last = open::last_event_id(db)?;
+    let rows = newest(last, EVENTS_IMPORTED_MAX);
+    let seen = rows.last().map_or(0, |row| row.id).max(known);
+    lacks.last_event_id = if seen > last { seen } else { 0 };
+    lacks.events = rows;
+    Ok(())
+}
+
+/// Rows of units that may be older than the alerts about them: their next alert must not have
+/// a key that was used.
+pub(crate) fn heed_alerts(kept: &mut Kept, alerts: &BTreeMap<u64, Row>) {
+    for alert in alerts.values().map(|row| &row.alert) {
+        let Some(unit) = &alert.unit else { continue };
+        let row = kept.units.entry(unit.clone()).or_default();
+        let counted = alert.kind == AlertKind::Failing && alert.failures > row.own_failures;
+        if alert.episode > row.episode || (alert.episode == row.episode && counted) {
+            row.episode = alert.episode + 1;
+        }
+    }
+}
+
+/// Tells the database what it lacks, all of it or nothing.
+///
+/// # Errors
+/// What SQLite says.
+pub(crate) fn write(db: &mut Connection, lacks: &Lacks) -> Result<(), rusqlite::Error> {
+    let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    if let Some((kept, mark)) = &lacks.state {
+        tx.execute_batch(
+            "DELETE FROM unit; DELETE FROM last_good; DELETE FROM meta WHERE key = 'next_run';",
+        )?;
+        for write in kept.writes() {
+            row::write(&tx, &write)?;
+        }
+        open::write_mark(&tx, mark)?;
+    }
+    for row in &lacks.alerts {
+        alert::put(&tx, row)?;
+    }
+    for (delivery, ts_us) in &lacks.settled {
+        debug_assert!(delivery.state != DeliveryState::Pending, "only what is over is kept there");
+        alert::settle(&tx, delivery, *ts_us)?;
+    }
+    for row in &lacks.events {
+        row::import_event(&tx, row)?;
+    }
+    if lacks.last_event_id > 0 {
+        open::raise_last_event_id(&tx, lacks.last_event_id)?;
+    }
+    tx.commit()
+}
