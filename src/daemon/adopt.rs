@@ -127,10 +127,7 @@ fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
             }
             _ => continue,
         };
-        match hands.spool(&unit, stream) {
-            Ok(spool) => hands.capture(&unit, run, stream, fd, spool),
-            Err(why) => tracing::error!("what {unit} writes is not kept: {why}"),
-        }
+        hands.capture_or_later(&unit, run, stream, fd);
     }
     Some(Adopted { unit, run, role, pid, spawned_at, executed, said_ready, ended, asked })
 }
@@ -145,11 +142,14 @@ pub fn stored(stored: FdStore, rows: &BTreeMap<UnitName, UnitDurable>, hands: &m
 }
 
 /// Units in which anything lives now, also those of no run and of no file.
-pub fn populated(hands: &mut Hands, adopted: &[Adopted]) -> BTreeSet<UnitName> {
-    let mut units = hands.tools.containment.known_units();
+///
+/// # Errors
+/// Nobody can say now.
+pub fn populated(hands: &mut Hands, adopted: &[Adopted]) -> io::Result<BTreeSet<UnitName>> {
+    let mut units = hands.tools.containment.known_units()?;
     units.extend(adopted.iter().map(|row| row.unit.clone()));
     units.retain(|unit| hands.rest(unit) == Rest::Alive || !hands.pids_of(unit).is_empty());
-    units
+    Ok(units)
 }
 
 /// The first run id that nobody has used: of the store and of the keeper.

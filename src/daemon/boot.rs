@@ -257,7 +257,8 @@ fn engine(places: &Places) -> Result<(), String> {
 /// Attaches, loads, adopts: the shell of an engine that goes on where the last one stopped.
 fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let begun = clock::monotonic();
-    let Attached { keeper_pid, engine_starts, started_at, rows, held, to_end } = client.attach()?;
+    let Attached { keeper_pid, engine_starts, started_at, rows, held, to_end } =
+        client.attach().map_err(at("hear the keeper's table"))?;
     let boot = if engine_starts <= 1 { Boot::Fresh } else { Boot::Resumed };
     let (sources, heard) = mpsc::unbounded_channel();
     let (store, loaded) = open_store(&home, &sources)?;
@@ -270,14 +271,16 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     let mut stored = FdStore::default();
     let sockets = sockets_and_stored(&home, &mut client, held, &mut stored)?;
     let drained = sources.clone();
-    let capture = Capture::start(move |news| drop(drained.send(Source::Drained(news))))?;
+    let capture = Capture::start(move |news| drop(drained.send(Source::Drained(news))))
+        .map_err(at("start the capture"))?;
     let (outbox, first) = start_outbox(&home, &store, &loaded, &in_force, &sources);
     let mut hands = Hands::new(Tools {
         keeper: client,
         store,
         outbox,
         capture,
-        containment: Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid),
+        containment: Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid)
+            .map_err(at("look for the cgroups"))?,
         logs: home.log_dir.clone(),
         around: surroundings(&home, &loaded),
         sources,
@@ -288,8 +291,8 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     first.into_iter().for_each(|keep| hands.keep_of_outbox(keep, stamp(clock::monotonic())));
     let adopted = adopt::runs(rows, &mut hands);
     adopt::stored(stored, &loaded.durable, &mut hands);
-    let populated = adopt::populated(&mut hands, &adopted);
-    let calls = serve(sockets.api, &in_force.daemon)?;
+    let populated = adopt::populated(&mut hands, &adopted).map_err(at("list the cgroups"))?;
+    let calls = serve(sockets.api, &in_force.daemon).map_err(at("serve the socket"))?;
     let next_run = adopt::next_run(loaded.next_run, &adopted);
     let settings = Settings { start_concurrency: in_force.daemon.start_concurrency, seed: begun.as_ns() };
     let now = clock::monotonic();
@@ -305,7 +308,7 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         engine,
         effects,
         hands,
-        notify: NotifySocket::new(sockets.notify)?,
+        notify: NotifySocket::new(sockets.notify).map_err(at("watch the notify socket"))?,
         home,
         files,
         keeper_pid,
@@ -326,6 +329,11 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     Ok((shell, Ears { sources: heard, calls }))
 }
 
+/// Which step of taking over it was that the system refused.
+fn at(step: &str) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("cannot {step}: {error}"))
+}
+
 /// The fds that the keeper holds: our sockets, bound and held if they are new, and what
 /// services have stored.
 fn sockets_and_stored(
@@ -337,7 +345,8 @@ fn sockets_and_stored(
     let mut holds = Vec::new();
     let ours =
         held.into_iter().filter_map(|(name, fd)| Some((name.clone(), stored.adopt(&name, fd)?))).collect();
-    let sockets = adopt::sockets(ours, &home.socket, &home.notify_socket, |hold| holds.push(hold))?;
+    let sockets = adopt::sockets(ours, &home.socket, &home.notify_socket, |hold| holds.push(hold))
+        .map_err(at("make the sockets"))?;
     for hold in holds {
         client.send(hold)?;
     }
@@ -418,7 +427,8 @@ fn open_store(
     sources: &mpsc::UnboundedSender<Source>,
 ) -> Result<(Store, Loaded), Box<dyn std::error::Error>> {
     let (opened, loaded) = open::open(&home.db, &clock::boot_id())?;
-    let mut journal = Journal::open(&home.log_dir.join(FILE_NAME), loaded.last_event_id)?;
+    let mut journal = Journal::open(&home.log_dir.join(FILE_NAME), loaded.last_event_id)
+        .map_err(at("read system_resilience.log"))?;
     loop {
         let after_id = Some(journal.last_id());
         let rows = opened.events(&EventQuery { after_id, limit: CATCH_UP_PAGE, ..EventQuery::default() })?;

@@ -19,6 +19,7 @@ use crate::base::exit::{Exit, RunId, SpawnStep};
 use crate::base::signal::Signal;
 use crate::base::{limits, name::UnitName, time::Monotonic};
 use crate::config::load::Loaded;
+use crate::daemon::again::Again;
 use crate::daemon::containment::Containment;
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::plan::{self, Refused, Surroundings};
@@ -33,7 +34,7 @@ use crate::keeper::client::Client;
 use crate::keeper::wire::Request;
 use crate::logs::Stream;
 use crate::logs::capture::{Capture, Drained, Writers};
-use crate::logs::spool::Spool;
+use crate::logs::spool::{Spool, SpoolError};
 use crate::store::open::RUNS_PER_RESERVE;
 use crate::store::row::{EventRow, Level, NewEvent};
 use crate::store::writer::{Batch, Committed, Store, Write};
@@ -62,6 +63,8 @@ pub enum Source {
     FilesTouched,
     /// A mistake was seen that may be half a file; look again.
     FilesDoubted,
+    /// What could not be done before.
+    Again(Again),
     /// The files, as they were read, and the directories that cannot be watched.
     FilesRead {
         loaded: Box<Loaded>,
@@ -323,10 +326,10 @@ impl Hands {
         let mut plan = plan::plan(&spec, role, run, &self.tools.around)?;
         let cgroup =
             self.tools.containment.enter(unit, &spec.resources).map_err(refused_at(SpawnStep::Cgroup))?;
-        let out = self.spool_or_nothing(unit, Stream::Stdout);
+        let out = self.spool_for_run(unit, Stream::Stdout)?;
         let err = match spec.log.stderr {
             StderrTo::Merge => None,
-            StderrTo::Separate => self.spool_or_nothing(unit, Stream::Stderr),
+            StderrTo::Separate => self.spool_for_run(unit, Stream::Stderr)?,
         };
         let log_from = out.as_ref().map_or(0, |spool| spool.stored_bytes());
         let mut prepared =
@@ -378,7 +381,7 @@ impl Hands {
         }
     }
 
-    /// A service runs without a log rather than not at all.
+    /// A follower without a log has nothing to follow.
     fn spool_or_nothing(&mut self, unit: &UnitName, stream: Stream) -> Option<Arc<Spool>> {
         self.spool(unit, stream)
             .inspect_err(|why| tracing::error!("what {unit} writes is not kept: {why}"))
@@ -386,12 +389,11 @@ impl Hands {
     }
 
     /// The one open spool of this stream.
-    pub fn spool(&mut self, unit: &UnitName, stream: Stream) -> Result<Arc<Spool>, String> {
+    pub fn spool(&mut self, unit: &UnitName, stream: Stream) -> Result<Arc<Spool>, SpoolError> {
         if let Some(spool) = self.spools.get(&(unit.clone(), stream)) {
             return Ok(Arc::clone(spool));
         }
-        let spool = Spool::open(&self.tools.logs, unit, stream).map_err(|error| error.to_string())?;
-        let spool = Arc::new(spool);
+        let spool = Arc::new(Spool::open(&self.tools.logs, unit, stream)?);
         self.spools.insert((unit.clone(), stream), Arc::clone(&spool));
         Ok(spool)
     }
@@ -432,13 +434,13 @@ impl Hands {
         }
     }
 
-    fn watch_log(&mut self, unit: &UnitName, run: RunId) {
+    pub(crate) fn watch_log(&mut self, unit: &UnitName, run: RunId) {
         let Some(spec) = self.specs.get(unit).cloned() else { return };
-        let from = self.runs.get(&run).map_or(0, |live| live.log_from);
-        if let ReadyWhen::Log(pattern) = &spec.readiness.when
-            && let Ok(spool) = self.spool(unit, Stream::Stdout)
-        {
-            follow::watch_log(run, spool, from, pattern, self.tools.sources.clone());
+        let Some(from) = self.runs.get(&run).map(|live| live.log_from) else { return };
+        let ReadyWhen::Log(pattern) = &spec.readiness.when else { return };
+        match self.spool(unit, Stream::Stdout) {
+            Ok(spool) => follow::watch_log(run, spool, from, pattern, self.tools.sources.clone()),
+            Err(_) => self.again(limits::SHORTAGE_RETRY, Again::WatchLog { unit: unit.clone(), run }),
         }
     }
 
@@ -469,7 +471,7 @@ impl Hands {
     pub fn on_maybe_empty(&mut self, unit: &UnitName) {
         let living = self.runs.values().any(|live| live.unit == *unit && !live.ended);
         if !living && self.tools.containment.rest(unit, &[]) == Rest::Alive {
-            return;
+            return self.tools.containment.kill_again(unit);
         }
         let Some(task) = self.watched.remove(unit) else { return };
         task.abort();
@@ -578,7 +580,7 @@ pub fn stamp(at: Monotonic) -> Stamp {
 }
 
 /// Want of fds, memory or pids, which passes and is not the unit's fault.
-fn is_shortage(errno: i32) -> bool {
+pub(crate) fn is_shortage(errno: i32) -> bool {
     [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EAGAIN]
         .into_iter()
         .any(|short| short as i32 == errno)

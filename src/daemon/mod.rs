@@ -6,6 +6,7 @@ pub mod boot;
 pub mod tag;
 pub mod environment;
 mod adopt;
+mod again;
 mod containment;
 mod fdstore;
 mod files;

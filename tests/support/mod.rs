@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod http;
+pub mod injector;
 pub mod oracle;
 pub mod proc;
 pub mod stack;
