@@ -257,8 +257,7 @@ fn engine(places: &Places) -> Result<(), String> {
 /// Attaches, loads, adopts: the shell of an engine that goes on where the last one stopped.
 fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let begun = clock::monotonic();
-    let Attached { keeper_pid, engine_starts, started_at, rows, held, to_end } =
-        client.attach().map_err(at("hear the keeper's table"))?;
+    let Attached { keeper_pid, engine_starts, started_at, rows, held, to_end } = client.attach()?;
     let boot = if engine_starts <= 1 { Boot::Fresh } else { Boot::Resumed };
     let (sources, heard) = mpsc::unbounded_channel();
     let (store, loaded) = open_store(&home, &sources)?;
@@ -271,16 +270,14 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     let mut stored = FdStore::default();
     let sockets = sockets_and_stored(&home, &mut client, held, &mut stored)?;
     let drained = sources.clone();
-    let capture = Capture::start(move |news| drop(drained.send(Source::Drained(news))))
-        .map_err(at("start the capture"))?;
+    let capture = Capture::start(move |news| drop(drained.send(Source::Drained(news))))?;
     let (outbox, first) = start_outbox(&home, &store, &loaded, &in_force, &sources);
     let mut hands = Hands::new(Tools {
         keeper: client,
         store,
         outbox,
         capture,
-        containment: Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid)
-            .map_err(at("look for the cgroups"))?,
+        containment: contain(&home, keeper_pid).map_err(at("look for the cgroups"))?,
         logs: home.log_dir.clone(),
         around: surroundings(&home, &loaded),
         sources,
@@ -327,6 +324,11 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     shell.tell_ends()?;
     follow_at_boot(&mut shell, boot, reading, &loaded.engine.config_errors);
     Ok((shell, Ears { sources: heard, calls }))
+}
+
+/// The state directory outlives the daemon, and tells its cgroups from those of others.
+fn contain(home: &Home, keeper_pid: i32) -> io::Result<Containment> {
+    Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid)
 }
 
 /// Which step of taking over it was that the system refused.

@@ -579,11 +579,11 @@ pub fn stamp(at: Monotonic) -> Stamp {
     Stamp { at, ts_us: clock::wall().as_microsecond() }
 }
 
-/// Want of fds, memory or pids, which passes and is not the unit's fault.
+/// Want of fds, memory, pids or room, or a disk's trouble, met while we prepared a run: it passes
+/// and is not the unit's fault.
 pub(crate) fn is_shortage(errno: i32) -> bool {
-    [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EAGAIN]
-        .into_iter()
-        .any(|short| short as i32 == errno)
+    use Errno::{EAGAIN, EDQUOT, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC};
+    [EMFILE, ENFILE, ENOMEM, EAGAIN, ENOBUFS, ENOSPC, EDQUOT, EIO].map(|short| short as i32).contains(&errno)
 }
 
 fn refused_at(step: SpawnStep) -> impl Fn(io::Error) -> Refused {

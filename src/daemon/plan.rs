@@ -13,6 +13,7 @@ use nix::unistd::{AccessFlags, access};
 
 use crate::base::exit::{RunId, SpawnStep};
 use crate::daemon::environment;
+use crate::daemon::hands::is_shortage;
 use crate::engine::effect::Role;
 use crate::keeper::wire::{Ids, SpawnPlan};
 use crate::sys::accounts::{self, Account, AccountError};
@@ -216,13 +217,10 @@ fn look_up(argv: &[String], search: &str, cwd: &Path) -> Result<PathBuf, Refused
             Ok(found) if found.is_file() => {}
             Ok(_) => continue,
             Err(error) => {
-                if let Some(short) = error.raw_os_error().map(Errno::from_raw).filter(|e| *e == Errno::ENOMEM)
-                {
-                    return Err(refused(
-                        SpawnStep::Prepare,
-                        short,
-                        format!("cannot look for `{word}`: {error}"),
-                    ));
+                // It may well be there.
+                if let Some(errno) = error.raw_os_error().filter(|errno| is_shortage(*errno)) {
+                    let why = format!("cannot look for `{word}`: {error}");
+                    return Err(Refused { step: SpawnStep::Prepare, errno, why });
                 }
                 continue;
             }

@@ -59,7 +59,8 @@ pub(super) async fn unix(path: &Path) -> Result<UnixStream, Trouble> {
 /// Being out of fds or memory says nothing about the server.
 fn blamed(error: &std::io::Error) -> Trouble {
     let text = cause(error);
-    let short = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS];
+    // ENOSPC: `fs.epoll.max_user_watches` (epoll_ctl(2)).
+    let short = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC];
     match error.raw_os_error().map(Errno::from_raw) {
         Some(errno) if short.contains(&errno) => Trouble::Ours(text),
         Some(_) | None => Trouble::Theirs(text),

@@ -5,11 +5,12 @@
 
 pub mod journal;
 pub mod observe;
-
-use std::io;
+mod stderr;
 
 use tracing::level_filters::LevelFilter;
-use tracing_appender::non_blocking::WorkerGuard;
+
+use stderr::Lines;
+pub use stderr::LogGuard;
 
 /// The variable that sets how much the daemon says of itself: `error`, `warn`, `info`
 /// (default), `debug`, `trace`, `off`.
@@ -18,8 +19,8 @@ pub const LOG_VARIABLE: &str = "UPRIGHT_LOG";
 /// Sends the daemon's own log to stderr, through a thread: a reader that stalls (journald,
 /// a full pipe) loses lines, it does not stop supervision. The guard writes what waits when
 /// it is dropped. A second call in one process changes nothing.
-pub fn log_to_stderr() -> WorkerGuard {
-    let (writer, guard) = tracing_appender::non_blocking(io::stderr());
+pub fn log_to_stderr() -> LogGuard {
+    let (writer, guard) = Lines::start();
     let level = std::env::var(LOG_VARIABLE).ok().and_then(|text| text.parse::<LevelFilter>().ok());
     let subscriber = tracing_subscriber::fmt()
         .with_writer(writer)
