@@ -260,10 +260,10 @@ impl World {
         let wrong = role == Role::Main && self.rate(Domain::Process, self.faults.start_per_mille / 4);
         if wrong {
             let step = crate::base::exit::SpawnStep::Exec;
-            // ENOENT, or EMFILE, which is no failure of the unit.
-            let errno = if run.0.is_multiple_of(2) { 24 } else { 2 };
-            return self
-                .after(Duration::from_micros(200), Happening::Ends(run, Exit::NotExecuted { step, errno }));
+            return self.after(
+                Duration::from_micros(200),
+                Happening::Ends(run, Exit::NotExecuted { step, errno: 2 }),
+            );
         }
         self.after(Duration::from_micros(300), Happening::Executes(run));
     }
