@@ -18,7 +18,7 @@ use support::tracer::is_engine;
 use support::{Home, eventually, http, id_of, of, oracle, pid_of, proc};
 
 /// Everything is as it should be again so long after the last refused call, or it never will be.
-pub const CALM: Duration = Duration::from_secs(20);
+const CALM: Duration = Duration::from_secs(20);
 
 /// Longest wait for one answer; after that the question is asked again, and the hang is told.
 const ANSWER: Duration = Duration::from_secs(12);
