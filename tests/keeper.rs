@@ -161,7 +161,7 @@ fn orphans_are_reaped() {
 #[test]
 fn a_stop_reaches_everything_that_was_ever_forked() {
     let label = format!("keeper-{}", std::process::id());
-    let Some(tree) = Tree::create(&label) else {
+    let Some(tree) = Tree::create(&label).expect("it can be told") else {
         eprintln!("skipped: no cgroup2 that we may write to");
         return;
     };
@@ -172,7 +172,7 @@ fn a_stop_reaches_everything_that_was_ever_forked() {
     assert!(!group.contains(keeper.pid()));
     assert_eq!(group.signal_all(Signal::TERM).expect("term"), 2);
     // A second engine of the same label finds the same group.
-    let mut again = Tree::create(&label).expect("tree").unit("deaf").expect("unit");
+    let mut again = Tree::create(&label).expect("it can be told").expect("tree").unit("deaf").expect("unit");
     assert!(!again.is_empty());
     again.kill().expect("kill");
     assert_eq!(keeper.await_exit(1), Exit::Signal { signal: Signal::KILL, core: false });

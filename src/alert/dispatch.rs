@@ -19,6 +19,7 @@ use crate::engine::outbox::{
 };
 use crate::store::writer::Reader;
 use crate::sys::clock;
+use crate::sys::threads::aside;
 
 /// Longest text about a failed send that is kept.
 const ERROR_CHARS_MAX: usize = 300;
@@ -263,11 +264,15 @@ impl Task {
             return tell(channel, fail("the write before this one still hangs"));
         }
         let sink = Arc::clone(sink);
-        self.sends.insert(channel.clone(), (id, attempt));
-        tokio::task::spawn_blocking(move || {
+        let (to, tell_of_it) = (channel.clone(), tell.clone());
+        let begun = aside("alert", move || {
             let outcome = sink.lock().unwrap_or_else(PoisonError::into_inner).send(&row, before);
             tell(channel, outcome);
         });
+        match begun {
+            Ok(_) => _ = self.sends.insert(to, (id, attempt)),
+            Err(error) => tell_of_it(to, fail(&format!("no thread to write it with: {error}"))),
+        }
     }
 }
 

@@ -20,7 +20,6 @@ use crate::engine::event::Rest;
 use crate::engine::{Adopted, Asked};
 use crate::keeper::wire::{HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT, Request, TableRow};
 use crate::logs::Stream;
-use crate::logs::capture::{Birth, Pipe};
 use crate::sys::socket;
 use crate::unit::spec::ServiceType;
 
@@ -130,10 +129,7 @@ fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
             }
             _ => continue,
         };
-        match hands.spool(&unit, stream) {
-            Ok(spool) => hands.capture(Pipe { run, fd, spool, birth: Birth::Adopted }),
-            Err(why) => tracing::error!("what {unit} writes is not kept: {why}"),
-        }
+        hands.capture_or_later(&unit, run, stream, fd);
     }
     Some(Adopted { unit, run, role, pid, spawned_at, executed, said_ready, ended, asked })
 }
@@ -148,11 +144,14 @@ pub fn stored(stored: FdStore, rows: &BTreeMap<UnitName, UnitDurable>, hands: &m
 }
 
 /// Units in which anything lives now, also those of no run and of no file.
-pub fn populated(hands: &mut Hands, adopted: &[Adopted]) -> BTreeSet<UnitName> {
-    let mut units = hands.tools.containment.known_units();
+///
+/// # Errors
+/// Nobody can say now.
+pub fn populated(hands: &mut Hands, adopted: &[Adopted]) -> io::Result<BTreeSet<UnitName>> {
+    let mut units = hands.tools.containment.known_units()?;
     units.extend(adopted.iter().map(|row| row.unit.clone()));
     units.retain(|unit| hands.rest(unit) == Rest::Alive || !hands.pids_of(unit).is_empty());
-    units
+    Ok(units)
 }
 
 /// The first run id that nobody has used: of the store and of the keeper.

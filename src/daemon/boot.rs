@@ -319,7 +319,7 @@ fn begin(
         log,
         outbox,
         capture,
-        containment: Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid),
+        containment: contain(&home, keeper_pid).map_err(at("look for the cgroups"))?,
         logs: home.log_dir.clone(),
         _log_lock: log_lock,
         around: surroundings(&home, &loaded),
@@ -331,8 +331,9 @@ fn begin(
     first.into_iter().for_each(|keep| hands.keep_of_outbox(keep, stamp(clock::monotonic())));
     let adopted = adopt_all(boot, rows, &mut hands)?;
     adopt::stored(stored, &loaded.durable, &mut hands);
-    let populated = adopt::populated(&mut hands, &adopted);
-    let (calls, stop) = serve(sockets.api, &in_force.daemon, hands.tools.sources.clone())?;
+    let populated = adopt::populated(&mut hands, &adopted).map_err(at("list the cgroups"))?;
+    let (calls, stop) =
+        serve(sockets.api, &in_force.daemon, hands.tools.sources.clone()).map_err(at("serve the socket"))?;
     let next_run = adopt::next_run(loaded.next_run, &adopted);
     let settings = Settings { start_concurrency: in_force.daemon.start_concurrency, seed: begun.as_ns() };
     let (now, mut effects, files) = (clock::monotonic(), Effects::default(), Files::new(&in_force));
@@ -344,7 +345,7 @@ fn begin(
         engine,
         effects,
         hands,
-        notify: NotifySocket::new(sockets.notify)?,
+        notify: NotifySocket::new(sockets.notify).map_err(at("watch the notify socket"))?,
         home,
         files,
         keeper_pid,
@@ -378,6 +379,16 @@ fn adopt_all(boot: Boot, rows: Vec<TableRow>, hands: &mut Hands) -> Result<Vec<A
     Ok(adopted)
 }
 
+/// The state directory outlives the daemon, and tells its cgroups from those of others.
+fn contain(home: &Home, keeper_pid: i32) -> io::Result<Containment> {
+    Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid)
+}
+
+/// Which step of taking over it was that the system refused.
+fn at(step: &str) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("cannot {step}: {error}"))
+}
+
 /// The fds that the keeper holds: our sockets, bound and held if they are new, and what
 /// services have stored.
 fn sockets_and_stored(
@@ -389,7 +400,8 @@ fn sockets_and_stored(
     let mut holds = Vec::new();
     let ours =
         held.into_iter().filter_map(|(name, fd)| Some((name.clone(), stored.adopt(&name, fd)?))).collect();
-    let sockets = adopt::sockets(ours, &home.socket, &home.notify_socket, |hold| holds.push(hold))?;
+    let sockets = adopt::sockets(ours, &home.socket, &home.notify_socket, |hold| holds.push(hold))
+        .map_err(at("make the sockets"))?;
     for hold in holds {
         client.send(hold)?;
     }

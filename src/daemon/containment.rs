@@ -28,6 +28,8 @@ const CPU_PERIOD_US: u64 = 100_000;
 pub struct Containment {
     keeper_pid: i32,
     kind: Kind,
+    /// Units of which not everything could be killed for want of something.
+    unkilled: BTreeSet<UnitName>,
 }
 
 enum Kind {
@@ -58,13 +60,16 @@ impl Containment {
     /// Cgroups where we may make them. `state`, a directory that outlives the daemon, tells
     /// those of several daemons apart: by device and inode, which mean the same directory in
     /// every mount namespace and every build (a path, or a hash of one, does not).
-    pub fn open(state: &Path, keeper_pid: i32) -> Containment {
-        let label = std::fs::metadata(state).map(|meta| format!("{:x}-{:x}", meta.dev(), meta.ino()));
-        let kind = match label.ok().and_then(|label| Tree::create(&label)) {
+    ///
+    /// # Errors
+    /// A shortage. Going on without the cgroups that units are in would lose sight of what is in them.
+    pub fn open(state: &Path, keeper_pid: i32) -> io::Result<Containment> {
+        let meta = std::fs::metadata(state)?;
+        let kind = match Tree::create(&format!("{:x}-{:x}", meta.dev(), meta.ino()))? {
             Some(tree) => Kind::Groups { tree, units: BTreeMap::new() },
             None => Kind::Weak { sessions: BTreeMap::new() },
         };
-        Containment { keeper_pid, kind }
+        Ok(Containment { keeper_pid, kind, unkilled: BTreeSet::new() })
     }
 
     /// How far a stop reaches, as the API says it.
@@ -103,13 +108,16 @@ impl Containment {
     }
 
     /// Units that have a cgroup here, empty or not, whoever made it.
-    pub fn known_units(&self) -> BTreeSet<UnitName> {
-        match &self.kind {
+    ///
+    /// # Errors
+    /// They cannot be listed now.
+    pub fn known_units(&self) -> io::Result<BTreeSet<UnitName>> {
+        Ok(match &self.kind {
             Kind::Groups { tree, .. } => {
-                tree.units().iter().filter_map(|name| UnitName::parse(name).ok()).collect()
+                tree.units()?.iter().filter_map(|name| UnitName::parse(name).ok()).collect()
             }
             Kind::Weak { sessions } => sessions.keys().cloned().collect(),
-        }
+        })
     }
 
     /// A run of the unit began its session.
@@ -124,9 +132,11 @@ impl Containment {
         let alive = match &mut self.kind {
             Kind::Groups { tree, units } => match group_of(tree, units, unit) {
                 Ok(group) if group.is_empty() => false,
-                Ok(group) => runs.is_empty() || group.pids().iter().any(|pid| !runs.contains(pid)),
                 // Cannot be seen: not empty, and asked again.
-                Err(_) => true,
+                Ok(group) if !runs.is_empty() => {
+                    group.pids().map_or(true, |pids| pids.iter().any(|pid| !runs.contains(pid)))
+                }
+                Ok(_) | Err(_) => true,
             },
             Kind::Weak { sessions } => {
                 let known = known_sessions(sessions, unit);
@@ -137,6 +147,9 @@ impl Containment {
                 members.iter().any(|pid| !runs.contains(pid))
             }
         };
+        if !alive && runs.is_empty() {
+            self.unkilled.remove(unit);
+        }
         if alive { Rest::Alive } else { Rest::Empty }
     }
 
@@ -159,12 +172,24 @@ impl Containment {
     /// # Errors
     /// As `signal_all`.
     pub fn kill_all(&mut self, unit: &UnitName) -> io::Result<()> {
-        match &mut self.kind {
-            Kind::Groups { tree, units } => group_of(tree, units, unit)?.kill(),
+        let killed = match &mut self.kind {
+            Kind::Groups { tree, units } => group_of(tree, units, unit).and_then(UnitGroup::kill),
             Kind::Weak { sessions } => {
                 let known = known_sessions(sessions, unit);
                 proctree::kill_all(marks(unit, self.keeper_pid, &known))
             }
+        };
+        match killed {
+            Ok(()) => _ = self.unkilled.remove(unit),
+            Err(_) => _ = self.unkilled.insert(unit.clone()),
+        }
+        killed
+    }
+
+    /// The unit is not empty yet: kills what an earlier `kill_all` could not reach.
+    pub fn kill_again(&mut self, unit: &UnitName) {
+        if self.unkilled.contains(unit) {
+            let _ = self.kill_all(unit); // told the first time; this is asked again
         }
     }
 
@@ -194,7 +219,7 @@ impl Containment {
     /// background has become. None when there are several, or none.
     pub fn only_child(&self, unit: &UnitName) -> Option<i32> {
         let pids = match &self.kind {
-            Kind::Groups { units, .. } => units.get(unit)?.pids(),
+            Kind::Groups { units, .. } => units.get(unit)?.pids().ok()?,
             Kind::Weak { sessions } => {
                 let known = known_sessions(sessions, unit);
                 proctree::members(marks(unit, self.keeper_pid, &known))

@@ -20,22 +20,30 @@ pub const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 /// # Errors
 /// A file that cannot be read (and may not be missing) or that has a line which assigns
 /// nothing: the file, the line, and what is wrong with it.
-pub fn read_files(files: &[EnvironmentFile], into: &mut BTreeMap<String, String>) -> io::Result<()> {
+pub fn read_files(files: &[EnvironmentFile], into: &mut BTreeMap<String, String>) -> Result<(), Unread> {
     for file in files {
         let text = match read_bounded(&file.path) {
             Ok(text) => text,
             Err(error) if file.optional && error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(said(&file.path, &error.to_string(), error.kind())),
+            Err(error) => return Err(unread(&file.path, &error.to_string(), error.raw_os_error())),
         };
-        for (key, value) in parse(&text).map_err(|why| said(&file.path, &why, io::ErrorKind::InvalidData))? {
+        for (key, value) in parse(&text).map_err(|why| unread(&file.path, &why, None))? {
             into.insert(key, value);
         }
     }
     Ok(())
 }
 
-fn said(path: &Path, why: &str, kind: io::ErrorKind) -> io::Error {
-    io::Error::new(kind, format!("cannot read the environment file {}: {why}", path.display()))
+/// A file that is not as it should be.
+#[derive(Debug)]
+pub struct Unread {
+    /// What the system said; none for a file whose text is wrong.
+    pub errno: Option<i32>,
+    pub why: String,
+}
+
+fn unread(path: &Path, why: &str, errno: Option<i32>) -> Unread {
+    Unread { errno, why: format!("cannot read the environment file {}: {why}", path.display()) }
 }
 
 fn read_bounded(path: &Path) -> io::Result<String> {
@@ -155,6 +163,7 @@ mod tests {
         let mut environment = BTreeMap::new();
         assert!(read_files(&[file(true)], &mut environment).is_ok());
         let error = read_files(&[file(false)], &mut environment).expect_err("missing");
-        assert!(error.to_string().contains("missing.env"), "{error}");
+        assert!(error.why.contains("missing.env"), "{error:?}");
+        assert_eq!(error.errno, Some(nix::libc::ENOENT));
     }
 }

@@ -7,12 +7,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 
 use crate::base::check::NetCheck;
-use crate::base::{exit::RunId, name::UnitName};
+use crate::base::{exit::RunId, limits, name::UnitName};
 use crate::daemon::containment::Watch;
 use crate::daemon::hands::Source;
 use crate::engine::event::Event;
@@ -20,7 +21,7 @@ use crate::logs::Stream;
 use crate::logs::read::LineMatcher;
 use crate::logs::spool::Spool;
 use crate::probe::probe;
-use crate::sys::watched::{Wake, watched};
+use crate::sys::watched::{Wake, watched_or_back};
 
 /// Where the kernel gives no sign that a unit became empty, it is looked at this often, and
 /// only while somebody waits for it.
@@ -64,35 +65,63 @@ pub fn watch_log(run: RunId, spool: Arc<Spool>, from: u64, pattern: &str, source
         Err(error) => return tracing::error!("cannot look for `{pattern}`: {error}"),
     };
     tokio::spawn(async move {
-        tokio::select! {
-            found = matcher.matched() => match found {
-                Ok(_) => _ = sources.send(Source::Event(Event::LogMatched { run })), // the loop has ended
-                Err(error) => tracing::warn!("cannot read the log for run {run}: {error}"),
-            },
-            () = sources.closed() => {}
+        loop {
+            let found = tokio::select! {
+                found = matcher.matched() => found,
+                () = sources.closed() => return,
+            };
+            match found {
+                Ok(_) => return drop(sources.send(Source::Event(Event::LogMatched { run }))), // as above
+                Err(error) => {
+                    tracing::warn!("cannot read the log for run {run} now: {error}");
+                    tokio::time::sleep(limits::SHORTAGE_RETRY).await;
+                }
+            }
         }
     });
 }
 
 /// Tells when something was written to the notification fd. It is not read: the next engine
 /// must see it too, should this one die before readiness is on the disk.
-pub fn watch_notify_fd(run: RunId, pipe: OwnedFd, sources: UnboundedSender<Source>) {
-    let pipe = match watched(pipe, Wake::Data) {
-        Ok(pipe) => pipe,
-        Err(error) => return tracing::error!("cannot watch the notification fd of run {run}: {error}"),
-    };
+pub fn watch_notify_fd(run: RunId, mut pipe: OwnedFd, sources: UnboundedSender<Source>) {
     tokio::spawn(async move {
-        if pipe.readable().await.is_ok() && holds_bytes(pipe.get_ref()) {
-            let _ = sources.send(Source::Event(Event::NotifiedReady { run })); // the loop has ended
+        let pipe = loop {
+            match watched_or_back(pipe, Wake::Data) {
+                Ok(pipe) => break pipe,
+                // Unseen, its word would count as never said.
+                Err((back, error)) => {
+                    tracing::warn!("cannot watch the notification fd of run {run} yet: {error}");
+                    pipe = back;
+                    tokio::time::sleep(limits::SHORTAGE_RETRY).await;
+                }
+            }
+        };
+        while pipe.readable().await.is_ok() {
+            match holds_bytes(pipe.get_ref()) {
+                Ok(true) => _ = sources.send(Source::Event(Event::NotifiedReady { run })), // the loop has ended
+                Ok(false) => {}
+                Err(_) => {
+                    tokio::time::sleep(limits::SHORTAGE_RETRY).await;
+                    continue;
+                }
+            }
+            return;
         }
     });
 }
 
 /// A closed pipe is readable too; only bytes are a word.
-fn holds_bytes(pipe: &OwnedFd) -> bool {
+fn holds_bytes(pipe: &OwnedFd) -> nix::Result<bool> {
     let mut ask = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
-    let asked = poll(&mut ask, PollTimeout::ZERO);
-    asked.is_ok() && ask[0].revents().is_some_and(|found| found.contains(PollFlags::POLLIN))
+    loop {
+        match poll(&mut ask, PollTimeout::ZERO) {
+            Err(Errno::EINTR) => {}
+            asked => {
+                asked?;
+                return Ok(ask[0].revents().is_some_and(|found| found.contains(PollFlags::POLLIN)));
+            }
+        }
+    }
 }
 
 /// Has the loop look at `unit` whenever it may have become empty, until the task is aborted.

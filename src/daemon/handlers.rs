@@ -328,7 +328,10 @@ impl Shell {
         tokio::spawn(async move {
             let rows = history.ask(query).await.unwrap_or_default();
             let causes = history.ask(why).await.unwrap_or_default();
-            let lines = streams::last_lines(sources, CARD_LINES).await;
+            let lines = streams::last_lines(sources, CARD_LINES).await.unwrap_or_else(|why| {
+                tracing::warn!("{why}");
+                Vec::new() // a card without them is better than none
+            });
             let log_tail = lines.into_iter().map(|line| line.line).collect();
             let history = rows.iter().map(views::event).collect();
             let causes = causes.iter().map(views::event).collect();

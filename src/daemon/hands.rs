@@ -17,6 +17,7 @@ use crate::base::exit::{Exit, RunId, SpawnStep};
 use crate::base::signal::Signal;
 use crate::base::{limits, name::UnitName, time::Monotonic};
 use crate::config::load::Loaded;
+use crate::daemon::again::Again;
 use crate::daemon::containment::Containment;
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::output::Output;
@@ -59,6 +60,8 @@ pub enum Source {
     FilesTouched,
     /// A mistake was seen that may be half a file; look again.
     FilesDoubted,
+    /// What could not be done before.
+    Again(Again),
     /// The files, as they were read, and the directories that cannot be watched.
     FilesRead {
         loaded: Box<Loaded>,
@@ -323,10 +326,10 @@ impl Hands {
         let mut plan = plan::plan(&spec, role, run, &self.tools.around)?;
         let cgroup =
             self.tools.containment.enter(unit, &spec.resources).map_err(refused_at(SpawnStep::Cgroup))?;
-        let out = self.spool_or_nothing(unit, Stream::Stdout);
+        let out = self.spool_for_run(unit, Stream::Stdout)?;
         let err = match spec.log.stderr {
             StderrTo::Merge => None,
-            StderrTo::Separate => self.spool_or_nothing(unit, Stream::Stderr),
+            StderrTo::Separate => self.spool_for_run(unit, Stream::Stderr)?,
         };
         let log_from = out.as_ref().map_or(0, |spool| spool.stored_bytes());
         let mut prepared =
@@ -407,13 +410,13 @@ impl Hands {
         }
     }
 
-    fn watch_log(&mut self, unit: &UnitName, run: RunId) {
+    pub(crate) fn watch_log(&mut self, unit: &UnitName, run: RunId) {
         let Some(spec) = self.specs.get(unit).cloned() else { return };
-        let from = self.runs.get(&run).map_or(0, |live| live.log_from);
-        if let ReadyWhen::Log(pattern) = &spec.readiness.when
-            && let Ok(spool) = self.spool(unit, Stream::Stdout)
-        {
-            follow::watch_log(run, spool, from, pattern, self.tools.sources.clone());
+        let Some(from) = self.runs.get(&run).map(|live| live.log_from) else { return };
+        let ReadyWhen::Log(pattern) = &spec.readiness.when else { return };
+        match self.spool(unit, Stream::Stdout) {
+            Ok(spool) => follow::watch_log(run, spool, from, pattern, self.tools.sources.clone()),
+            Err(_) => self.again(limits::SHORTAGE_RETRY, Again::WatchLog { unit: unit.clone(), run }),
         }
     }
 
@@ -444,7 +447,7 @@ impl Hands {
     pub fn on_maybe_empty(&mut self, unit: &UnitName) {
         let living = self.runs.values().any(|live| live.unit == *unit && !live.ended);
         if !living && self.tools.containment.rest(unit, &[]) == Rest::Alive {
-            return;
+            return self.tools.containment.kill_again(unit);
         }
         let Some(task) = self.watched.remove(unit) else { return };
         task.abort();
@@ -486,11 +489,11 @@ pub fn stamp(at: Monotonic) -> Stamp {
     Stamp { at, ts_us: clock::wall().as_microsecond() }
 }
 
-/// Want of fds, memory or pids, which passes and is not the unit's fault.
-fn is_shortage(errno: i32) -> bool {
-    [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EAGAIN]
-        .into_iter()
-        .any(|short| short as i32 == errno)
+/// Want of fds, memory, pids or room, or a disk's trouble, met while we prepared a run: it passes
+/// and is not the unit's fault.
+pub(crate) fn is_shortage(errno: i32) -> bool {
+    use Errno::{EAGAIN, EDQUOT, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC};
+    [EMFILE, ENFILE, ENOMEM, EAGAIN, ENOBUFS, ENOSPC, EDQUOT, EIO].map(|short| short as i32).contains(&errno)
 }
 
 fn refused_at(step: SpawnStep) -> impl Fn(io::Error) -> Refused {

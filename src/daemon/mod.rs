@@ -7,6 +7,7 @@ pub mod card;
 pub mod tag;
 pub mod environment;
 mod adopt;
+mod again;
 mod containment;
 mod fdstore;
 mod files;

@@ -13,7 +13,7 @@ use crate::daemon::streams::LogSource;
 use crate::keeper::wire::Request;
 use crate::logs::Stream;
 use crate::logs::capture::{self, End, News, Pipe};
-use crate::logs::spool::{Keep, Now, Pack, Spool};
+use crate::logs::spool::{Keep, Now, Pack, Spool, SpoolError};
 use crate::store::row::{Level, NewEvent};
 use crate::store::trouble::Trouble;
 use crate::sys::clock;
@@ -75,8 +75,8 @@ impl Hands {
         self.specs.insert(spec.name.clone(), Arc::clone(spec));
     }
 
-    /// A service runs without a log rather than not at all.
-    pub fn spool_or_nothing(&mut self, unit: &UnitName, stream: Stream) -> Option<Arc<Spool>> {
+    /// A follower without a log has nothing to follow.
+    fn spool_or_nothing(&mut self, unit: &UnitName, stream: Stream) -> Option<Arc<Spool>> {
         self.spool(unit, stream)
             .inspect_err(|why| tracing::error!("what {unit} writes is not kept: {why}"))
             .ok()
@@ -85,16 +85,15 @@ impl Hands {
     /// The one spool of this stream.
     ///
     /// # Errors
-    /// A sentence: it cannot be opened.
-    pub fn spool(&mut self, unit: &UnitName, stream: Stream) -> Result<Arc<Spool>, String> {
+    /// See `SpoolError`.
+    pub fn spool(&mut self, unit: &UnitName, stream: Stream) -> Result<Arc<Spool>, SpoolError> {
         if let Some(spool) = self.output.spools.get(&(unit.clone(), stream)) {
             return Ok(Arc::clone(spool));
         }
         let kept = self.specs.get(unit).map_or_else(|| keep(&Log::default()), |spec| keep(&spec.log));
         let stamp = stamp(clock::monotonic());
         let now = Now { at: stamp.at, ts_us: stamp.ts_us };
-        let spool =
-            Spool::open(&self.tools.logs, unit, stream, kept, now).map_err(|error| error.to_string())?;
+        let spool = Spool::open(&self.tools.logs, unit, stream, kept, now)?;
         let spool = Arc::new(spool);
         self.tools.capture.tidy(&spool);
         self.output.spools.insert((unit.clone(), stream), Arc::clone(&spool));

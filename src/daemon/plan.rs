@@ -4,7 +4,6 @@
 //! same words that the child would have used.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -14,9 +13,10 @@ use nix::unistd::{AccessFlags, access};
 
 use crate::base::exit::{RunId, SpawnStep};
 use crate::daemon::environment;
+use crate::daemon::hands::is_shortage;
 use crate::engine::effect::Role;
 use crate::keeper::wire::{Ids, SpawnPlan};
-use crate::sys::accounts::{self, Account};
+use crate::sys::accounts::{self, Account, AccountError};
 use crate::sys::process;
 use crate::unit::spec::{Command, HealthCheck, Limits, ReadyWhen, Reload, ResyncBy, Service, UnitSpec};
 
@@ -79,6 +79,11 @@ fn refused(step: SpawnStep, errno: Errno, why: String) -> Refused {
     Refused { step, errno: errno as i32, why }
 }
 
+/// No such account, or none that could be looked up.
+fn nobody(step: SpawnStep, error: &AccountError) -> Refused {
+    Refused { step, errno: error.errno(), why: error.to_string() }
+}
+
 fn command_of(spec: &UnitSpec, role: Role) -> Option<&Command> {
     let service = &spec.service;
     match role {
@@ -114,7 +119,7 @@ fn command_of(spec: &UnitSpec, role: Role) -> Option<&Command> {
 fn user_of(service: &Service) -> Result<Account, Refused> {
     let own = || process::ids().0.to_string();
     let text = service.user.clone().unwrap_or_else(own);
-    accounts::user(&text).map_err(|error| refused(SpawnStep::Uid, Errno::ENOENT, error.to_string()))
+    accounts::user(&text).map_err(|error| nobody(SpawnStep::Uid, &error))
 }
 
 /// None: the child stays who the keeper is.
@@ -134,8 +139,9 @@ fn ids_of(service: &Service, user: &Account) -> Result<Option<Ids>, Refused> {
         return Ok(None);
     }
     let mut groups = match &user.name {
-        Some(name) => accounts::initial_groups(name, gid)
-            .map_err(|error| refused(SpawnStep::Groups, Errno::EIO, error.to_string()))?,
+        Some(name) => {
+            accounts::initial_groups(name, gid).map_err(|error| nobody(SpawnStep::Groups, &error))?
+        }
         None => vec![gid],
     };
     for text in &service.supplementary_groups {
@@ -147,7 +153,7 @@ fn ids_of(service: &Service, user: &Account) -> Result<Option<Ids>, Refused> {
 }
 
 fn gid_of(text: &str) -> Result<u32, Refused> {
-    accounts::group(text).map_err(|error| refused(SpawnStep::Gid, Errno::ENOENT, error.to_string()))
+    accounts::group(text).map_err(|error| nobody(SpawnStep::Gid, &error))
 }
 
 fn environment_of(
@@ -181,8 +187,8 @@ fn environment_of(
         set("WATCHDOG_USEC", every.as_micros().to_string()); // sd_watchdog_enabled(3)
     }
     environment::read_files(&spec.service.environment_files, &mut environment).map_err(|error| {
-        let errno = if error.kind() == io::ErrorKind::NotFound { Errno::ENOENT } else { Errno::EINVAL };
-        refused(SpawnStep::Prepare, errno, error.to_string())
+        let errno = error.errno.unwrap_or(Errno::EINVAL as i32);
+        Refused { step: SpawnStep::Prepare, errno, why: error.why }
     })?;
     environment.extend(spec.service.environment.iter().map(|(key, value)| (key.clone(), value.clone())));
     Ok(environment)
@@ -207,8 +213,17 @@ fn look_up(argv: &[String], search: &str, cwd: &Path) -> Result<PathBuf, Refused
     let mut errno = Errno::ENOENT;
     for dir in search.split(':').filter(|dir| !dir.is_empty()) {
         let path = cwd.join(dir).join(word);
-        if !path.is_file() {
-            continue;
+        match path.metadata() {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => continue,
+            Err(error) => {
+                // It may well be there.
+                if let Some(errno) = error.raw_os_error().filter(|errno| is_shortage(*errno)) {
+                    let why = format!("cannot look for `{word}`: {error}");
+                    return Err(Refused { step: SpawnStep::Prepare, errno, why });
+                }
+                continue;
+            }
         }
         match access(&path, AccessFlags::X_OK) {
             Ok(()) => return Ok(path),

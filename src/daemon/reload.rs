@@ -13,8 +13,10 @@ use tokio::sync::oneshot;
 use crate::alert::Channels;
 use crate::api::call::{Answer, Peer};
 use crate::api::types::{ConfigApplied, ConfigError, ConfigPlan, PlannedKey, PlannedUnit, UnitOutcome};
+use crate::base::limits;
 use crate::base::name::UnitName;
 use crate::config::load::{Loaded, load};
+use crate::daemon::again::{Again, FILES_RETRY};
 use crate::daemon::boot::rotation_of;
 use crate::daemon::files::{Reading, judge, sentence};
 use crate::daemon::handlers::{Until, json};
@@ -29,6 +31,7 @@ use crate::engine::safe::Mode;
 use crate::store::row::Level;
 use crate::store::writer::Write;
 use crate::sys::clock;
+use crate::sys::threads::aside;
 use crate::unit::daemon_file::{DaemonSpec, Watch};
 use crate::unit::diff::{changed_daemon_keys, takes};
 use crate::unit::keys::{Key, Takes};
@@ -71,6 +74,10 @@ pub struct Files {
     next: Vec<Reader>,
     /// A second look is due.
     doubted: bool,
+    /// What cannot be watched, as it was told.
+    unwatched: Vec<String>,
+    /// Another try at what cannot be read or watched is due.
+    retrying: bool,
     /// Texts to be kept once a unit is started by them: until then its process is of the older
     /// one, and an engine that begins anew has to know that.
     owed: Vec<(UnitName, Arc<UnitSpec>, String, String)>,
@@ -98,6 +105,8 @@ impl Files {
             reading: None,
             next: Vec::new(),
             doubted: false,
+            unwatched: Vec::new(),
+            retrying: false,
             owed: Vec::new(),
             applies: BTreeMap::new(),
         }
@@ -107,6 +116,12 @@ impl Files {
     pub fn keep_all(&self, stored: &BTreeMap<String, String>) -> Vec<Write> {
         changed_texts(stored, &self.good)
     }
+}
+
+/// A file that is there and cannot be read: fds, memory or the disk were short, or its mode is
+/// being mended.
+fn is_passing(error: &ConfigError) -> bool {
+    error.code.ends_with(".unreadable")
 }
 
 /// What has to be written so that `old` becomes `new`.
@@ -129,11 +144,11 @@ impl Shell {
         self.begin_reading();
     }
 
-    fn begin_reading(&self) {
+    fn begin_reading(&mut self) {
         let home = self.home.clone();
         let sources = self.hands.tools.sources.clone();
         let watching = self.files.watching.clone();
-        tokio::task::spawn_blocking(move || {
+        let begun = aside("files", move || {
             // Before the reading: what changes after it is noticed.
             let troubles = match &watching {
                 Some(watching) => watching.lock().unwrap_or_else(PoisonError::into_inner).refresh(&home),
@@ -142,15 +157,57 @@ impl Shell {
             let loaded = Box::new(load(&home));
             let _ = sources.send(Source::FilesRead { loaded, troubles }); // the loop has ended
         });
+        if let Err(error) = begun {
+            tracing::warn!("cannot read the files yet: {error}");
+            let readers = self.files.reading.take().unwrap_or_default();
+            self.files.next.splice(0..0, readers);
+            self.hands.again(limits::SHORTAGE_RETRY, Again::Files);
+        }
+    }
+
+    /// A shortage has passed, or not: who waits for the files is served, and what could not be read
+    /// or watched is looked at again.
+    pub(crate) fn on_files_again(&mut self) {
+        self.files.retrying = false;
+        if self.files.daemon.watch != Watch::Off && self.files.watching.is_none() {
+            return self.watch_files();
+        }
+        match std::mem::take(&mut self.files.next) {
+            next if next.is_empty() => self.read_files(Reader::Watch(Look::First)),
+            next if self.files.reading.is_some() => self.files.next = next,
+            next => {
+                self.files.reading = Some(next);
+                self.begin_reading();
+            }
+        }
+    }
+
+    /// Files that cannot be read or watched now may be another time, and nothing will say so.
+    fn files_again(&mut self) {
+        if !std::mem::replace(&mut self.files.retrying, true) {
+            self.hands.again(FILES_RETRY, Again::Files);
+        }
     }
 
     pub(crate) fn on_files_read(&mut self, loaded: Loaded, troubles: &[String]) {
-        for trouble in troubles {
-            let message = format!("{trouble}; changes there are seen by `upright apply` only");
+        for trouble in troubles
+            .iter()
+            .filter(|trouble| !self.files.unwatched.contains(*trouble))
+            .cloned()
+            .collect::<Vec<_>>()
+        {
+            let message = format!("{trouble}; until it can be, `upright apply` reads what changes there");
             self.note(Level::Warn, "config.unwatched", message, []);
+        }
+        self.files.unwatched = troubles.to_vec();
+        if !troubles.is_empty() {
+            self.files_again();
         }
         let readers = self.files.reading.take().unwrap_or_default();
         let reading = judge(loaded, &self.files.good);
+        if reading.errors.iter().any(is_passing) {
+            self.files_again();
+        }
         for reader in readers {
             match reader {
                 Reader::Watch(look) => self.follow(reading.clone(), look),
@@ -341,8 +398,13 @@ impl Shell {
                 match Watching::start(self.hands.tools.sources.clone()) {
                     Ok(watching) => self.files.watching = Some(Arc::new(Mutex::new(watching))),
                     Err(error) => {
-                        let message = format!("cannot watch the files: {error}; `upright apply` reads them");
-                        return self.note(Level::Warn, "config.unwatched", message, []);
+                        let trouble = format!("cannot watch the files: {error}");
+                        if !self.files.unwatched.contains(&trouble) {
+                            let message = format!("{trouble}; until they can be, `upright apply` reads them");
+                            self.note(Level::Warn, "config.unwatched", message, []);
+                            self.files.unwatched = vec![trouble];
+                        }
+                        return self.files_again();
                     }
                 }
             }

@@ -40,6 +40,9 @@ use crate::telemetry::observe::{Stamp, note};
 /// Most news of the keeper taken in one go, so that calls are answered in a storm too.
 const NEWS_PER_TURN: usize = 256;
 
+/// When the talk with the keeper goes on that the kernel had no memory for.
+const SHORT_RETRY: Duration = Duration::from_millis(20);
+
 /// What the shell is made of.
 pub struct Shell {
     pub(crate) engine: Engine,
@@ -153,6 +156,7 @@ impl Shell {
                 ready?.clear_ready();
                 Ok(Turn::Keeper)
             }
+            () = tokio::time::sleep(SHORT_RETRY), if self.hands.tools.keeper.is_short() => Ok(Turn::Keeper),
             ready = fired.readable() => {
                 ready?.clear_ready();
                 Ok(Turn::Due)
@@ -352,6 +356,7 @@ impl Shell {
             Source::KeeperHasMore => self.on_keeper()?,
             Source::FilesTouched => self.read_files(Reader::Watch(Look::First)),
             Source::FilesDoubted => self.on_files_doubted(),
+            Source::Again(what) => self.on_again(what),
             Source::FilesRead { loaded, troubles } => self.on_files_read(*loaded, &troubles),
             Source::Upgrade(heard) => self.on_upgrade_heard(heard),
         }

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use crate::alert::dispatch::Route;
 use crate::api::call::Answer;
 use crate::api::types::{AlertList, EventList, LogLine, LogLines};
+use crate::base::limits;
 use crate::base::name::UnitName;
 use crate::daemon::handlers::{json, refuse};
 use crate::daemon::views;
@@ -23,6 +24,7 @@ use crate::logs::spool::Spool;
 use crate::store::StoreError;
 use crate::store::row::{EventQuery, EventRow};
 use crate::store::writer::Reader;
+use crate::sys::threads::aside;
 
 /// Items on their way to one reader. A full channel holds up only the task that fills it.
 const STREAM_ITEMS_MAX: usize = 256;
@@ -64,24 +66,25 @@ impl History {
 }
 
 /// The last `lines` lines of all sources together; read on a thread that may wait for a disk.
-pub async fn last_lines(sources: Vec<LogSource>, lines: usize) -> Vec<LogLine> {
-    let read = tokio::task::spawn_blocking(move || {
+///
+/// # Errors
+/// A sentence: a log cannot be read now. No lines would say that nothing was written.
+pub async fn last_lines(sources: Vec<LogSource>, lines: usize) -> Result<Vec<LogLine>, String> {
+    let read = aside("logs", move || {
         let mut all = Vec::new();
         for source in &sources {
-            all.extend(
-                tail_of(source, lines, Unfinished::Show).lines.iter().map(|line| to_line(source, line)),
-            );
+            let tail = tail_of(source, lines, Unfinished::Show)?;
+            all.extend(tail.lines.iter().map(|line| to_line(source, line)));
         }
-        all
+        Ok(all)
     });
-    read.await.unwrap_or_default()
+    let read = read.map_err(|error| format!("no thread to read logs with: {error}"))?;
+    read.await.map_err(|_| "the reader of the log has ended".to_string())?
 }
 
-/// A log that cannot be read has no lines to show; the daemon's own log says why.
-fn tail_of(source: &LogSource, lines: usize, last: Unfinished) -> Tail {
-    tail(&source.directory, source.stream, lines, last).unwrap_or_else(|error| {
-        tracing::warn!("cannot read the log of {} in {}: {error}", source.unit, source.directory.display());
-        Tail { lines: Vec::new(), end: 0, shortened: false }
+fn tail_of(source: &LogSource, lines: usize, last: Unfinished) -> Result<Tail, String> {
+    tail(&source.directory, source.stream, lines, last).map_err(|error| {
+        format!("cannot read the log of {} in {}: {error}", source.unit, source.directory.display())
     })
 }
 
@@ -94,8 +97,14 @@ pub fn answer_logs(sources: Vec<LogSource>, lines: u32, follow: bool, reply: one
     let lines = usize::try_from(lines).unwrap_or(usize::MAX);
     if !follow {
         tokio::spawn(async move {
-            let lines = last_lines(sources, lines).await;
-            let _ = reply.send(json(&LogLines { lines })); // whoever asked has left
+            let answer = match last_lines(sources, lines).await {
+                Ok(lines) => json(&LogLines { lines }),
+                Err(why) => {
+                    tracing::warn!("{why}");
+                    refuse(503, "logs.unreadable", why, Some("supervision goes on; try again".to_string()))
+                }
+            };
+            let _ = reply.send(answer); // whoever asked has left
         });
         return;
     }
@@ -113,12 +122,26 @@ pub fn answer_logs(sources: Vec<LogSource>, lines: u32, follow: bool, reply: one
     });
 }
 
+/// The lines to begin with, as soon as they can be read.
+async fn first_lines(source: LogSource, lines: usize) -> Option<(LogSource, Tail)> {
+    let source = Arc::new(source);
+    let tail = loop {
+        let reading = Arc::clone(&source);
+        let read = match aside("logs", move || tail_of(&reading, lines, Unfinished::Leave)) {
+            Ok(read) => read.await.ok()?,
+            Err(error) => Err(format!("no thread to read logs with: {error}")),
+        };
+        match read {
+            Ok(tail) => break tail,
+            Err(why) => tracing::warn!("{why}"),
+        }
+        tokio::time::sleep(limits::SHORTAGE_RETRY).await;
+    };
+    Arc::into_inner(source).map(|source| (source, tail))
+}
+
 async fn follow_log(source: LogSource, lines: usize, items: mpsc::Sender<Bytes>) {
-    let read = tokio::task::spawn_blocking(move || {
-        let tail = tail_of(&source, lines, Unfinished::Leave);
-        (source, tail)
-    });
-    let Ok((source, tail)) = read.await else { return };
+    let Some((source, tail)) = first_lines(source, lines).await else { return };
     for line in &tail.lines {
         if send(&items, &to_line(&source, line)).await.is_err() {
             return;

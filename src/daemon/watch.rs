@@ -19,6 +19,7 @@ use tokio::sync::mpsc::{self, Receiver, UnboundedSender};
 
 use crate::config::paths::Home;
 use crate::daemon::hands::Source;
+use crate::sys::threads::aside;
 
 /// The files are read when nothing has moved for this long: an editor's save is a handful of
 /// calls within a few milliseconds.
@@ -64,8 +65,10 @@ impl Watching {
     /// Watches nothing yet. Signs are told as `Source::FilesTouched`, gathered.
     ///
     /// # Errors
-    /// No inotify instance is to be had (`fs.inotify.max_user_instances`).
+    /// No inotify instance is to be had (`fs.inotify.max_user_instances`), or no thread.
     pub fn start(sources: UnboundedSender<Source>) -> Result<Watching, notify::Error> {
+        // The watcher's own thread may fail to start, which it does not tell.
+        aside("watch", || ()).map_err(notify::Error::io)?;
         let shared: Arc<Mutex<Shared>> = Arc::default();
         let (signs, heard) = mpsc::channel(1);
         let looked_at = Arc::clone(&shared);

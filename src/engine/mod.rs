@@ -340,8 +340,11 @@ impl Engine {
         let Some(living) = unit.living.remove(&run) else { return };
         unit.strays = rest == Rest::Alive;
         let was_terminating = unit.is_terminating();
-        if matches!(exit, Exit::NotExecuted { .. }) {
+        if let Exit::NotExecuted { step, errno } = exit {
             fx.mark(Mark::NotExecuted);
+            if restart::is_shortage(&unit.spec.limits, step, errno) {
+                return self.on_short(now, &name, (run, living.role), errno, fx);
+            }
         }
         let ended = Ended { run, role: living.role, at, exit, asked: living.asked };
         match living.role {

@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use crate::base::exit::Exit;
+use crate::base::exit::{Exit, SpawnStep};
 use crate::base::luck::Luck;
-use crate::unit::spec::{Restart, RestartPolicy, ServiceType};
+use crate::unit::spec::{Limits, Restart, RestartPolicy, ServiceType};
 
 /// What the end of a main process that nobody asked to end means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,26 @@ pub(crate) fn judge(kind: ServiceType, restart: &Restart, exit: Exit) -> Ending 
         (ServiceType::Oneshot, _, true) => Ending::Done,
         (_, RestartPolicy::Always, true) => Ending::Failure,
         (_, RestartPolicy::OnFailure | RestartPolicy::Never, true) => Ending::Finished,
+    }
+}
+
+/// errno(3), of every Linux.
+const EAGAIN: i32 = 11;
+const ENOMEM: i32 = 12;
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+
+/// Whether a run came to nothing between fork and exec for want of fds, memory or pids, which
+/// passes and is not the unit's doing (reliability D1, D3). Where the unit limits itself, it
+/// is: no later try would find more.
+pub(crate) fn is_shortage(own: &Limits, step: SpawnStep, errno: i32) -> bool {
+    let executing = matches!(step, SpawnStep::Uid | SpawnStep::Exec);
+    match errno {
+        EMFILE | ENFILE => true,
+        // execve(2), NOTES: above RLIMIT_NPROC it is exec that says so, not setuid.
+        EAGAIN => !(executing && own.nproc.is_some()),
+        ENOMEM => !(executing && (own.as_bytes.is_some() || own.stack_bytes.is_some())),
+        _ => false,
     }
 }
 

@@ -463,36 +463,49 @@ impl Engine {
             return fx.mark(Mark::LateNewsIgnored); // it lives; only its end can end it
         }
         self.runs.remove(&run);
-        fx.mark(Mark::SpawnWasShort);
-        self.touched.insert(name.clone());
-        fx.record(&name, Some(run), RecordKind::Shortage { errno });
         let Some(unit) = self.units.get_mut(&name) else { return };
         let Some(living) = unit.living.remove(&run) else { return };
+        self.on_short(now, &name, (run, living.role), errno, fx);
+    }
+
+    /// A run that never was, or that came to nothing between fork and exec, for want of something.
+    pub(crate) fn on_short(
+        &mut self,
+        now: Monotonic,
+        name: &UnitName,
+        (run, role): (RunId, Role),
+        errno: i32,
+        fx: &mut Effects,
+    ) {
+        fx.mark(Mark::SpawnWasShort);
+        self.touched.insert(name.clone());
+        fx.record(name, Some(run), RecordKind::Shortage { errno });
+        let Some(unit) = self.units.get(name) else { return };
         let activating = matches!(unit.state, State::Activating(_));
-        let was_terminating = self.units.get(&name).is_some_and(Unit::is_terminating);
+        let was_terminating = unit.is_terminating();
         let again = Then::Again { not_before: Some(now + limits::SHORTAGE_RETRY) };
-        match living.role {
+        match role {
             Role::Main | Role::StartPre(_) | Role::StartPost(_) if activating => {
-                self.end(now, &name, again, fx)
+                self.end(now, name, again, fx)
             }
             Role::ReadyCheck => {
-                if let Some(StartStep::Checking { main, .. }) = self.starting(&name) {
+                if let Some(StartStep::Checking { main, .. }) = self.starting(name) {
                     let (main, seen) = (*main, "short of resources".to_string());
-                    self.probe_again(now, &name, main, seen, limits::SHORTAGE_RETRY);
+                    self.probe_again(now, name, main, seen, limits::SHORTAGE_RETRY);
                 }
             }
             Role::StopCommand | Role::StopPost(_) => {
-                self.on_stop_hook_exited(now, &name, run, Exit::Unknown, fx)
+                self.on_stop_hook_exited(now, name, run, Exit::Unknown, fx)
             }
-            Role::ReloadCommand => self.on_reload_exited(&name, run, Exit::Unknown, fx),
-            Role::HealthCheck => self.on_check_short(now, &name),
-            Role::Resync => self.on_resync_exited(now, &name, run, Exit::Unknown, fx),
+            Role::ReloadCommand => self.on_reload_exited(name, run, Exit::Unknown, fx),
+            Role::HealthCheck => self.on_check_short(now, name),
+            Role::Resync => self.on_resync_exited(now, name, run, Exit::Unknown, fx),
             Role::Main | Role::StartPre(_) | Role::StartPost(_) => {}
         }
         if was_terminating {
-            self.ask_strays(&name, fx);
+            self.ask_strays(name, fx);
         }
-        self.conclude_if_empty(now, &name, fx);
+        self.conclude_if_empty(now, name, fx);
     }
 
     /// An active unit: which of its requirements are down now? What is lost is owed; when the

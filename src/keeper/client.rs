@@ -28,6 +28,9 @@ pub struct Client {
     waiting: VecDeque<Encoded>,
     /// Told before the table was asked for; given out first.
     early: VecDeque<News>,
+    /// The kernel had no memory for a message, or too many fds are in flight: no readiness will
+    /// tell when it has.
+    short: bool,
 }
 
 /// What the keeper knew when this engine came.
@@ -63,7 +66,7 @@ impl Client {
     /// As fcntl(2).
     pub fn over(socket: OwnedFd) -> io::Result<Client> {
         pipe::set_nonblocking(&socket)?;
-        Ok(Client { socket, waiting: VecDeque::new(), early: VecDeque::new() })
+        Ok(Client { socket, waiting: VecDeque::new(), early: VecDeque::new(), short: false })
     }
 
     /// Says hello and takes the table over. Waits at most 10 s; the only call that waits.
@@ -146,6 +149,7 @@ impl Client {
     /// # Errors
     /// BrokenPipe when the keeper is gone.
     pub fn flush(&mut self) -> io::Result<()> {
+        self.short = false;
         while let Some(next) = self.waiting.front() {
             let fds: Vec<BorrowedFd<'_>> = next.fds.iter().map(AsFd::as_fd).collect();
             match socket::send(&self.socket, next.body.as_slice(), &fds) {
@@ -153,11 +157,20 @@ impl Client {
                     drop(fds);
                     self.waiting.pop_front();
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // Kept in order, as behind a full socket: refused and sent later would be two answers.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock || socket::is_short(&error) => {
+                    self.short = true;
+                    return Ok(());
+                }
                 Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// Call `recv` again soon, whatever the socket says.
+    pub fn is_short(&self) -> bool {
+        self.short
     }
 
     /// Something waits for the socket to become writable.
@@ -187,6 +200,10 @@ impl Client {
                 decode_news(message, fds).map(Some).map_err(|error| invalid(&error.to_string()))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) if socket::is_short(&error) => {
+                self.short = true;
+                Ok(None)
+            }
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                 Err(io::ErrorKind::UnexpectedEof.into())
             }

@@ -44,11 +44,9 @@ impl Keeper {
     }
 
     /// Listens to a run that an image before this one knew.
-    pub(super) fn watch_run(&self, place: Place, slot: &Slot) {
-        if let Phase::Executing { outcome } = &slot.phase {
-            self.watch_outcome(place, outcome);
-        }
-        if let Some(process) = &slot.main {
+    pub(super) fn watch_run(&mut self, place: Place) {
+        self.watch_outcome(place);
+        if let Some(process) = self.tidings.table.slot(place).and_then(|slot| slot.main.as_ref()) {
             let token = MAIN_TOKEN.saturating_add(u64::from(place.0));
             // Unwatched (ENOSPC, ENOMEM) its end is seen when it is reaped, if it is our child.
             let _ = self.epoll.add(process, EpollEvent::new(EpollFlags::EPOLLIN, token));

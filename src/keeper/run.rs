@@ -44,6 +44,9 @@ const SHORT_LIVES_MAX: u32 = 5;
 /// Between SIGTERM and SIGKILL then, and between SIGKILL and leaving what is stuck.
 const ABANDON_GRACE: Duration = Duration::from_secs(10);
 
+/// When what the kernel had no memory for is tried again: nobody tells when it has.
+const SHORT_RETRY: Duration = Duration::from_millis(20);
+
 /// Exit code when no engine could be started to end the services in order.
 const EXIT_ABANDONED: i32 = 1;
 
@@ -78,6 +81,10 @@ pub(super) struct Keeper {
     pub(super) tidings: Tidings,
     pub(super) engine: Engine,
     pub(super) ending: Ending,
+    /// When to look at every outcome that is awaited: one of them could not be watched.
+    pub(super) look_at: Option<Monotonic>,
+    /// Until then nothing is said to the engine, nor heard from it.
+    pub(super) talk_at: Option<Monotonic>,
     /// Bit n: signal n (TERM, INT, QUIT) was received. Told again to each new engine: the one
     /// that was told may have died of it.
     pub(super) end_signals: u64,
@@ -117,8 +124,18 @@ impl Keeper {
             upgrade_untold: false,
         };
         let engine = Engine::new(engine_argv);
-        let (ending, upgrade) = (Ending::No, Upgrade::default());
-        Ok(Keeper { epoll, signals, tidings, engine, ending, end_signals: 0, upgrade, held: Vec::new() })
+        Ok(Keeper {
+            epoll,
+            signals,
+            tidings,
+            engine,
+            ending: Ending::No,
+            look_at: None,
+            talk_at: None,
+            end_signals: 0,
+            upgrade: Upgrade::default(),
+            held: Vec::new(),
+        })
     }
 
     /// Runs until the end; the exit code.
@@ -143,9 +160,27 @@ impl Keeper {
                 token => self.on_outcome(token),
             }
         }
+        self.look_at_outcomes();
         self.tell();
         self.go_on_upgrading();
         self.end_if_done(clock::monotonic())
+    }
+
+    fn look_at_outcomes(&mut self) {
+        let now = clock::monotonic();
+        if self.look_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.look_at = None;
+        let mut at = 0;
+        while let Some(place) = self.tidings.table.next_taken(at) {
+            at = place.0.saturating_add(1);
+            self.settle(place);
+            if matches!(self.tidings.table.slot(place).map(|slot| &slot.phase), Some(Phase::Executing { .. }))
+            {
+                self.look_at = Some(now + SHORT_RETRY);
+            }
+        }
     }
 
     fn timeout(&self) -> EpollTimeout {
@@ -155,7 +190,7 @@ impl Keeper {
             | Ending::Terminating { kill_at: at }
             | Ending::Killing { leave_at: at } => Some(at),
         };
-        let Some(at) = at else {
+        let Some(at) = [at, self.talk_at, self.look_at].into_iter().flatten().min() else {
             return EpollTimeout::NONE;
         };
         let left = at.since(clock::monotonic());
@@ -313,6 +348,10 @@ impl Keeper {
             Ok(got) if got.len == 0 => return Read::Closed,
             Ok(got) => self.on_message(bytes.get(..got.len).unwrap_or(&[]), fds),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Read::Empty,
+            Err(error) if socket::is_short(&error) => {
+                self.rest();
+                return Read::Empty;
+            }
             Err(_) => return Read::Closed,
         }
         Read::One
@@ -431,15 +470,19 @@ impl Keeper {
             return;
         };
         self.tidings.table.note(place, Untold::SPAWNED);
-        if let Some(Phase::Executing { outcome }) = self.tidings.table.slot(place).map(|slot| &slot.phase) {
-            self.watch_outcome(place, outcome);
-        }
+        self.watch_outcome(place);
     }
 
-    pub(super) fn watch_outcome(&self, place: Place, outcome: &OwnedFd) {
+    /// Watches the outcome of a run, if it is awaited.
+    pub(super) fn watch_outcome(&mut self, place: Place) {
+        let Some(Phase::Executing { outcome }) = self.tidings.table.slot(place).map(|slot| &slot.phase)
+        else {
+            return;
+        };
         let token = OUTCOME_TOKEN.saturating_add(u64::from(place.0));
-        // Unwatched (ENOSPC, ENOMEM) it is still read when the run is reaped.
-        let _ = self.epoll.add(outcome, EpollEvent::new(EpollFlags::EPOLLIN, token));
+        if self.epoll.add(outcome, EpollEvent::new(EpollFlags::EPOLLIN, token)).is_err() {
+            self.look_at = Some(clock::monotonic()); // ENOSPC, ENOMEM
+        }
     }
 
     /// The run ended before it began; the engine hears it like any other end.
@@ -455,15 +498,30 @@ impl Keeper {
     /// Tells what the socket takes; while it takes nothing, no request is read either.
     pub(super) fn tell(&mut self) {
         let starts = self.engine.starts();
+        if self.talk_at.is_some_and(|at| at > clock::monotonic()) {
+            return;
+        }
+        self.talk_at = None;
         let Some(link) = self.engine.link_mut() else {
             return;
         };
         let interest = match self.tidings.tell(link.socket.as_fd(), &mut link.talk, starts) {
             Ok(()) => EpollFlags::EPOLLIN,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => EpollFlags::EPOLLOUT,
+            Err(error) if socket::is_short(&error) => return self.rest(),
             Err(_) => return self.lose_engine(),
         };
         let _ = self.epoll.modify(&link.socket, &mut EpollEvent::new(interest, ENGINE_TOKEN)); // it is in the set
+    }
+
+    /// The kernel has no memory for the talk: it goes on a moment later, instead of at once and
+    /// in vain.
+    fn rest(&mut self) {
+        self.talk_at = Some(clock::monotonic() + SHORT_RETRY);
+        if let Some(link) = self.engine.link() {
+            let none = &mut EpollEvent::new(EpollFlags::empty(), ENGINE_TOKEN);
+            let _ = self.epoll.modify(&link.socket, none); // it is in the set
+        }
     }
 
     /// It closed its end or broke the talk: without it, it can only be ended. After `End` it

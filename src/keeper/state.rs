@@ -101,7 +101,19 @@ pub(super) fn fds(keeper: &Keeper) -> impl Iterator<Item = BorrowedFd<'_>> {
 /// # Errors
 /// More than the next image would read.
 pub(super) fn encode(keeper: &Keeper) -> io::Result<Vec<u8>> {
-    let Keeper { epoll: _, signals: _, tidings, engine, ending: _, end_signals, upgrade, held } = keeper;
+    // Short of something, the next image tries at once.
+    let Keeper {
+        epoll: _,
+        signals: _,
+        tidings,
+        engine,
+        ending: _,
+        end_signals,
+        upgrade,
+        held,
+        look_at: _,
+        talk_at: _,
+    } = keeper;
     let mut out = Out(vec![STATE_VERSION]);
     out.list(engine.argv(), |out, word| out.bytes(word.as_bytes()));
     out.bytes(upgrade.note());
@@ -307,9 +319,7 @@ impl Run {
         let Some(place) = keeper.tidings.table.insert(slot) else {
             return;
         };
-        if let Some(slot) = keeper.tidings.table.slot(place) {
-            keeper.watch_run(place, slot);
-        }
+        keeper.watch_run(place);
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 
 use crate::base::check::HostPort;
 use crate::probe::{Trouble, cause};
+use crate::sys::threads::aside;
 
 /// Most look-ups under way at once; each holds one thread until the resolver lets go
 /// (resolv.conf(5): up to 5 s × attempts × servers). Later ones wait inside their own timeout.
@@ -58,7 +59,8 @@ pub(super) async fn unix(path: &Path) -> Result<UnixStream, Trouble> {
 /// Being out of fds or memory says nothing about the server.
 fn blamed(error: &std::io::Error) -> Trouble {
     let text = cause(error);
-    let short = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS];
+    // ENOSPC: `fs.epoll.max_user_watches` (epoll_ctl(2)).
+    let short = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC];
     match error.raw_os_error().map(Errno::from_raw) {
         Some(errno) if short.contains(&errno) => Trouble::Ours(text),
         Some(_) | None => Trouble::Theirs(text),
@@ -73,23 +75,28 @@ async fn addresses(at: &HostPort) -> Result<Vec<SocketAddr>, Trouble> {
         // RFC 6761, 6.3: always loopback. So the commonest name needs no resolver.
         return Ok(vec![(Ipv6Addr::LOCALHOST, at.port).into(), (Ipv4Addr::LOCALHOST, at.port).into()]);
     }
-    Ok(look_up(at).await?)
+    look_up(at).await
 }
 
-async fn look_up(at: &HostPort) -> Result<Vec<SocketAddr>, String> {
-    let refuse = |why: String| format!("cannot look up {}: {why}", at.host);
+async fn look_up(at: &HostPort) -> Result<Vec<SocketAddr>, Trouble> {
+    let refuse = |why: String| Trouble::Theirs(format!("cannot look up {}: {why}", at.host));
     let name = place_of(&at.host);
     let of_name = name.acquire_owned().await.map_err(|error| refuse(error.to_string()))?;
     let permit = LOOKUPS.acquire().await.map_err(|error| refuse(error.to_string()))?;
     let (host, port) = (at.host.clone(), at.port);
-    let found = tokio::task::spawn_blocking(move || {
+    let begun = aside("resolver", move || {
         // The permits go with the thread, not with the probe: it is the thread that is scarce.
         let _permits = (of_name, permit);
         (host.as_str(), port).to_socket_addrs().map(|found| found.take(ADDRESSES_MAX).collect())
     });
+    let found =
+        begun.map_err(|error| Trouble::Ours(format!("no thread for a look-up: {}", cause(&error))))?;
     match found.await {
         Ok(Ok(addresses)) => Ok(addresses),
-        Ok(Err(error)) => Err(refuse(cause(&error))),
+        Ok(Err(error)) => Err(match blamed(&error) {
+            Trouble::Ours(text) => Trouble::Ours(text),
+            Trouble::Theirs(text) => refuse(text),
+        }),
         Err(error) => Err(refuse(error.to_string())),
     }
 }

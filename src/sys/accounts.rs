@@ -27,6 +27,16 @@ pub enum AccountError {
     Unreadable { file: &'static str, source: io::Error },
 }
 
+impl AccountError {
+    /// What the system said, or ENOENT: nobody has this name.
+    pub fn errno(&self) -> i32 {
+        match self {
+            AccountError::Unknown { .. } => nix::libc::ENOENT,
+            AccountError::Unreadable { source, .. } => source.raw_os_error().unwrap_or(nix::libc::EIO),
+        }
+    }
+}
+
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 
@@ -35,15 +45,9 @@ const GROUP: &str = "/etc/group";
 /// # Errors
 /// `Unknown` for everything that is neither an entry nor a base-10 uid below 4294967295.
 pub fn user(spec: &str) -> Result<Account, AccountError> {
-    let text = read(PASSWD);
-    // A number needs no file, so a missing one is no error then.
-    match user_in(text.as_deref().unwrap_or(""), spec) {
-        Some(account) => Ok(account),
-        None => {
-            text?;
-            Err(AccountError::Unknown { kind: "user", name: spec.to_string(), file: PASSWD })
-        }
-    }
+    let text = read_for(spec, PASSWD)?;
+    let unknown = || AccountError::Unknown { kind: "user", name: spec.to_string(), file: PASSWD };
+    user_in(&text, spec).ok_or_else(unknown)
 }
 
 /// The gid of the group of this name or number.
@@ -51,14 +55,9 @@ pub fn user(spec: &str) -> Result<Account, AccountError> {
 /// # Errors
 /// As `user`.
 pub fn group(spec: &str) -> Result<u32, AccountError> {
-    let text = read(GROUP);
-    match group_in(text.as_deref().unwrap_or(""), spec) {
-        Some(gid) => Ok(gid),
-        None => {
-            text?;
-            Err(AccountError::Unknown { kind: "group", name: spec.to_string(), file: GROUP })
-        }
-    }
+    let text = read_for(spec, GROUP)?;
+    let unknown = || AccountError::Unknown { kind: "group", name: spec.to_string(), file: GROUP };
+    group_in(&text, spec).ok_or_else(unknown)
 }
 
 /// What initgroups(3) would set: `gid` and every group that lists `user` as a member.
@@ -81,6 +80,20 @@ pub fn group_names(gids: &[u32]) -> Vec<String> {
 pub fn user_name(uid: u32) -> Option<String> {
     let text = read(PASSWD).ok()?;
     text.lines().filter_map(passwd_entry).find(|account| account.uid == uid).and_then(|account| account.name)
+}
+
+/// A number needs no file, so one that is missing or not for us is no error then. One that cannot
+/// be read now is: without it the same account would have no name and no home this time.
+fn read_for(spec: &str, file: &'static str) -> Result<String, AccountError> {
+    match read(file) {
+        Err(AccountError::Unreadable { source, .. })
+            if strict_id(spec).is_some()
+                && matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) =>
+        {
+            Ok(String::new())
+        }
+        read => read,
+    }
 }
 
 fn read(file: &'static str) -> Result<String, AccountError> {

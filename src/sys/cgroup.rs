@@ -57,9 +57,15 @@ enum Past {
 impl Tree {
     /// Makes the tree below the cgroup that we are in, or takes it over when an earlier
     /// engine of the same label made it. None: no cgroup2 mount that we may write to.
-    pub fn create(label: &str) -> Option<Tree> {
-        let own = own_group()?;
-        Tree::below(&own, label).ok()
+    ///
+    /// # Errors
+    /// EMFILE, ENFILE, ENOMEM, EIO, ENOSPC: whether there is one cannot be told now.
+    pub fn create(label: &str) -> io::Result<Option<Tree>> {
+        let made = own_group().and_then(|own| own.map(|own| Tree::below(&own, label)).transpose());
+        match made {
+            Err(error) if !is_passing(&error) => Ok(None),
+            made => made,
+        }
     }
 
     fn below(own: &OwnGroup, label: &str) -> io::Result<Tree> {
@@ -97,11 +103,14 @@ impl Tree {
     }
 
     /// Names of the units that have a cgroup here, empty or not.
-    pub fn units(&self) -> Vec<String> {
-        let entries = children(&self.path).into_iter();
-        entries
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn units(&self) -> io::Result<Vec<String>> {
+        let entries = children(&self.path)?.into_iter();
+        Ok(entries
             .filter_map(|path| path.file_name()?.to_str()?.strip_prefix("unit-").map(str::to_string))
-            .collect()
+            .collect())
     }
 
     /// Removes what is empty here, and the tree itself.
@@ -182,8 +191,7 @@ impl UnitGroup {
     /// # Errors
     /// The first that was refused; the others are signalled all the same.
     pub fn signal_all(&self, signal: Signal) -> io::Result<usize> {
-        let mut pids = Vec::new();
-        pids_of(&self.path, 0, &mut pids);
+        let pids = self.pids()?;
         let mut refused = None;
         for pid in &pids {
             if let Err(error) = signal_checked(*pid, signal, |pid| self.contains(pid)) {
@@ -194,10 +202,13 @@ impl UnitGroup {
     }
 
     /// Pids inside, in no order.
-    pub fn pids(&self) -> Vec<i32> {
+    ///
+    /// # Errors
+    /// As open(2): they cannot be seen now.
+    pub fn pids(&self) -> io::Result<Vec<i32>> {
         let mut pids = Vec::new();
-        pids_of(&self.path, 0, &mut pids);
-        pids
+        pids_of(&self.path, 0, &mut pids)?;
+        Ok(pids)
     }
 
     /// This process is inside, or below.
@@ -233,14 +244,23 @@ struct OwnGroup {
 }
 
 /// The cgroup that we are in, as a path in the first cgroup2 mount that shows it.
-fn own_group() -> Option<OwnGroup> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let name = group_name(&fs::read_to_string("/proc/self/cgroup").ok()?)?.to_string();
-    let path = cgroup2_mounts(&mounts).find_map(|(root, point)| {
-        let path = under_mount(&root, &point, &name)?;
-        path.join("cgroup.procs").exists().then_some(path)
-    })?;
-    Some(OwnGroup { path, name })
+fn own_group() -> io::Result<Option<OwnGroup>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    let Some(name) = group_name(&text) else { return Ok(None) };
+    for (root, point) in cgroup2_mounts(&mounts) {
+        let Some(path) = under_mount(&root, &point, name) else { continue };
+        if path.join("cgroup.procs").try_exists()? {
+            return Ok(Some(OwnGroup { path, name: name.to_string() }));
+        }
+    }
+    Ok(None)
+}
+
+/// Short of something, or a disk's trouble: it says nothing about what is there.
+fn is_passing(error: &io::Error) -> bool {
+    use nix::libc::{EIO, EMFILE, ENFILE, ENOMEM, ENOSPC};
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOMEM | EIO | ENOSPC))
 }
 
 /// The `0::` line of a /proc/PID/cgroup; None for a process outside of our cgroup namespace.
@@ -293,25 +313,33 @@ fn write_file(path: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
 }
 
-fn children(path: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(path) else {
-        return Vec::new();
+/// What is gone has none; what cannot be looked into now is an error.
+fn children(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if !is_passing(&error) => return Ok(Vec::new()),
+        entries => entries?,
     };
     let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    dirs.map(|entry| entry.path()).collect()
+    Ok(dirs.map(|entry| entry.path()).collect())
 }
 
-fn pids_of(path: &Path, depth: usize, out: &mut Vec<i32>) {
-    let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+fn pids_of(path: &Path, depth: usize, out: &mut Vec<i32>) -> io::Result<()> {
+    let text = match fs::read_to_string(path.join("cgroup.procs")) {
+        Err(error) if !is_passing(&error) => String::new(),
+        text => text?,
+    };
     out.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 1));
     if depth < DEPTH_MAX {
-        children(path).iter().for_each(|child| pids_of(child, depth + 1, out));
+        for child in children(path)? {
+            pids_of(&child, depth + 1, out)?;
+        }
     }
+    Ok(())
 }
 
 fn remove_all(path: &Path, depth: usize) -> io::Result<()> {
     if depth < DEPTH_MAX {
-        for child in children(path) {
+        for child in children(path)? {
             remove_all(&child, depth + 1)?;
         }
     }
@@ -354,7 +382,7 @@ mod tests {
     #[test]
     fn without_cgroup_kill_everything_dies_too() {
         let label = format!("frozen-{}", std::process::id());
-        let Some(tree) = Tree::create(&label) else {
+        let Some(tree) = Tree::create(&label).expect("it can be told") else {
             eprintln!("skipped: no cgroup2 that we may write to");
             return;
         };

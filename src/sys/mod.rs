@@ -17,5 +17,6 @@ pub mod proctree;
 pub mod signals;
 pub mod socket;
 pub mod spawn;
+pub mod threads;
 pub mod wait;
 pub mod watched;

@@ -121,6 +121,11 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resu
     }
 }
 
+/// The kernel has no memory for a message now. It passes, and no readiness tells when.
+pub fn is_short(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOBUFS))
+}
+
 /// Receives one message; its fds are appended to `fds`.
 ///
 /// # Errors

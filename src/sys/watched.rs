@@ -22,13 +22,22 @@ pub enum Wake {
 /// # Errors
 /// ENOSPC, ENOMEM; EPERM for a file that cannot be polled.
 pub fn watched(fd: OwnedFd, wake: Wake) -> io::Result<AsyncFd<OwnedFd>> {
+    watched_or_back(fd, wake).map_err(|(_, error)| error)
+}
+
+/// The same; an fd that cannot be registered now is given back, to be tried again.
+///
+/// # Errors
+/// As `watched`.
+pub fn watched_or_back(fd: OwnedFd, wake: Wake) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
     let interest = match wake {
         Wake::Data => Interest::READABLE | Interest::WRITABLE,
         Wake::Change => Interest::PRIORITY,
     };
     // SAFETY: an `OwnedFd` names the same open fd until it is dropped, and `AsyncFd` takes it
     // out of epoll before it drops it.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+    let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
+    registered.map_err(|refused| refused.into_parts())
 }
 
 #[cfg(test)]

@@ -242,6 +242,7 @@ fn ended(how: &[&str]) -> (Exit, Rest) {
     let exit = match how {
         ["code", code] => Exit::Code(code.parse().expect("0 to 255")),
         ["signal", signal] => Exit::Signal { signal: Signal::parse(signal).expect("a signal"), core: false },
+        ["unexecuted", "short"] => Exit::NotExecuted { step: SpawnStep::Fds, errno: 24 },
         ["unexecuted"] => Exit::NotExecuted { step: SpawnStep::Exec, errno: 2 },
         other => panic!("unknown end {other:?}"),
     };

@@ -13,9 +13,20 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One question over a Unix socket: status and body.
 pub fn ask(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<(u16, Vec<u8>)> {
+    ask_within(socket, method, path, body, TIMEOUT)
+}
+
+/// The same, given up when nothing comes for so long.
+pub fn ask_within(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: &str,
+    within: Duration,
+) -> io::Result<(u16, Vec<u8>)> {
     let stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
+    stream.set_read_timeout(Some(within))?;
+    stream.set_write_timeout(Some(within))?;
     converse(stream, method, path, body)
 }
 

@@ -8,6 +8,7 @@ pub mod builds;
 pub mod client;
 pub mod http;
 pub mod lines;
+pub mod injector;
 pub mod oracle;
 pub mod proc;
 pub mod stack;

@@ -316,7 +316,7 @@ fn call_of(thread: Pid) -> Option<i64> {
     text.split_whitespace().next()?.parse().ok()
 }
 
-fn tgid(thread: Pid) -> Option<Pid> {
+pub fn tgid(thread: Pid) -> Option<Pid> {
     let text = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
     let number = text.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
     Some(Pid::from_raw(number.trim().parse().ok()?))
@@ -329,7 +329,7 @@ pub fn is_engine(pid: Pid) -> bool {
 }
 
 /// The name of a call, where we know it.
-fn name_of(call: i64) -> String {
+pub fn name_of(call: i64) -> String {
     macro_rules! names {
         ($($name:ident $number:ident,)*) => { &[$((libc::$number, stringify!($name)),)*] };
     }
@@ -341,7 +341,7 @@ fn name_of(call: i64) -> String {
         clock_nanosleep SYS_clock_nanosleep,
         clone SYS_clone, clone3 SYS_clone3, close SYS_close, connect SYS_connect, dup SYS_dup,
         dup3 SYS_dup3, epoll_create1 SYS_epoll_create1, epoll_ctl SYS_epoll_ctl,
-        epoll_pwait SYS_epoll_pwait, eventfd2 SYS_eventfd2, execve SYS_execve, exit SYS_exit,
+        epoll_pwait SYS_epoll_pwait, epoll_pwait2 SYS_epoll_pwait2, eventfd2 SYS_eventfd2, execve SYS_execve, exit SYS_exit,
         exit_group SYS_exit_group, faccessat SYS_faccessat, fallocate SYS_fallocate,
         fchdir SYS_fchdir, fchmod SYS_fchmod, fchown SYS_fchown, fcntl SYS_fcntl,
         fdatasync SYS_fdatasync, flock SYS_flock, fstat SYS_fstat, fsync SYS_fsync,
@@ -365,15 +365,16 @@ fn name_of(call: i64) -> String {
         sigaltstack SYS_sigaltstack, socket SYS_socket, socketpair SYS_socketpair,
         splice SYS_splice, statx SYS_statx, tee SYS_tee, timerfd_create SYS_timerfd_create,
         timerfd_settime SYS_timerfd_settime, tgkill SYS_tgkill, umask SYS_umask,
-        uname SYS_uname, unlinkat SYS_unlinkat, write SYS_write, writev SYS_writev,
+        uname SYS_uname, unlinkat SYS_unlinkat, waitid SYS_waitid, write SYS_write,
+        writev SYS_writev,
     };
     // Calls that newer architectures do not have any more.
     #[cfg(target_arch = "x86_64")]
     let elder: &[(i64, &str)] = names! {
         access SYS_access, arch_prctl SYS_arch_prctl, chmod SYS_chmod, epoll_wait SYS_epoll_wait,
-        fork SYS_fork, getrlimit SYS_getrlimit, link SYS_link, lstat SYS_lstat, mkdir SYS_mkdir,
+        dup2 SYS_dup2, fork SYS_fork, getrlimit SYS_getrlimit, link SYS_link, lstat SYS_lstat, mkdir SYS_mkdir,
         open SYS_open, pipe SYS_pipe, poll SYS_poll, readlink SYS_readlink, rename SYS_rename,
-        rmdir SYS_rmdir, stat SYS_stat, unlink SYS_unlink,
+        rmdir SYS_rmdir, stat SYS_stat, unlink SYS_unlink, vfork SYS_vfork,
     };
     #[cfg(not(target_arch = "x86_64"))]
     let elder: &[(i64, &str)] = &[];
