@@ -1,25 +1,16 @@
-//! Logs and events as answers: what is there, and then what comes.
+//! Events and alerts as answers: what is there, and then what comes.
 //!
-//! Refuses: holding anybody up. A slow reader misses its own lines; the loop, the store and
-//! the capture never wait for one.
-
-use std::path::PathBuf;
-use std::sync::Arc;
+//! Refuses: holding anybody up. The loop and the store never wait for a reader.
 
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio::task::JoinSet;
 
 use crate::alert::dispatch::Route;
 use crate::api::call::Answer;
-use crate::api::types::{AlertList, EventList, LogLine, LogLines};
-use crate::base::name::UnitName;
+use crate::api::types::{AlertList, EventList};
 use crate::daemon::handlers::{json, refuse};
 use crate::daemon::views;
-use crate::logs::Stream;
-use crate::logs::read::{Follow, Followed, Lag, LogLineRaw, Tail, Unfinished, tail};
-use crate::logs::spool::Spool;
 use crate::store::StoreError;
 use crate::store::row::{EventQuery, EventRow};
 use crate::store::writer::Reader;
@@ -29,14 +20,6 @@ const STREAM_ITEMS_MAX: usize = 256;
 
 /// Events asked for at once while a follower catches up.
 const EVENTS_PER_PAGE: usize = 1_000;
-
-/// One stream of one unit, and its open spool when somebody may write to it.
-pub struct LogSource {
-    pub unit: UnitName,
-    pub stream: Stream,
-    pub directory: PathBuf,
-    pub spool: Option<Arc<Spool>>,
-}
 
 /// Past events from the store, fresh ones from the loop.
 #[derive(Clone)]
@@ -60,88 +43,6 @@ impl History {
         let (told, answer) = oneshot::channel();
         self.reader.events(query, move |rows| drop(told.send(rows)));
         answer.await.unwrap_or(Err(StoreError::Closed))
-    }
-}
-
-/// The last `lines` lines of all sources together; read on a thread that may wait for a disk.
-pub async fn last_lines(sources: Vec<LogSource>, lines: usize) -> Vec<LogLine> {
-    let read = tokio::task::spawn_blocking(move || {
-        let mut all = Vec::new();
-        for source in &sources {
-            all.extend(
-                tail_of(source, lines, Unfinished::Show).lines.iter().map(|line| to_line(source, line)),
-            );
-        }
-        all
-    });
-    read.await.unwrap_or_default()
-}
-
-/// A log that cannot be read has no lines to show; the daemon's own log says why.
-fn tail_of(source: &LogSource, lines: usize, last: Unfinished) -> Tail {
-    tail(&source.directory, source.stream, lines, last).unwrap_or_else(|error| {
-        tracing::warn!("cannot read the log of {} in {}: {error}", source.unit, source.directory.display());
-        Tail { lines: Vec::new(), end: 0, shortened: false }
-    })
-}
-
-fn to_line(source: &LogSource, line: &LogLineRaw) -> LogLine {
-    LogLine { unit: source.unit.to_string(), stream: line.stream.as_str().to_string(), line: line.text() }
-}
-
-/// Answers with lines, or with a stream that begins with them.
-pub fn answer_logs(sources: Vec<LogSource>, lines: u32, follow: bool, reply: oneshot::Sender<Answer>) {
-    let lines = usize::try_from(lines).unwrap_or(usize::MAX);
-    if !follow {
-        tokio::spawn(async move {
-            let lines = last_lines(sources, lines).await;
-            let _ = reply.send(json(&LogLines { lines })); // whoever asked has left
-        });
-        return;
-    }
-    let (items, stream) = mpsc::channel(STREAM_ITEMS_MAX);
-    if reply.send(Answer::Stream(stream)).is_err() {
-        return; // whoever asked has left
-    }
-    tokio::spawn(async move {
-        let mut followers = JoinSet::new();
-        for source in sources {
-            followers.spawn(follow_log(source, lines, items.clone()));
-        }
-        // Ends, and with it every follower, when the reader is gone.
-        items.closed().await;
-    });
-}
-
-async fn follow_log(source: LogSource, lines: usize, items: mpsc::Sender<Bytes>) {
-    let read = tokio::task::spawn_blocking(move || {
-        let tail = tail_of(&source, lines, Unfinished::Leave);
-        (source, tail)
-    });
-    let Ok((source, tail)) = read.await else { return };
-    for line in &tail.lines {
-        if send(&items, &to_line(&source, line)).await.is_err() {
-            return;
-        }
-    }
-    let Some(spool) = source.spool.clone() else { return };
-    let mut follow = Follow::new(spool, source.stream, tail.end, Lag::Skip);
-    loop {
-        let line = match follow.next().await {
-            Ok(Followed::Line(line)) => to_line(&source, &line),
-            Ok(Followed::Missed { bytes }) => LogLine {
-                unit: source.unit.to_string(),
-                stream: source.stream.as_str().to_string(),
-                line: format!("[{bytes} bytes skipped: this reader was too slow; they are in the file]"),
-            },
-            Err(error) => {
-                tracing::warn!("cannot follow the log of {}: {error}", source.unit);
-                return;
-            }
-        };
-        if send(&items, &line).await.is_err() {
-            return;
-        }
     }
 }
 
