@@ -33,7 +33,7 @@ const EVENT_STREAM: &str = "text/event-stream";
 #[derive(Clone, Debug, PartialEq)]
 pub enum LogNews {
     /// A line, and where to go on behind it.
-    Line(LogLine, Option<String>),
+    Line(Box<LogLine>, Option<String>),
     /// Where to go on, were it to break off now.
     Place(String),
     /// Everything asked for was told.

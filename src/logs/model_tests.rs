@@ -153,12 +153,15 @@ impl Stage {
     }
 }
 
+/// With its time and run.
+type Byte = (u8, i64, RunId);
+
 #[derive(Default)]
 struct Model {
     items: Vec<Plain>,
     position: u64,
-    /// Of the segment that has no end yet, each byte with its time and run.
-    open: Vec<(u8, i64, RunId)>,
+    /// The segment that has no end yet.
+    open: Vec<Byte>,
 }
 
 impl Model {
@@ -200,7 +203,7 @@ impl Model {
         let open = std::mem::take(&mut self.open);
         let start = self.position - open.len() as u64;
         let long = open.len() > LINE_BYTES_MAX;
-        let mut pieces: Vec<(u64, Vec<(u8, i64, RunId)>)> = Vec::new();
+        let mut pieces: Vec<(u64, Vec<Byte>)> = Vec::new();
         for (at, byte) in open.into_iter().enumerate() {
             let position = start + at as u64;
             if pieces.is_empty() || (long && position.is_multiple_of(LINE_BYTES_MAX as u64)) {

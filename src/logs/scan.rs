@@ -441,8 +441,7 @@ impl Scan {
     /// Deals with the records up to position `to`.
     fn walk(&mut self, to: u64) -> io::Result<Walked> {
         let known = self.known();
-        loop {
-            let Some((number, record)) = self.record(to)? else { break };
+        while let Some((number, record)) = self.record(to)? {
             let base = self.part.as_ref().map_or(0, |part| part.base);
             let place = base.saturating_add(record.offset);
             if place > to {
