@@ -116,7 +116,7 @@ fn lines_are_found_by_time_event_and_pattern() {
         marked.contains(" exited (code 0) ──").then_some(marked)
     });
     assert!(marked.contains("── two run ") && marked.contains(" started ──"), "{marked}");
-    let stranger = home.upright(&["logs", "tow"]);
+    let stranger = home.upright(&["logs", "twoo"]);
     assert_eq!(stranger.status.code(), Some(4));
     assert!(String::from_utf8_lossy(&stranger.stderr).contains("did you mean `two`?"), "{stranger:?}");
     let several = home.upright(&["logs", "one", "two", "--raw"]);
