@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use upright::api::access::{Access, Ids};
-use upright::api::call::{Answer, Call, Peer, Verb};
+use upright::api::call::{Answer, Call, LogQuery, Peer, Verb};
 use upright::api::client::{Client, ClientError};
 use upright::api::openapi;
 use upright::api::routes::{Need, ROUTES};
@@ -97,12 +97,12 @@ fn answer(call: Call) -> Answer {
     match call {
         Call::Livez | Call::Readyz => Answer::Plain(200, "ok"),
         // Says nothing, and does not end.
-        Call::Logs { units, follow: true, .. } if units == ["quiet"] => {
+        Call::Logs(LogQuery { units, follow: true, .. }) if units == ["quiet"] => {
             let (sender, items) = tokio::sync::mpsc::channel(1);
             tokio::spawn(async move { sender.closed().await });
             Answer::Stream(items)
         }
-        Call::Events { follow: true, .. } | Call::Logs { follow: true, .. } => {
+        Call::Events { follow: true, .. } | Call::Logs(LogQuery { follow: true, .. }) => {
             let (sender, items) = tokio::sync::mpsc::channel(8);
             for n in 1..=3 {
                 sender.try_send(Bytes::from(format!("{{\"n\":\n{n}}}"))).expect("room");
@@ -121,7 +121,7 @@ fn answer(call: Call) -> Answer {
         | Call::Act { .. }
         | Call::RestartInactive { .. }
         | Call::Signal { .. }
-        | Call::Logs { .. }
+        | Call::Logs(_)
         | Call::Events { .. }
         | Call::ConfigErrors
         | Call::Alerts { .. }
@@ -251,12 +251,11 @@ fn requests_become_calls() {
     let table = [
         (get("/v1/units/web"), Call::Unit { name: "web".into() }),
         (get("/v1/units/web%401"), Call::Unit { name: "web@1".into() }),
-        (get("/v1/logs"), Call::Logs { units: vec![], lines: 10, follow: false }),
+        (get("/v1/logs"), Call::Logs(LogQuery { lines: Some(10), ..LogQuery::default() })),
         (
-            get("/v1/logs?unit=a&unit=b&lines=3&follow=true"),
-            Call::Logs { units: vec!["a".into(), "b".into()], lines: 3, follow: true },
+            get("/v1/units/a/logs?lines=0"),
+            Call::Logs(LogQuery { units: vec!["a".into()], lines: Some(0), ..LogQuery::default() }),
         ),
-        (get("/v1/units/a/logs?lines=0"), Call::Logs { units: vec!["a".into()], lines: 0, follow: false }),
         (get("/v1/events"), events(None, None, 1000, false)),
         (
             get(&format!("/v1/events?after_id=7&since={since}&limit=5&follow=1")),

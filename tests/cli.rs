@@ -15,12 +15,13 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use upright::api::access::Access;
-use upright::api::call::{Answer, Call, Peer, Verb};
+use upright::api::call::{Answer, Call, LogForm, LogQuery, Peer, PiecesOf, Verb};
 use upright::api::server;
 use upright::api::types::{
     ActionReply, AlertDelivery, AlertLine, AlertList, DaemonInfo, ErrorBody, EventLine, EventList, LogLine,
     LogLines, Unit, UnitCard, UnitList, UnitOutcome,
 };
+use upright::cli::logs::Stamps;
 use upright::cli::render::{Look, Paint};
 use upright::cli::{act, alert, events, graph, logs, status};
 
@@ -145,9 +146,24 @@ fn story() -> Vec<EventLine> {
 }
 
 fn lines() -> Vec<LogLine> {
-    let line =
-        |unit: &str, line: &str| LogLine { unit: unit.into(), stream: "stdout".into(), line: line.into() };
-    vec![line("backend", "listening"), line("redis", "\u{1b}]52;c;ZXZpbA==\u{7}hi"), line("backend", "a\tb")]
+    let line = |unit: &str, line: &str| LogLine {
+        unit: unit.into(),
+        stream: "stdout".into(),
+        kind: "line".into(),
+        ts: "2026-11-21T19:59:01.000250Z".into(),
+        line: line.into(),
+        ..LogLine::default()
+    };
+    let mark = |kind: &str, text: &str| LogLine { kind: kind.into(), ..line("backend", text) };
+    vec![
+        line("backend", "listening"),
+        line("redis", "\u{1b}]52;c;ZXZpbA==\u{7}hi"),
+        line("backend", "a\tb"),
+        mark("exited", "run 17 exited (code 1)"),
+        mark("lost", "4096 bytes were dropped here: they could not be stored"),
+        // Broken UTF-8 is shown byte by byte, pieces of long lines with their cuts.
+        LogLine { base64: Some("Y2Fm6Q==".into()), piece: Some("end".into()), ..line("redis", "?") },
+    ]
 }
 
 #[test]
@@ -184,12 +200,13 @@ fn no_row_is_wider_than_the_terminal() {
 fn lines_graphs_and_outcomes_read_as_they_should() {
     let plain = look(None, Paint::Plain);
     let prefixes = logs::Prefixes::of(names(&["redis", "backend"]));
-    let text = |prefixes: Option<&logs::Prefixes>, look: &Look| -> String {
-        lines().iter().map(|line| logs::render_line(line, prefixes, look) + "\n").collect()
+    let text = |prefixes: Option<&logs::Prefixes>, stamps, look: &Look| -> String {
+        lines().iter().map(|line| logs::render_line(line, prefixes, stamps, look) + "\n").collect()
     };
-    check("logs/several", &text(Some(&prefixes), &plain));
-    check("logs/colored", &text(Some(&prefixes), &look(None, Paint::Colored)));
-    check("logs/one", &text(None, &plain));
+    check("logs/several", &text(Some(&prefixes), Stamps::Hidden, &plain));
+    check("logs/colored", &text(Some(&prefixes), Stamps::Hidden, &look(None, Paint::Colored)));
+    check("logs/one", &text(None, Stamps::Hidden, &plain));
+    check("logs/stamped", &text(Some(&prefixes), Stamps::Shown, &plain));
     let told: String = story().iter().map(|event| events::render_line(event, &plain) + "\n").collect();
     check("events/plain", &told);
     check("graph/tree", &graph::render_tree(&zoo(), &plain));
@@ -336,6 +353,9 @@ fn wrong_words_exit_2() {
         &["start", "a", "--all"],
         &["start", "a", "--timeout", "5"],
         &["logs", "-n", "x"],
+        &["logs", "web", "-f", "--until", "now"],
+        &["logs", "web", "--raw", "--json"],
+        &["logs", "web", "--since", "someday"],
         &[],
     ] {
         let (code, out, err) = ran(&mut upright(words));
@@ -344,7 +364,7 @@ fn wrong_words_exit_2() {
     }
     let (code, _, err) = ran(&mut upright(&["signal", "SIGTREM", "web"]));
     assert_eq!((code, err.as_str()), (2, "error: `SIGTREM` is no signal\nhelp: did you mean SIGTERM?\n"));
-    let (code, _, err) = ran(&mut upright(&["events", "--since", "yesterday"]));
+    let (code, _, err) = ran(&mut upright(&["events", "--since", "someday"]));
     assert_eq!(code, 2, "{err}");
 }
 
@@ -425,8 +445,14 @@ async fn canned(call: Call, list: UnitList) -> Answer {
             None => json(&ActionReply { outcomes: units.iter().map(|unit| outcome(unit)).collect() }),
         },
         Call::Signal { name, .. } => json(&ActionReply { outcomes: vec![outcome(&name)] }),
-        Call::Logs { follow: false, .. } => json(&LogLines { lines: lines() }),
-        Call::Logs { follow: true, .. } => stream(&lines()),
+        Call::Logs(LogQuery { follow: true, .. }) => stream(&lines()),
+        Call::Logs(LogQuery { follow: false, .. }) => {
+            let event = |line| format!("data: {}\n\n", serde_json::to_string(&line).expect("json"));
+            let items: String = lines().into_iter().map(event).collect();
+            let (sender, pieces) = tokio::sync::mpsc::channel(1);
+            sender.try_send(Bytes::from(items + "event: end\ndata: {}\n\n")).expect("room");
+            Answer::Pieces(PiecesOf::Events, pieces)
+        }
         Call::Events { follow: false, .. } => json(&EventList { events: story() }),
         Call::Events { follow: true, .. } => stream(&story()),
         Call::Alerts { .. } => json(&AlertList { alerts: vec![] }),
@@ -533,7 +559,7 @@ fn a_reader_that_leaves_is_no_error() {
 #[test]
 fn streams_are_shown_as_they_come_and_end_with_their_reader() {
     let daemon = Canned::start(zoo());
-    for (words, count) in [(&["events", "-f"][..], 4), (&["logs", "-f", "--json"], 3)] {
+    for (words, count) in [(&["events", "-f"][..], 4), (&["logs", "-f", "--json"], 6)] {
         let mut child = daemon.upright(words).stdout(Stdio::piped()).spawn().expect("spawn");
         let mut out = BufReader::new(child.stdout.take().expect("stdout")).lines();
         for _ in 0..count {
@@ -544,9 +570,13 @@ fn streams_are_shown_as_they_come_and_end_with_their_reader() {
         child.wait().expect("wait");
     }
     let (code, out, _) = ran(&mut daemon.upright(&["logs", "backend", "redis", "-n", "3"]));
-    assert_eq!((code, out.lines().count()), (0, 3));
-    let want = Call::Logs { units: names(&["backend", "redis"]), lines: 3, follow: false };
-    assert_eq!(daemon.last_call(), want);
+    assert_eq!((code, out.lines().count()), (0, lines().len()));
+    let units = names(&["backend", "redis"]);
+    let want = LogQuery { units, lines: Some(3), form: LogForm::Events, ..LogQuery::default() };
+    assert_eq!(daemon.last_call(), Call::Logs(want));
+    let (code, out, _) = ran(&mut daemon.upright(&["logs", "backend", "--json"]));
+    let list: LogLines = serde_json::from_str(&out).expect("json");
+    assert_eq!((code, list.lines), (0, lines()));
     let (code, _, _) = ran(&mut daemon.upright(&["events", "--since", "10m"]));
     assert_eq!(code, 0);
     assert!(matches!(daemon.last_call(), Call::Events { since: Some(_), limit: 1_000, follow: false, .. }));

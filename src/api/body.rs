@@ -31,6 +31,11 @@ enum Content {
         items: mpsc::Receiver<Bytes>,
         heartbeat: Interval,
     },
+    /// As it comes. An event stream has a heartbeat.
+    Pieces {
+        pieces: mpsc::Receiver<Bytes>,
+        heartbeat: Option<Interval>,
+    },
 }
 
 impl ReplyBody {
@@ -40,15 +45,31 @@ impl ReplyBody {
 
     /// A stream; the first heartbeat at once, so that the client sees the head of the answer.
     pub fn events(items: mpsc::Receiver<Bytes>, every: Duration) -> ReplyBody {
-        let mut heartbeat = interval_at(Instant::now(), every);
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ReplyBody { content: Content::Events { items, heartbeat }, _busy: None }
+        ReplyBody { content: Content::Events { items, heartbeat: beating(every) }, _busy: None }
+    }
+
+    /// A body made elsewhere, piece by piece; `every`: it is an event stream, with a heartbeat.
+    pub fn pieces(pieces: mpsc::Receiver<Bytes>, every: Option<Duration>) -> ReplyBody {
+        ReplyBody { content: Content::Pieces { pieces, heartbeat: every.map(beating) }, _busy: None }
     }
 
     /// Holds `busy` until the body is sent or given up.
     pub fn until_sent(self, busy: Busy) -> ReplyBody {
         ReplyBody { _busy: Some(busy), ..self }
     }
+}
+
+fn beating(every: Duration) -> Interval {
+    let mut heartbeat = interval_at(Instant::now(), every);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    heartbeat
+}
+
+fn poll_beat(
+    heartbeat: &mut Interval,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    heartbeat.poll_tick(cx).map(|_| Some(Ok(Frame::data(Bytes::from_static(b": alive\n\n")))))
 }
 
 impl Body for ReplyBody {
@@ -64,9 +85,12 @@ impl Body for ReplyBody {
             Content::Events { items, heartbeat } => match items.poll_recv(cx) {
                 Poll::Ready(Some(item)) => Poll::Ready(Some(Ok(Frame::data(event(&item))))),
                 Poll::Ready(None) => Poll::Ready(None),
-                Poll::Pending => {
-                    heartbeat.poll_tick(cx).map(|_| Some(Ok(Frame::data(Bytes::from_static(b": alive\n\n")))))
-                }
+                Poll::Pending => poll_beat(heartbeat, cx),
+            },
+            Content::Pieces { pieces, heartbeat } => match (pieces.poll_recv(cx), heartbeat) {
+                (Poll::Ready(piece), _) => Poll::Ready(piece.map(|piece| Ok(Frame::data(piece)))),
+                (Poll::Pending, Some(heartbeat)) => poll_beat(heartbeat, cx),
+                (Poll::Pending, None) => Poll::Pending,
             },
         }
     }
@@ -78,7 +102,7 @@ impl Body for ReplyBody {
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Content::Events { .. } => SizeHint::default(),
+            Content::Events { .. } | Content::Pieces { .. } => SizeHint::default(),
         }
     }
 }

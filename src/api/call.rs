@@ -69,13 +69,7 @@ pub enum Call {
         name: String,
         signal: String,
     },
-    Logs {
-        /// Empty = every unit.
-        units: Vec<String>,
-        /// Last lines to begin with.
-        lines: u32,
-        follow: bool,
-    },
+    Logs(LogQuery),
     Events {
         /// Only events with a greater id.
         after_id: Option<u64>,
@@ -101,6 +95,54 @@ pub enum Call {
     BeginUpgrade,
 }
 
+/// Which lines are wanted, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogQuery {
+    /// Empty = every unit.
+    pub units: Vec<String>,
+    /// Begin so many lines in front of the end; None = with the oldest.
+    pub lines: Option<u32>,
+    /// Only what was captured at or after this wall time, µs since 1970.
+    pub since_us: Option<i64>,
+    /// Only what was captured at or before this wall time, µs since 1970.
+    pub until_us: Option<i64>,
+    /// A regular expression that lines must match.
+    pub grep: Option<String>,
+    /// Only this stream: stdout or stderr.
+    pub stream: Option<String>,
+    /// Places to go on from: `next` of an answer, the id of an event.
+    pub after: Option<String>,
+    /// Tell also where runs began and ended.
+    pub marks: bool,
+    pub follow: bool,
+    pub form: LogForm,
+}
+
+/// What an answer with lines is written in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogForm {
+    /// One JSON object.
+    #[default]
+    Json,
+    /// An event stream, an item an event. Always when followed, but for bytes.
+    Events,
+    /// The bytes as they were written.
+    Bytes,
+    /// An event stream whose items carry their bytes exactly.
+    ByteEvents,
+}
+
+/// What the pieces of a body make up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PiecesOf {
+    /// `application/json`.
+    Json,
+    /// `text/event-stream`, each piece whole events.
+    Events,
+    /// `application/octet-stream`.
+    Bytes,
+}
+
 /// What the daemon says to a `Call`.
 #[derive(Debug)]
 pub enum Answer {
@@ -111,5 +153,7 @@ pub enum Answer {
     /// `text/event-stream`; each item is the JSON of one `data:` line. Ends when the sender
     /// is dropped. The channel is bounded: a slow reader loses its own lines, nobody else's.
     Stream(mpsc::Receiver<Bytes>),
+    /// A body that is made while it is sent, piece by piece.
+    Pieces(PiecesOf, mpsc::Receiver<Bytes>),
     Error(u16, ErrorBody),
 }

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
@@ -18,13 +18,52 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
-use crate::api::types::{ErrorBody, ErrorReply};
+use crate::api::types::{ErrorBody, ErrorReply, LogLine};
 
 /// How long a question may take; an order that waits has its own limit.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Longest line of a stream that is kept; a longer one breaks it.
 const STREAM_LINE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+const JSON: &str = "application/json";
+const EVENT_STREAM: &str = "text/event-stream";
+
+/// What a log's event stream says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LogNews {
+    /// A line, and where to go on behind it.
+    Line(Box<LogLine>, Option<String>),
+    /// Where to go on, were it to break off now.
+    Place(String),
+    /// Everything asked for was told.
+    End,
+    /// Nothing more for now: what was told should be shown.
+    Pause,
+}
+
+/// One event of a stream (WHATWG HTML, 9.2), as far as ours go.
+#[derive(Default)]
+struct Event {
+    id: Option<String>,
+    name: Option<String>,
+    data: Option<Vec<u8>>,
+}
+
+impl Event {
+    /// Adds a line; true when that was the empty one behind the event.
+    fn take(&mut self, line: &[u8]) -> bool {
+        let text = |value: &[u8]| Some(String::from_utf8_lossy(value).into_owned());
+        if let Some(data) = line.strip_prefix(b"data: ") {
+            self.data = Some(data.to_vec());
+        } else if let Some(id) = line.strip_prefix(b"id: ") {
+            self.id = text(id);
+        } else if let Some(name) = line.strip_prefix(b"event: ") {
+            self.name = text(name);
+        }
+        line.is_empty()
+    }
+}
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +127,30 @@ impl Client {
         }
     }
 
+    /// Reads the events of a log until they end, break off, or `each` breaks (`Ok(Some(_))`).
+    ///
+    /// # Errors
+    /// `Unreachable` and `Api` before the first event, `Broken` after it; never `Timeout`
+    /// once the stream runs.
+    pub fn log<B>(
+        &self,
+        path: &str,
+        mut each: impl FnMut(LogNews) -> ControlFlow<B>,
+    ) -> Result<Option<B>, ClientError> {
+        self.events(path, |event| {
+            let news = match event {
+                Some(Event { name: Some(name), .. }) if name == "end" => LogNews::End,
+                Some(Event { data: Some(data), id, .. }) => {
+                    LogNews::Line(serde_json::from_slice(&data).map_err(broken)?, id)
+                }
+                Some(Event { id: Some(id), .. }) => LogNews::Place(id),
+                Some(Event { id: None, data: None, .. }) => return Ok(ControlFlow::Continue(())),
+                None => LogNews::Pause,
+            };
+            Ok(each(news))
+        })
+    }
+
     /// Follows a stream until it ends (`Ok(None)`) or `each` breaks (`Ok(Some(_))`).
     ///
     /// # Errors
@@ -98,26 +161,43 @@ impl Client {
         path: &str,
         mut each: impl FnMut(T) -> ControlFlow<B>,
     ) -> Result<Option<B>, ClientError> {
+        self.events(path, |event| match event {
+            Some(Event { data: Some(data), .. }) => Ok(each(serde_json::from_slice(&data).map_err(broken)?)),
+            Some(Event { data: None, .. }) | None => Ok(ControlFlow::Continue(())),
+        })
+    }
+
+    /// Each event of a stream; None when there is nothing more for now.
+    fn events<B>(
+        &self,
+        path: &str,
+        mut each: impl FnMut(Option<Event>) -> Result<ControlFlow<B>, ClientError>,
+    ) -> Result<Option<B>, ClientError> {
         self.runtime.block_on(async {
-            let mut response = self.send(Method::GET, path, Bytes::new()).await?;
+            let mut response = self.send(Method::GET, path, Bytes::new(), EVENT_STREAM).await?;
             if !response.status().is_success() {
                 return Err(refused(response).await);
             }
             let mut pending = BytesMut::new();
+            let mut event = Event::default();
             while let Some(frame) = response.body_mut().frame().await {
                 let frame = frame.map_err(broken)?;
                 let Ok(data) = frame.into_data() else { continue };
                 pending.extend_from_slice(&data);
                 while let Some(end) = pending.iter().position(|b| *b == b'\n') {
                     let line = pending.split_to(end + 1);
-                    let Some(json) = line.trim_ascii_end().strip_prefix(b"data: ") else { continue };
-                    let item = serde_json::from_slice(json).map_err(broken)?;
-                    if let ControlFlow::Break(value) = each(item) {
+                    if !event.take(line.trim_ascii_end()) {
+                        continue;
+                    }
+                    if let ControlFlow::Break(value) = each(Some(std::mem::take(&mut event)))? {
                         return Ok(Some(value));
                     }
                 }
                 if pending.len() > STREAM_LINE_BYTES_MAX {
                     return Err(broken("a line of the stream is too long"));
+                }
+                if let ControlFlow::Break(value) = each(None)? {
+                    return Ok(Some(value));
                 }
             }
             Ok(None)
@@ -143,7 +223,7 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<T, ClientError> {
-        let response = self.send(method, path, body).await?;
+        let response = self.send(method, path, body, JSON).await?;
         if !response.status().is_success() {
             return Err(refused(response).await);
         }
@@ -151,7 +231,13 @@ impl Client {
         serde_json::from_slice(&bytes).map_err(broken)
     }
 
-    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, ClientError> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        accept: &str,
+    ) -> Result<Response<Incoming>, ClientError> {
         let unreachable = |cause| ClientError::Unreachable { path: self.socket.clone(), cause };
         let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
@@ -161,7 +247,8 @@ impl Client {
             .method(method)
             .uri(path)
             .header(HOST, "upright")
-            .header(CONTENT_TYPE, "application/json")
+            .header(CONTENT_TYPE, JSON)
+            .header(ACCEPT, accept)
             .body(Full::new(body))
             .map_err(broken)?;
         sender.send_request(request).await.map_err(broken)

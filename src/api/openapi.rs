@@ -98,12 +98,23 @@ fn parameters(route: &Route) -> Vec<Value> {
 fn param_schema(param: Param) -> Value {
     match param {
         Param::Unit => json!({ "type": "array", "items": { "type": "string" } }),
-        Param::Lines => json!({ "type": "integer", "minimum": 0, "maximum": 10_000, "default": 10 }),
+        Param::Lines => json!({ "oneOf": [
+            { "type": "integer", "minimum": 0, "maximum": 100_000 },
+            { "const": "all" },
+        ] }),
         Param::Limit => json!({ "type": "integer", "minimum": 1, "maximum": 10_000, "default": 1_000 }),
         Param::AfterId => json!({ "type": "integer", "minimum": 0 }),
         Param::Since => json!({ "type": "string", "format": "date-time" }),
         Param::Follow => json!({ "type": "boolean", "default": false }),
         Param::Wait => json!({ "type": "boolean", "default": true }),
+        Param::LogSince | Param::Until => json!({ "oneOf": [
+            { "type": "string", "format": "date-time" },
+            { "type": "integer" },
+        ] }),
+        Param::Grep => json!({ "type": "string", "maxLength": 256 }),
+        Param::Stream => json!({ "enum": ["stdout", "stderr"] }),
+        Param::After => json!({ "type": "string" }),
+        Param::Marks | Param::Raw => json!({ "type": "boolean", "default": false }),
     }
 }
 
@@ -130,6 +141,9 @@ fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
     let mut content = json!({ "application/json": { "schema": schema } });
     if route.params.contains(&Param::Follow) {
         content["text/event-stream"] = json!({ "schema": { "type": "string" } });
+    }
+    if route.params.contains(&Param::Raw) {
+        content["application/octet-stream"] = json!({ "schema": { "type": "string", "format": "binary" } });
     }
     content
 }

@@ -4,7 +4,7 @@
 
 use serde::de::DeserializeOwned;
 
-use crate::api::call::{Call, Verb};
+use crate::api::call::{Call, LogForm, LogQuery, Verb};
 use crate::api::routes::{Param, ROUTES, Route, Target};
 use crate::api::types::{ActionRequest, ErrorBody, RecoveryRequest, SignalRequest};
 use crate::base::limits;
@@ -12,7 +12,7 @@ use crate::base::name::UnitName;
 use crate::base::signal::Signal;
 
 /// Most lines one request may ask to begin with.
-pub const LINES_MAX: u32 = 10_000;
+pub const LINES_MAX: u32 = 100_000;
 const LINES_DEFAULT: u32 = 10;
 const EVENTS_DEFAULT: u32 = 1_000;
 
@@ -39,12 +39,29 @@ impl Refusal {
 #[derive(Default)]
 struct Query {
     units: Vec<String>,
-    lines: Option<u32>,
+    /// `Some(None)`: all.
+    lines: Option<Option<u32>>,
     follow: Option<bool>,
+    since_us: Option<i64>,
+    until_us: Option<i64>,
+    grep: Option<String>,
+    stream: Option<String>,
+    after: Option<String>,
+    marks: Option<bool>,
+    raw: Option<bool>,
     after_id: Option<u64>,
     since: Option<String>,
     limit: Option<u32>,
     wait: Option<bool>,
+}
+
+/// What the head of a request says beside its address.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Heads<'h> {
+    /// `Accept: text/event-stream`.
+    pub wants_events: bool,
+    /// Of a browser whose event stream broke (WHATWG HTML, 9.2).
+    pub last_event_id: Option<&'h str>,
 }
 
 /// The call of a request; `None` for the OpenAPI document, which needs no daemon.
@@ -55,11 +72,11 @@ pub fn parse(
     route: &Route,
     name: Option<&str>,
     query: Option<&str>,
+    heads: Heads<'_>,
     body: &[u8],
 ) -> Result<Option<Call>, Refusal> {
     let query = parse_query(route, query.unwrap_or(""))?;
     let name = || unit_name(name.unwrap_or(""));
-    let lines = query.lines.unwrap_or(LINES_DEFAULT);
     let follow = query.follow.unwrap_or(false);
     let wait = query.wait.unwrap_or(true);
     Ok(Some(match route.target {
@@ -71,8 +88,8 @@ pub fn parse(
         Target::ConfigErrors => Call::ConfigErrors,
         Target::Alerts => Call::Alerts { limit: query.limit.unwrap_or(EVENTS_DEFAULT) },
         Target::Unit => Call::Unit { name: name()? },
-        Target::UnitLogs => Call::Logs { units: vec![name()?], lines, follow },
-        Target::Logs => Call::Logs { units: query.units, lines, follow },
+        Target::UnitLogs => Call::Logs(log_query(query, heads, Some(name()?))?),
+        Target::Logs => Call::Logs(log_query(query, heads, None)?),
         Target::Events => Call::Events {
             after_id: query.after_id,
             since: query.since,
@@ -110,6 +127,39 @@ pub fn parse(
             None => Call::Act { verb: Verb::Resync, units: Vec::new(), all: true, wait },
         },
     }))
+}
+
+fn log_query(query: Query, heads: Heads<'_>, unit: Option<String>) -> Result<LogQuery, Refusal> {
+    let raw = query.raw.unwrap_or(false);
+    let follow = query.follow.unwrap_or(false);
+    let units = unit.map_or(query.units, |unit| vec![unit]);
+    if raw && units.len() != 1 {
+        let help = "name one unit: bytes of several could not be told apart".to_string();
+        return Err(malformed("`raw` is for one unit", help));
+    }
+    if follow && query.until_us.is_some() {
+        return Err(malformed("`follow` goes on, `until` ends: not both", None));
+    }
+    let picked = raw || query.since_us.is_some() || query.until_us.is_some() || query.grep.is_some();
+    let form = match (raw, heads.wants_events) {
+        (true, true) => LogForm::ByteEvents,
+        (true, false) => LogForm::Bytes,
+        (false, true) => LogForm::Events,
+        (false, false) if follow => LogForm::Events,
+        (false, false) => LogForm::Json,
+    };
+    Ok(LogQuery {
+        units,
+        lines: query.lines.unwrap_or((!picked).then_some(LINES_DEFAULT)),
+        since_us: query.since_us,
+        until_us: query.until_us,
+        grep: query.grep,
+        stream: query.stream,
+        after: heads.last_event_id.map(str::to_string).or(query.after),
+        marks: query.marks.unwrap_or(false),
+        follow,
+        form,
+    })
 }
 
 fn parse_action(verb: Verb, request: ActionRequest, wait: bool) -> Result<Call, Refusal> {
@@ -177,12 +227,20 @@ fn parse_query(route: &Route, text: &str) -> Result<Query, Refusal> {
         };
         match param {
             Param::Unit => query.units.push(unit_name(&value)?),
-            Param::Lines => once(key, &mut query.lines, number(key, &value, 0, LINES_MAX)?)?,
+            Param::Lines if value == "all" => once(key, &mut query.lines, None)?,
+            Param::Lines => once(key, &mut query.lines, Some(number(key, &value, 0, LINES_MAX)?))?,
             Param::Limit => once(key, &mut query.limit, number(key, &value, 1, limit_max())?)?,
             Param::AfterId => once(key, &mut query.after_id, number(key, &value, 0, u64::MAX)?)?,
             Param::Follow => once(key, &mut query.follow, truth(key, &value)?)?,
             Param::Wait => once(key, &mut query.wait, truth(key, &value)?)?,
-            Param::Since => once(key, &mut query.since, instant(value)?)?,
+            Param::Since => once(key, &mut query.since, instant(key, value)?)?,
+            Param::LogSince => once(key, &mut query.since_us, instant_us(key, value)?)?,
+            Param::Until => once(key, &mut query.until_us, instant_us(key, value)?)?,
+            Param::Grep => once(key, &mut query.grep, value)?,
+            Param::Stream => once(key, &mut query.stream, stream(value)?)?,
+            Param::After => once(key, &mut query.after, value)?,
+            Param::Marks => once(key, &mut query.marks, truth(key, &value)?)?,
+            Param::Raw => once(key, &mut query.raw, truth(key, &value)?)?,
         }
     }
     if query.units.len() > limits::UNITS_MAX {
@@ -234,13 +292,31 @@ fn truth(key: &str, text: &str) -> Result<bool, Refusal> {
     }
 }
 
-fn instant(text: String) -> Result<String, Refusal> {
+fn instant(key: &str, text: String) -> Result<String, Refusal> {
+    match text.parse::<i64>() {
+        Ok(_) => Err(malformed(format!("cannot read `{key}`: it is a number"), None)),
+        Err(_) => instant_us(key, text.clone()).map(|_| text),
+    }
+}
+
+/// RFC 3339, or whole microseconds since 1970.
+fn instant_us(key: &str, text: String) -> Result<i64, Refusal> {
+    if let Ok(us) = text.parse::<i64>() {
+        return Ok(us);
+    }
     match text.parse::<jiff::Timestamp>() {
-        Ok(_) => Ok(text),
+        Ok(at) => Ok(at.as_microsecond()),
         Err(cause) => Err(malformed(
-            format!("cannot read `since`: {cause}"),
+            format!("cannot read `{key}`: {cause}"),
             "write RFC 3339, for example 2026-11-21T20:00:00Z".to_string(),
         )),
+    }
+}
+
+fn stream(text: String) -> Result<String, Refusal> {
+    match text.as_str() {
+        "stdout" | "stderr" => Ok(text),
+        _ => Err(malformed("`stream` must be stdout or stderr", None)),
     }
 }
 
@@ -273,4 +349,93 @@ pub fn nearest_path(path: &str) -> Option<&'static str> {
         .map(|route| route.pattern)
         .max_by(|a, b| near(a).total_cmp(&near(b)))
         .filter(|best| near(best) > 0.7)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(query: &str, heads: Heads<'_>) -> Result<LogQuery, String> {
+        let route = ROUTES.iter().find(|route| route.target == Target::Logs).expect("the route");
+        match parse(route, None, Some(query), heads, b"") {
+            Ok(Some(Call::Logs(query))) => Ok(query),
+            Ok(other) => panic!("{other:?}"),
+            Err(refusal) => Err(refusal.error.message),
+        }
+    }
+
+    #[test]
+    fn questions_about_logs() {
+        let events = Heads { wants_events: true, last_event_id: None };
+        let again = Heads { wants_events: true, last_event_id: Some("a/stdout=4.5.6") };
+        let none = LogQuery::default();
+        let units = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
+        let table = [
+            ("", Heads::default(), LogQuery { lines: Some(10), ..none.clone() }),
+            (
+                "unit=a&unit=b&lines=3&follow=true",
+                Heads::default(),
+                LogQuery {
+                    units: units(&["a", "b"]),
+                    lines: Some(3),
+                    follow: true,
+                    form: LogForm::Events,
+                    ..none.clone()
+                },
+            ),
+            ("lines=all&marks=1", events, LogQuery { marks: true, form: LogForm::Events, ..none.clone() }),
+            (
+                "since=1970-01-01T00:00:01Z&until=2000000&grep=a%5Cd%2B&stream=stderr",
+                Heads::default(),
+                LogQuery {
+                    since_us: Some(1_000_000),
+                    until_us: Some(2_000_000),
+                    grep: Some("a\\d+".into()),
+                    stream: Some("stderr".into()),
+                    ..none.clone()
+                },
+            ),
+            (
+                "unit=a&raw=true&after=a/stdout=1.2.3",
+                Heads::default(),
+                LogQuery {
+                    units: units(&["a"]),
+                    after: Some("a/stdout=1.2.3".into()),
+                    form: LogForm::Bytes,
+                    ..none.clone()
+                },
+            ),
+            (
+                "unit=a&raw=true&after=a/stdout=1.2.3&lines=0",
+                again,
+                LogQuery {
+                    units: units(&["a"]),
+                    lines: Some(0),
+                    after: Some("a/stdout=4.5.6".into()),
+                    form: LogForm::ByteEvents,
+                    ..none
+                },
+            ),
+        ];
+        for (query, heads, want) in table {
+            assert_eq!(asked(query, heads), Ok(want), "{query}");
+        }
+    }
+
+    #[test]
+    fn questions_that_make_no_sense() {
+        for query in [
+            "raw=true",
+            "unit=a&unit=b&raw=true",
+            "follow=true&until=2026-11-21T20:00:00Z",
+            "stream=stdin",
+            "lines=100001",
+            "lines=some",
+            "since=yesterday",
+            "grep=a&grep=b",
+            "marks=perhaps",
+        ] {
+            assert!(asked(query, Heads::default()).is_err(), "{query}");
+        }
+    }
 }

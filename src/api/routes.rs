@@ -50,11 +50,33 @@ pub enum Param {
     Since,
     Limit,
     Wait,
+    /// `since` of a log: a line has a time of its own.
+    LogSince,
+    Until,
+    Grep,
+    Stream,
+    After,
+    Marks,
+    Raw,
 }
 
 impl Param {
-    pub const ALL: [Param; 7] =
-        [Param::Unit, Param::Lines, Param::Follow, Param::AfterId, Param::Since, Param::Limit, Param::Wait];
+    pub const ALL: [Param; 14] = [
+        Param::Unit,
+        Param::Lines,
+        Param::Follow,
+        Param::AfterId,
+        Param::Since,
+        Param::Limit,
+        Param::Wait,
+        Param::LogSince,
+        Param::Until,
+        Param::Grep,
+        Param::Stream,
+        Param::After,
+        Param::Marks,
+        Param::Raw,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -65,13 +87,22 @@ impl Param {
             Param::Since => "since",
             Param::Limit => "limit",
             Param::Wait => "wait",
+            Param::LogSince => "since",
+            Param::Until => "until",
+            Param::Grep => "grep",
+            Param::Stream => "stream",
+            Param::After => "after",
+            Param::Marks => "marks",
+            Param::Raw => "raw",
         }
     }
 
     pub fn what(self) -> &'static str {
         match self {
             Param::Unit => "Name of a unit; may be given several times. None = every unit.",
-            Param::Lines => "Last lines to begin with, 0 to 10000. Default 10.",
+            Param::Lines => {
+                "Begin with the last so many lines that fit, 0 to 100000, or `all`. Default 10; with since, until, grep or raw: all."
+            }
             Param::Follow => "true: answer with `text/event-stream` and go on as things happen.",
             Param::AfterId => "Only events with a greater id.",
             Param::Since => "Only events at or after this time, RFC 3339.",
@@ -79,6 +110,19 @@ impl Param {
                 "Most entries to answer with, 1 to 10000. Default 1000. With after_id the oldest that fit, else the newest."
             }
             Param::Wait => "false: answer as soon as the order is taken. Default true.",
+            Param::LogSince => "Only what was captured at or after this time, RFC 3339 or µs since 1970.",
+            Param::Until => "Only what was captured at or before this time, RFC 3339 or µs since 1970.",
+            Param::Grep => {
+                "Only lines that match this regular expression (syntax of the Rust crate `regex`), at most 256 bytes. Losses are told all the same."
+            }
+            Param::Stream => "stdout or stderr. None = both, by time.",
+            Param::After => {
+                "Go on from here: `next` of an answer, or ids of events, joined by commas. As the header Last-Event-ID."
+            }
+            Param::Marks => "true: tell also where runs began and ended.",
+            Param::Raw => {
+                "true: the bytes as they were written, of one unit, as `application/octet-stream` (or, in an event stream, as `base64` of each item)."
+            }
         }
     }
 }
@@ -103,8 +147,29 @@ const fn act(pattern: &'static str, target: Target, params: &'static [Param], wh
     Route { method: Method::POST, pattern, need: Need::Act, target, params, what }
 }
 
-const UNIT_LOGS: &[Param] = &[Param::Lines, Param::Follow];
-const LOGS: &[Param] = &[Param::Unit, Param::Lines, Param::Follow];
+const UNIT_LOGS: &[Param] = &[
+    Param::Lines,
+    Param::Follow,
+    Param::LogSince,
+    Param::Until,
+    Param::Grep,
+    Param::Stream,
+    Param::After,
+    Param::Marks,
+    Param::Raw,
+];
+const LOGS: &[Param] = &[
+    Param::Unit,
+    Param::Lines,
+    Param::Follow,
+    Param::LogSince,
+    Param::Until,
+    Param::Grep,
+    Param::Stream,
+    Param::After,
+    Param::Marks,
+    Param::Raw,
+];
 const EVENTS: &[Param] = &[Param::AfterId, Param::Since, Param::Limit, Param::Follow];
 const ALERTS: &[Param] = &[Param::Limit];
 const WAIT: &[Param] = &[Param::Wait];

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -22,9 +22,9 @@ use tokio::task::JoinSet;
 
 use crate::api::access::Access;
 use crate::api::body::ReplyBody;
-use crate::api::call::{Answer, Call, Peer};
+use crate::api::call::{Answer, Call, Peer, PiecesOf};
 use crate::api::openapi;
-use crate::api::request::{self, Refusal};
+use crate::api::request::{self, Heads, Refusal};
 use crate::api::routes::{self, Found, Need};
 use crate::api::slots::{Calls, Slots};
 use crate::api::stall::Stall;
@@ -260,7 +260,12 @@ async fn understand(
     } else {
         Bytes::new()
     };
-    request::parse(route, name, head.uri.query(), &body).map_err(refuse)
+    let header = |name: HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
+    let heads = Heads {
+        wants_events: header(ACCEPT).is_some_and(|accept| accept.contains("text/event-stream")),
+        last_event_id: header(HeaderName::from_static("last-event-id")),
+    };
+    request::parse(route, name, head.uri.query(), heads, &body).map_err(refuse)
 }
 
 async fn read_body(body: Incoming, limits: &Limits) -> Result<Bytes, Refusal> {
@@ -337,6 +342,16 @@ fn from_answer(answer: Answer, limits: &Limits) -> Response<ReplyBody> {
         Answer::Stream(items) => {
             let body = ReplyBody::events(items, limits.heartbeat);
             with_head(StatusCode::OK, "text/event-stream", body)
+        }
+        Answer::Pieces(PiecesOf::Events, pieces) => {
+            let body = ReplyBody::pieces(pieces, Some(limits.heartbeat));
+            with_head(StatusCode::OK, "text/event-stream", body)
+        }
+        Answer::Pieces(PiecesOf::Json, pieces) => {
+            with_head(StatusCode::OK, "application/json", ReplyBody::pieces(pieces, None))
+        }
+        Answer::Pieces(PiecesOf::Bytes, pieces) => {
+            with_head(StatusCode::OK, "application/octet-stream", ReplyBody::pieces(pieces, None))
         }
         Answer::Error(code, error) => json(status(code), error_json(error)),
     }

@@ -150,20 +150,53 @@ pub struct AlertDelivery {
     pub error: Option<String>,
 }
 
-/// One line a service wrote; also the item of a followed log.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+/// One line a service wrote, or what happened between two lines; also the item of a followed log.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct LogLine {
     pub unit: String,
     /// stdout | stderr (stdout when merged)
     pub stream: String,
-    /// Without its newline; broken UTF-8 is replaced (`--raw` reads bytes, part 3).
+    /// line | started | exited (of the run, both with `marks` only) | lost (`bytes` were dropped
+    /// before they could be stored) | removed (`bytes` are no more) | missed (this reader was too
+    /// slow; `bytes` with `lines` are in the files)
+    #[serde(default = "kind_line")]
+    pub kind: String,
+    /// When it was captured, RFC 3339 with microseconds.
+    #[serde(default)]
+    pub ts: String,
+    /// Whose line; none where nobody knows.
+    #[serde(default)]
+    pub run: Option<u64>,
+    /// Without its newline; broken UTF-8 is replaced. Lines longer than 64 KiB come in pieces, with
+    /// `…` where they were cut. Of the other kinds a sentence.
     pub line: String,
+    /// The bytes exactly, where `line` does not have them. With `raw` those of one or more lines, with
+    /// their newlines, and no `line`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base64: Option<String>,
+    /// beginning | middle | end, when this is a piece of a line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub piece: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<u64>,
+}
+
+/// Of a daemon that knew no other kinds.
+fn kind_line() -> String {
+    "line".to_string()
 }
 
 /// `GET /v1/units/{name}/logs`, `GET /v1/logs?unit=a&unit=b`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct LogLines {
+    /// Oldest first.
     pub lines: Vec<LogLine>,
+    /// Where they end: with `after=` the next call goes on from there, without loss and without
+    /// telling anything twice.
+    #[serde(default)]
+    pub next: String,
 }
 
 /// Body of `POST /v1/units/{name}/signal`.

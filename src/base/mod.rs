@@ -2,6 +2,7 @@
 //!
 //! Refuses: a clock, a file, a socket. Everything here is a value.
 
+pub mod base64;
 pub mod check;
 pub mod duration;
 pub mod exit;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::api::call::Verb;
+use crate::api::request::LINES_MAX;
 use crate::base::duration;
 
 const TEMPLATE: &str = "{about}\n\nUsage: {usage}\n{before-help}Options:\n{options}{after-help}";
@@ -102,7 +103,7 @@ pub enum Command {
     Why(WhyArgs),
     /// Show what units wrote
     #[command(
-        after_help = "Examples:\n  upright logs backend -n 100\n  upright logs -f                 every unit, as it happens\n  upright logs backend redis -f"
+        after_help = "Examples:\n  upright logs backend -n 100\n  upright logs -f                 every unit, as it happens\n  upright logs backend redis -f\n  upright logs backend --since '10 min ago' --grep 'ERROR|panic'\n  upright logs backend --raw > backend.log"
     )]
     Logs(LogsArgs),
     /// Show what happened, a line each
@@ -291,9 +292,45 @@ pub struct LogsArgs {
     /// Go on as lines are written
     #[arg(short, long)]
     pub follow: bool,
-    /// Begin with the last N lines
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=10_000))]
-    pub lines: u32,
+    /// Begin with the last N lines, or `all` [default: 10; with --since, --until, --grep or --raw: all]
+    #[arg(short = 'n', long, value_name = "N", value_parser = lines)]
+    pub lines: Option<Lines>,
+    /// Only what was written since: "10 min ago", "14:00", "2026-11-21 20:00", "#4711" (an event)
+    #[arg(long, value_name = "T")]
+    pub since: Option<String>,
+    /// Only what was written until then
+    #[arg(long, value_name = "T", conflicts_with = "follow")]
+    pub until: Option<String>,
+    /// Only lines that match a regular expression
+    #[arg(short, long, value_name = "RE")]
+    pub grep: Option<String>,
+    /// Print the bytes of one unit exactly as it wrote them, whatever they do to a terminal
+    #[arg(long, conflicts_with_all = ["json", "timestamps"])]
+    pub raw: bool,
+    /// Show when each line was written
+    #[arg(short, long)]
+    pub timestamps: bool,
+    /// Show where runs began and ended, too: on a terminal they are shown anyway
+    #[arg(long, conflicts_with = "raw")]
+    pub marks: bool,
+    /// Only stdout or stderr, where they are kept apart
+    #[arg(long, value_name = "WHICH", value_parser = ["stdout", "stderr"])]
+    pub stream: Option<String>,
+}
+
+/// How many lines to begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lines {
+    Last(u32),
+    All,
+}
+
+fn lines(text: &str) -> Result<Lines, String> {
+    match (text, text.parse::<u32>()) {
+        ("all", _) => Ok(Lines::All),
+        (_, Ok(lines)) if lines <= LINES_MAX => Ok(Lines::Last(lines)),
+        (_, _) => Err(format!("write a whole number up to {LINES_MAX}, or `all`")),
+    }
 }
 
 #[derive(Debug, ClapArgs)]
@@ -301,7 +338,7 @@ pub struct EventsArgs {
     /// Go on as things happen
     #[arg(short, long)]
     pub follow: bool,
-    /// Only what happened since: a duration ("10m") or a time ("2026-11-21T20:00:00Z")
+    /// Only what happened since: "10 min ago", "14:00", "2026-11-21 20:00", "#4711" (an event)
     #[arg(long, value_name = "T")]
     pub since: Option<String>,
     /// At most the newest N

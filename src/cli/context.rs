@@ -20,7 +20,7 @@ use crate::sys::clock;
 pub const EXIT_FAILED: u8 = 1;
 /// Not every wanted unit is active.
 pub const EXIT_NOT_ACTIVE: u8 = 3;
-const EXIT_UNKNOWN_UNIT: u8 = 4;
+pub const EXIT_UNKNOWN_UNIT: u8 = 4;
 /// The daemon cannot be reached.
 pub const EXIT_UNREACHABLE: u8 = 5;
 const EXIT_NOT_PERMITTED: u8 = 6;
@@ -146,6 +146,7 @@ pub fn explain(error: ClientError, global: &GlobalArgs) -> Fail {
         ClientError::Api { status, error } => {
             let code = match (status, error.code.as_str()) {
                 (_, "unit.unknown") => EXIT_UNKNOWN_UNIT,
+                (_, "log.bad-pattern") => crate::cli::EXIT_USAGE,
                 (403, _) => EXIT_NOT_PERMITTED,
                 (503, _) => EXIT_UNREACHABLE,
                 (_, _) => EXIT_FAILED,

@@ -11,9 +11,8 @@ use anstyle::AnsiColor;
 use crate::api::client::{ClientError, escaped};
 use crate::api::types::{EventLine, EventList};
 use crate::base::time::Monotonic;
-use crate::cli::EXIT_USAGE;
 use crate::cli::args::EventsArgs;
-use crate::cli::context::{Context, Fail, Form, now};
+use crate::cli::context::{Context, Fail, Form};
 use crate::cli::render::{Look, color, escape_line};
 use crate::cli::when;
 use crate::sys::clock;
@@ -28,8 +27,7 @@ pub const RESUME_PAUSE: Duration = Duration::from_millis(200);
 pub fn run(context: &mut Context, args: &EventsArgs) -> Result<u8, Fail> {
     let mut query = format!("limit={}", args.lines);
     if let Some(text) = &args.since {
-        let since = when::parse_since(text, now(), &context.look.zone)
-            .map_err(|why| Fail::new(EXIT_USAGE, format!("cannot read --since: {why}"), None))?;
+        let since = when::asked(context, "--since", text)?;
         query.push_str(&format!("&since={}", escaped(&since.to_string())));
     }
     if args.follow {

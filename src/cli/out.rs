@@ -25,7 +25,15 @@ impl Out {
     /// # Errors
     /// The disk behind stdout is full, or such. A closed pipe is no error.
     pub fn write(&mut self, text: &str) -> io::Result<ControlFlow<()>> {
-        let written = self.inner.write_all(text.as_bytes());
+        self.write_bytes(text.as_bytes())
+    }
+
+    /// Bytes as a service wrote them, for whoever asked for them raw.
+    ///
+    /// # Errors
+    /// As `write`.
+    pub fn write_bytes(&mut self, bytes: &[u8]) -> io::Result<ControlFlow<()>> {
+        let written = self.inner.write_all(bytes);
         self.judge(written)
     }
 

@@ -13,7 +13,7 @@ use crate::api::types::{
 use crate::base::{name::UnitName, signal::Signal};
 use crate::daemon::reload::Reader;
 use crate::daemon::shell::Shell;
-use crate::daemon::{streams, views};
+use crate::daemon::{lines, streams, views};
 use crate::engine::effect::Outcome;
 use crate::engine::event::Order;
 use crate::engine::safe::Mode;
@@ -21,7 +21,7 @@ use crate::engine::view::{StateWord, UnitView};
 use crate::store::row::{EventQuery, Level, Pick};
 
 /// Last log lines and last events on a unit's card.
-const CARD_LINES: usize = 10;
+const CARD_LINES: u64 = 10;
 const CARD_EVENTS: usize = 20;
 
 /// `schema_version` of the unit list.
@@ -106,15 +106,17 @@ impl Shell {
                     return self.order(peer, order, &[unit], Until::Done, reply);
                 }
             },
-            Call::Logs { units, lines, follow } => {
-                let units = if units.is_empty() { Ok(self.every_unit()) } else { self.known(&units) };
+            Call::Logs(query) => {
+                let named = &query.units;
+                let units = if named.is_empty() { Ok(self.every_unit()) } else { self.known(named) };
                 match units {
-                    Ok(units) => {
-                        if follow {
+                    Ok(mut units) => {
+                        units.sort_unstable();
+                        units.dedup();
+                        if query.follow {
                             self.hands.open_spools(&units);
                         }
-                        let sources = self.hands.log_sources(&units);
-                        return streams::answer_logs(sources, lines, follow, reply);
+                        return lines::answer_logs(self.hands.log_sources(&units), query, reply);
                     }
                     Err(answer) => *answer,
                 }
@@ -328,11 +330,7 @@ impl Shell {
         tokio::spawn(async move {
             let rows = history.ask(query).await.unwrap_or_default();
             let causes = history.ask(why).await.unwrap_or_default();
-            let lines = streams::last_lines(sources, CARD_LINES).await.unwrap_or_else(|why| {
-                tracing::warn!("{why}");
-                Vec::new() // a card without them is better than none
-            });
-            let log_tail = lines.into_iter().map(|line| line.line).collect();
+            let log_tail = lines::last_lines(sources, CARD_LINES).await;
             let history = rows.iter().map(views::event).collect();
             let causes = causes.iter().map(views::event).collect();
             let card = UnitCard { unit: card, log_tail, history, causes, removed };

@@ -15,6 +15,7 @@ mod follow;
 mod handlers;
 mod hands;
 mod launch;
+mod lines;
 mod notify;
 mod output;
 mod plan;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::base::{exit::RunId, name::UnitName};
 use crate::daemon::hands::{Hands, Source, stamp};
-use crate::daemon::streams::LogSource;
+use crate::daemon::lines::LogSource;
 use crate::keeper::wire::Request;
 use crate::logs::Stream;
 use crate::logs::capture::{self, End, News, Pipe};

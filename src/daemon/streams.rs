@@ -1,44 +1,25 @@
-//! Logs and events as answers: what is there, and then what comes.
+//! Events and alerts as answers: what is there, and then what comes.
 //!
-//! Refuses: holding anybody up. A slow reader misses its own lines; the loop, the store and
-//! the capture never wait for one.
-
-use std::path::PathBuf;
-use std::sync::Arc;
+//! Refuses: holding anybody up. The loop and the store never wait for a reader.
 
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio::task::JoinSet;
 
 use crate::alert::dispatch::Route;
 use crate::api::call::Answer;
-use crate::api::types::{AlertList, EventList, LogLine, LogLines};
-use crate::base::limits;
-use crate::base::name::UnitName;
+use crate::api::types::{AlertList, EventList};
 use crate::daemon::handlers::{json, refuse};
 use crate::daemon::views;
-use crate::logs::Stream;
-use crate::logs::read::{Follow, Followed, Lag, LogLineRaw, Tail, Unfinished, tail};
-use crate::logs::spool::Spool;
 use crate::store::StoreError;
 use crate::store::row::{EventQuery, EventRow};
 use crate::store::writer::Reader;
-use crate::sys::threads::aside;
 
 /// Items on their way to one reader. A full channel holds up only the task that fills it.
 const STREAM_ITEMS_MAX: usize = 256;
 
 /// Events asked for at once while a follower catches up.
 const EVENTS_PER_PAGE: usize = 1_000;
-
-/// One stream of one unit, and its open spool when somebody may write to it.
-pub struct LogSource {
-    pub unit: UnitName,
-    pub stream: Stream,
-    pub directory: PathBuf,
-    pub spool: Option<Arc<Spool>>,
-}
 
 /// Past events from the store, fresh ones from the loop.
 #[derive(Clone)]
@@ -62,109 +43,6 @@ impl History {
         let (told, answer) = oneshot::channel();
         self.reader.events(query, move |rows| drop(told.send(rows)));
         answer.await.unwrap_or(Err(StoreError::Closed))
-    }
-}
-
-/// The last `lines` lines of all sources together; read on a thread that may wait for a disk.
-///
-/// # Errors
-/// A sentence: a log cannot be read now. No lines would say that nothing was written.
-pub async fn last_lines(sources: Vec<LogSource>, lines: usize) -> Result<Vec<LogLine>, String> {
-    let read = aside("logs", move || {
-        let mut all = Vec::new();
-        for source in &sources {
-            let tail = tail_of(source, lines, Unfinished::Show)?;
-            all.extend(tail.lines.iter().map(|line| to_line(source, line)));
-        }
-        Ok(all)
-    });
-    let read = read.map_err(|error| format!("no thread to read logs with: {error}"))?;
-    read.await.map_err(|_| "the reader of the log has ended".to_string())?
-}
-
-fn tail_of(source: &LogSource, lines: usize, last: Unfinished) -> Result<Tail, String> {
-    tail(&source.directory, source.stream, lines, last).map_err(|error| {
-        format!("cannot read the log of {} in {}: {error}", source.unit, source.directory.display())
-    })
-}
-
-fn to_line(source: &LogSource, line: &LogLineRaw) -> LogLine {
-    LogLine { unit: source.unit.to_string(), stream: line.stream.as_str().to_string(), line: line.text() }
-}
-
-/// Answers with lines, or with a stream that begins with them.
-pub fn answer_logs(sources: Vec<LogSource>, lines: u32, follow: bool, reply: oneshot::Sender<Answer>) {
-    let lines = usize::try_from(lines).unwrap_or(usize::MAX);
-    if !follow {
-        tokio::spawn(async move {
-            let answer = match last_lines(sources, lines).await {
-                Ok(lines) => json(&LogLines { lines }),
-                Err(why) => {
-                    tracing::warn!("{why}");
-                    refuse(503, "logs.unreadable", why, Some("supervision goes on; try again".to_string()))
-                }
-            };
-            let _ = reply.send(answer); // whoever asked has left
-        });
-        return;
-    }
-    let (items, stream) = mpsc::channel(STREAM_ITEMS_MAX);
-    if reply.send(Answer::Stream(stream)).is_err() {
-        return; // whoever asked has left
-    }
-    tokio::spawn(async move {
-        let mut followers = JoinSet::new();
-        for source in sources {
-            followers.spawn(follow_log(source, lines, items.clone()));
-        }
-        // Ends, and with it every follower, when the reader is gone.
-        items.closed().await;
-    });
-}
-
-/// The lines to begin with, as soon as they can be read.
-async fn first_lines(source: LogSource, lines: usize) -> Option<(LogSource, Tail)> {
-    let source = Arc::new(source);
-    let tail = loop {
-        let reading = Arc::clone(&source);
-        let read = match aside("logs", move || tail_of(&reading, lines, Unfinished::Leave)) {
-            Ok(read) => read.await.ok()?,
-            Err(error) => Err(format!("no thread to read logs with: {error}")),
-        };
-        match read {
-            Ok(tail) => break tail,
-            Err(why) => tracing::warn!("{why}"),
-        }
-        tokio::time::sleep(limits::SHORTAGE_RETRY).await;
-    };
-    Arc::into_inner(source).map(|source| (source, tail))
-}
-
-async fn follow_log(source: LogSource, lines: usize, items: mpsc::Sender<Bytes>) {
-    let Some((source, tail)) = first_lines(source, lines).await else { return };
-    for line in &tail.lines {
-        if send(&items, &to_line(&source, line)).await.is_err() {
-            return;
-        }
-    }
-    let Some(spool) = source.spool.clone() else { return };
-    let mut follow = Follow::new(spool, source.stream, tail.end, Lag::Skip);
-    loop {
-        let line = match follow.next().await {
-            Ok(Followed::Line(line)) => to_line(&source, &line),
-            Ok(Followed::Missed { bytes }) => LogLine {
-                unit: source.unit.to_string(),
-                stream: source.stream.as_str().to_string(),
-                line: format!("[{bytes} bytes skipped: this reader was too slow; they are in the file]"),
-            },
-            Err(error) => {
-                tracing::warn!("cannot follow the log of {}: {error}", source.unit);
-                return;
-            }
-        };
-        if send(&items, &line).await.is_err() {
-            return;
-        }
     }
 }
 

@@ -331,20 +331,82 @@ impl<'a> Index<'a> {
         Ok(Some(index))
     }
 
-    /// Looks how many valid records there are. The last one may be torn or damaged: it does not count.
+    /// The index behind this file, whose header was read before.
+    ///
+    /// # Errors
+    /// As fstat(2), pread(2).
+    pub fn known(file: &'a File, header: Header) -> Result<Index<'a>, Errno> {
+        let mut index = Index { file, header, count: 0 };
+        index.refresh()?;
+        Ok(index)
+    }
+
+    /// Looks how many records there are up to the last valid one. What follows that may be torn or
+    /// damaged: it does not count.
     ///
     /// # Errors
     /// As fstat(2), pread(2).
     pub fn refresh(&mut self) -> Result<(), Errno> {
         let size = self.file.metadata().map_err(|error| errno_of(&error))?.len();
         self.count = size.saturating_sub(HEADER_BYTES) / RECORD_BYTES;
-        while let Some(last) = self.count.checked_sub(1) {
-            if self.record(last)?.is_some() {
-                break;
-            }
-            self.count = last;
-        }
+        self.count = self.last_valid(self.count)?.map_or(0, |last| last + 1);
         Ok(())
+    }
+
+    /// Number of the last valid record in front of number `end`. Damaged ones are passed a page at
+    /// a time, so that a long damage costs reads, not a read a record.
+    fn last_valid(&self, end: u64) -> Result<Option<u64>, Errno> {
+        match end.checked_sub(1) {
+            None => return Ok(None),
+            Some(last) if self.record(last)?.is_some() => return Ok(Some(last)),
+            Some(_) => {}
+        }
+        let mut end = end;
+        while end > 0 {
+            let from = end.saturating_sub(Index::PAGE);
+            let mut bytes = vec![0; usize::try_from(end - from).unwrap_or(0) * 32];
+            let got = read_at(self.file, &mut bytes, HEADER_BYTES + from * RECORD_BYTES)?;
+            let (records, _) = bytes[..got].as_chunks::<32>();
+            if let Some(at) = records.iter().rposition(|record| Record::from_bytes(record).is_some()) {
+                return Ok(Some(from + u64::try_from(at).unwrap_or(0)));
+            }
+            end = from;
+        }
+        Ok(None)
+    }
+
+    /// The last chunk in front of record number `end`, and its number.
+    ///
+    /// # Errors
+    /// As pread(2).
+    pub fn chunk_before(&self, end: u64) -> Result<Option<Record>, Errno> {
+        let mut end = end.min(self.count);
+        // Most often it is one of the few in front.
+        let mut step = 8;
+        while end > 0 {
+            let from = end.saturating_sub(step);
+            step = Index::PAGE;
+            let page = self.numbered(from, end)?;
+            if let Some((_, chunk)) = page.iter().rev().find(|(_, record)| record.what == What::Chunk) {
+                return Ok(Some(*chunk));
+            }
+            end = from;
+        }
+        Ok(None)
+    }
+
+    /// Records with the numbers from `from` to before `end`, at most a page, each with its number;
+    /// damaged ones are left out.
+    ///
+    /// # Errors
+    /// As pread(2).
+    pub fn numbered(&self, from: u64, end: u64) -> Result<Vec<(u64, Record)>, Errno> {
+        let left = usize::try_from(end.min(self.count).saturating_sub(from)).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; left.min(PAGE_RECORDS) * 32];
+        let got = read_at(self.file, &mut bytes, HEADER_BYTES + from * RECORD_BYTES)?;
+        let (records, _) = bytes[..got].as_chunks::<32>();
+        let numbered = (from..).zip(records);
+        Ok(numbered.filter_map(|(number, bytes)| Some((number, Record::from_bytes(bytes)?))).collect())
     }
 
     pub fn count(&self) -> u64 {
@@ -366,11 +428,7 @@ impl<'a> Index<'a> {
     /// # Errors
     /// As pread(2).
     pub fn page(&self, from: u64) -> Result<Vec<Record>, Errno> {
-        let left = usize::try_from(self.count.saturating_sub(from)).unwrap_or(usize::MAX);
-        let mut bytes = vec![0; left.min(PAGE_RECORDS) * 32];
-        let got = read_at(self.file, &mut bytes, HEADER_BYTES + from * RECORD_BYTES)?;
-        let (records, _) = bytes[..got].as_chunks::<32>();
-        Ok(records.iter().filter_map(Record::from_bytes).collect())
+        Ok(self.numbered(from, self.count)?.into_iter().map(|(_, record)| record).collect())
     }
 
     /// How many records a page may hold: `page(from + PAGE)` is the next one.
@@ -385,15 +443,12 @@ impl<'a> Index<'a> {
         let (mut low, mut high) = (0, self.count);
         while low < high {
             let middle = low + (high - low) / 2;
-            let mut at = middle;
-            let found = loop {
-                match self.record(at)? {
-                    Some(record) => break Some(record),
-                    None if at == low => break None,
-                    None => at -= 1,
-                }
-            };
-            if found.is_none_or(|record| before(&record)) { low = middle + 1 } else { high = at }
+            let at = self.last_valid(middle + 1)?.filter(|at| *at >= low);
+            let found = at.map(|at| self.record(at)).transpose()?.flatten();
+            match (at, found) {
+                (Some(at), Some(record)) if !before(&record) => high = at,
+                (_, _) => low = middle + 1,
+            }
         }
         Ok(low)
     }

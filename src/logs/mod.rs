@@ -10,9 +10,15 @@ pub mod spool;
 pub mod pack;
 pub mod retain;
 pub mod stored;
+pub mod line;
+pub mod scan;
+mod seek;
 mod mover;
 pub mod capture;
+pub mod query;
 pub mod read;
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 mod read_tests;
 #[cfg(test)]

@@ -17,11 +17,13 @@ use crate::base::signal::Signal;
 use crate::logs::Stream;
 use crate::logs::files::Directory;
 use crate::logs::index::{Header, Index, IndexWriter, Record, What};
+use crate::logs::line::{Ended, Said};
 use crate::logs::pack::Packed;
 use crate::logs::retain::tidy;
+use crate::logs::scan::{Scan, Step, Unfinished};
 use crate::logs::segment::{Form, extent, segments};
 use crate::logs::spool::{Change, Keep, Now, Pack, Spool};
-use crate::logs::stored::{Got, Stored};
+use crate::logs::stored::Stored;
 use crate::logs::tests::{KEEP, now};
 
 const SMALL: Keep = Keep { file_bytes_max: 1000, files_max: 3, ..KEEP };
@@ -44,19 +46,29 @@ fn directory(logs: &Path) -> Directory {
 
 /// Everything that can be read, from the first position that is there.
 fn all(logs: &Path) -> (u64, Vec<u8>) {
-    let mut stored = Stored::new(&logs.join("web"), Stream::Stdout);
-    let from = stored.spans().expect("spans").first().expect("a span").from;
-    let (mut at, mut bytes, mut buffer) = (from, Vec::new(), vec![0; 777]);
-    loop {
-        match stored.read_at(at, &mut buffer).expect("reads") {
-            Got::Bytes(count) => {
-                bytes.extend_from_slice(&buffer[..count]);
-                at += u64::try_from(count).expect("count");
+    let mut scan = Scan::begin(&logs.join("web"), Stream::Stdout).expect("looks");
+    let from = scan.at().position;
+    let mut bytes = Vec::new();
+    while let Step::Item(item) = scan.next(u64::MAX, Unfinished::Show).expect("reads") {
+        match item.said {
+            Said::Line { bytes: line, ended, .. } => {
+                bytes.extend_from_slice(&line);
+                bytes.extend_from_slice(if ended == Ended::Newline { b"\n" } else { b"" });
             }
-            Got::Gone { to } => panic!("gone to {to}"),
-            Got::End => return (from, bytes),
+            Said::Gone { bytes } => panic!("{bytes} bytes are gone"),
+            Said::Started | Said::Exited(_) | Said::Lost { .. } | Said::Missed { .. } => {}
         }
     }
+    (from, bytes)
+}
+
+/// The bytes of a stream between two positions.
+fn range(logs: &Path, from: u64, to: u64) -> Vec<u8> {
+    let mut stored = Stored::new(&logs.join("web"), Stream::Stdout);
+    stored.look().expect("looks");
+    let mut bytes = Vec::new();
+    stored.read_range(from, to, |block| bytes.extend_from_slice(block)).expect("reads");
+    bytes
 }
 
 fn names(logs: &Path) -> Vec<String> {
@@ -152,13 +164,11 @@ fn packed_files_are_read_like_the_others_and_by_zstd() {
     assert!(!names(home.path()).iter().any(|name| name.ends_with(".part") || name == "stdout-00000001.log"));
     assert!(all(home.path()).1 == wanted);
     // From the middle, in one go.
-    let mut stored = Stored::new(&home.path().join("web"), Stream::Stdout);
-    let mut buffer = vec![0; 5000];
     for _ in 0..50 {
         let at = luck.below(u64::try_from(wanted.len()).expect("length"));
-        let Got::Bytes(count) = stored.read_at(at, &mut buffer).expect("reads") else { panic!("end") };
         let from = usize::try_from(at).expect("offset");
-        assert_eq!(buffer[..count], wanted[from..from + count]);
+        let to = (from + 5000).min(wanted.len());
+        assert!(range(home.path(), at, at + 5000) == wanted[from..to]);
     }
     let first = fs::read(home.path().join("web").join(older[0].log_name())).expect("packed");
     let plain = zstd::stream::decode_all(first.as_slice()).expect("a zstd file");
@@ -264,13 +274,22 @@ fn what_is_done_from_outside_is_noticed() {
     // A reader that was in the middle of what was cut is told.
     let home = tempfile::tempdir().expect("home");
     let spool = open(home.path(), KEEP);
+    write(&spool, b"012\n456789", now());
+    let mut scan = Scan::begin(&home.path().join("web"), Stream::Stdout).expect("looks");
+    scan.set_block(4096);
+    let mut next = || match scan.next(u64::MAX, Unfinished::Leave).expect("reads") {
+        Step::Item(item) => Some(item.said),
+        Step::Nothing => None,
+    };
+    assert!(matches!(next(), Some(Said::Line { bytes, .. }) if bytes == b"012"));
+    assert_eq!(next(), None);
     write(&spool, b"0123456789", now());
-    let mut stored = Stored::new(&home.path().join("web"), Stream::Stdout);
-    assert_eq!(stored.read_at(0, &mut [0; 4]).expect("reads"), Got::Bytes(4));
     drop(fs::File::create(spool.path()).expect("cut"));
     write(&spool, b"after\n", now());
-    assert_eq!(stored.read_at(4, &mut [0; 4]).expect("reads"), Got::Gone { to: 10 });
-    assert_eq!(stored.read_at(10, &mut [0; 40]).expect("reads"), Got::Bytes(6));
+    // What it had read already is told, without an end.
+    assert!(matches!(next(), Some(Said::Line { bytes, ended: Ended::Open, .. }) if bytes == b"456789"));
+    assert_eq!(next(), Some(Said::Gone { bytes: 10 }));
+    assert!(matches!(next(), Some(Said::Line { bytes, .. }) if bytes == b"after"));
 }
 
 #[test]
@@ -401,8 +420,7 @@ fn logs_of_a_build_without_an_index_go_on() {
     let home = tempfile::tempdir().expect("home");
     fs::create_dir(home.path().join("web")).expect("directory");
     fs::write(home.path().join("web/current.log"), b"old\n").expect("write");
-    let mut stored = Stored::new(&home.path().join("web"), Stream::Stdout);
-    assert_eq!(stored.read_at(0, &mut [0; 9]).expect("reads"), Got::Bytes(4));
+    assert_eq!(all(home.path()), (0, b"old\n".to_vec()));
     let spool = open(home.path(), SMALL);
     assert_eq!(spool.stored_bytes(), 4);
     write(&spool, &line(1), now());

@@ -237,7 +237,10 @@ impl Spool {
         let mut writer = self.writer();
         let files = self.files(&mut writer, now)?;
         files.settle(self, now)?;
-        files.push(now, run, what)
+        files.push(now, run, what)?;
+        // Followers show it at once.
+        self.stored.send_replace(files.position());
+        Ok(())
     }
 
     /// Bytes of `run` were dropped: `mark_loss` will say so.
@@ -257,6 +260,7 @@ impl Spool {
         let Some((run, bytes)) = writer.unmarked else { return Ok(()) };
         let files = self.files(&mut writer, now)?;
         files.push(now, run, What::Lost { bytes })?;
+        self.stored.send_replace(files.position());
         writer.unmarked = None;
         Ok(())
     }
