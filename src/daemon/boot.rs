@@ -257,7 +257,7 @@ fn engine(places: &Places) -> Result<(), String> {
 /// Attaches, loads, adopts: the shell of an engine that goes on where the last one stopped.
 fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let begun = clock::monotonic();
-    let Attached { keeper_pid, engine_starts, started_at, rows, held, to_end } = client.attach()?;
+    let Attached { keeper_pid, engine_starts, started_at, ends: _, rows, held, to_end } = client.attach()?;
     let boot = if engine_starts <= 1 { Boot::Fresh } else { Boot::Resumed };
     let (sources, heard) = mpsc::unbounded_channel();
     let (store, loaded) = open_store(&home, &sources)?;

@@ -28,7 +28,7 @@ use crate::daemon::words::DATAGRAMS_PER_TURN;
 use crate::engine::effect::Effect;
 use crate::engine::event::{Event, Order, RequestId};
 use crate::engine::{Effects, Engine};
-use crate::keeper::wire::{News, Request};
+use crate::keeper::wire::{News, Request, Stage};
 use crate::store::open::{Life, Phase};
 use crate::store::row::Level;
 use crate::store::writer::Write;
@@ -99,6 +99,7 @@ impl Shell {
         let fired = watched(timer.as_fd().try_clone_to_owned()?, Wake::Data)?;
         let mut armed = None;
         self.settle();
+        self.hands.ask_keeper(Request::Alive { stage: Stage::Running });
         while self.ending != Ending::Done {
             let due = self.next_due();
             if due != armed {
@@ -282,7 +283,12 @@ impl Shell {
             News::Main { run, pid } => self.on_main(run, pid),
             News::OrphanReaped => self.hands.on_orphan_reaped(),
             News::Signalled { signal } => self.on_signal(signal),
-            News::Welcome { .. } | News::Row(_) | News::Held { .. } | News::TableEnd => {
+            News::Ping => self.hands.ask_keeper(Request::Alive { stage: Stage::Running }),
+            News::Welcome { .. }
+            | News::EngineEnded(_)
+            | News::Row(_)
+            | News::Held { .. }
+            | News::TableEnd => {
                 tracing::warn!("the keeper told its table twice");
             }
         }

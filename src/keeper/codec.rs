@@ -12,7 +12,9 @@ use crate::base::exit::{Exit, RunId};
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::keeper::reader::Reader;
-use crate::keeper::wire::{FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Request, SpawnPlan, TAG_LEN_MAX};
+use crate::keeper::wire::{
+    EngineEnd, FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Request, SpawnPlan, Stage, TAG_LEN_MAX,
+};
 use crate::sys::memfd;
 
 /// Longest message. The largest is a spawn: its tag, 14 bytes, and 5 for each fd.
@@ -81,6 +83,7 @@ mod kind {
     pub const NOTE_READY: u8 = 8;
     pub const NOTE_MAIN: u8 = 9;
     pub const LET_GO: u8 = 10;
+    pub const ALIVE: u8 = 20;
     pub const WELCOME: u8 = 64;
     pub const ROW: u8 = 65;
     pub const HELD: u8 = 66;
@@ -92,6 +95,8 @@ mod kind {
     pub const ORPHAN_REAPED: u8 = 72;
     pub const SIGNALLED: u8 = 73;
     pub const MAIN: u8 = 74;
+    pub const PING: u8 = 84;
+    pub const ENGINE_ENDED: u8 = 85;
 }
 
 impl Body {
@@ -171,6 +176,14 @@ pub fn encode_request(request: Request) -> io::Result<Encoded> {
     let mut fds = Vec::new();
     let body = match request {
         Request::Hello => Body::new(kind::HELLO),
+        Request::Alive { stage } => {
+            let mut body = Body::new(kind::ALIVE);
+            body.u8(match stage {
+                Stage::Beginning => 0,
+                Stage::Running => 1,
+            });
+            body
+        }
         Request::Spawn { run, tag, plan, fds: given } => {
             if tag.len() > TAG_LEN_MAX {
                 return Err(too_long("the tag of a run"));
@@ -233,6 +246,7 @@ pub fn decode_request(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, CodecE
     let mut from = Reader(bytes);
     let request = match from.kind()? {
         kind::HELLO => Request::Hello,
+        kind::ALIVE => Request::Alive { stage: from.stage()? },
         kind::SPAWN => return decode_spawn(from, fds),
         kind::SIGNAL => Request::Signal { run: from.run()?, signal: from.signal()? },
         kind::SIGNAL_TO_END => Request::SignalToEnd { run: from.run()?, signal: from.signal()? },
@@ -336,6 +350,15 @@ pub fn encode_news(news: &News) -> Body {
             body.i32(signal.number());
             body
         }
+        News::Ping => Body::new(kind::PING),
+        News::EngineEnded(end) => {
+            let mut body = Body::new(kind::ENGINE_ENDED);
+            body.i32(end.pid);
+            body.time(end.at);
+            body.exit(end.exit);
+            body.u8(u8::from(end.hung));
+            body
+        }
     }
 }
 
@@ -394,6 +417,13 @@ pub fn decode_news(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<News, CodecError> 
         kind::EXITED => News::Exited { run: from.run()?, at: from.time()?, exit: from.exit()? },
         kind::ORPHAN_REAPED => News::OrphanReaped,
         kind::SIGNALLED => News::Signalled { signal: from.signal()? },
+        kind::PING => News::Ping,
+        kind::ENGINE_ENDED => News::EngineEnded(EngineEnd {
+            pid: from.i32()?,
+            at: from.time()?,
+            exit: from.exit()?,
+            hung: from.flag()?,
+        }),
         other => return Err(CodecError::Kind(other)),
     };
     from.end()?;

@@ -3,6 +3,7 @@
 //! Refuses: deciding anything about services. Its only own decision is the last one: told to
 //! end while no engine can be started, it ends the services itself.
 
+use std::collections::VecDeque;
 use std::ffi::CString;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,8 +19,9 @@ use crate::base::time::Monotonic;
 use crate::keeper::codec::{CodecError, MESSAGE_BYTES_MAX, decode_request};
 use crate::keeper::engine::Engine;
 use crate::keeper::mains::{MAIN_TOKEN, signal_run};
+use crate::keeper::systemd::Systemd;
 use crate::keeper::table::{HELD_MAX, Phase, Place, Slot, Table, Untold};
-use crate::keeper::talk::{HOLDS_MAX, Talk, Tidings};
+use crate::keeper::talk::{ENDS_MAX, HOLDS_MAX, Talk, Tidings};
 use crate::keeper::wire::{FdUse, Request, SpawnPlan};
 use crate::sys::signals::{Signals, signal_child};
 use crate::sys::spawn::{ChildIds, ChildPlan, Outcome, read_outcome, spawn};
@@ -47,7 +49,7 @@ const ABANDON_GRACE: Duration = Duration::from_secs(10);
 const EXIT_ABANDONED: i32 = 1;
 
 #[derive(Clone, Copy)]
-enum Ending {
+pub(super) enum Ending {
     No,
     /// The engine said `End`.
     Asked {
@@ -75,8 +77,11 @@ pub(super) struct Keeper {
     pub(super) epoll: Epoll,
     signals: Signals,
     pub(super) tidings: Tidings,
-    engine: Engine,
-    ending: Ending,
+    pub(super) engine: Engine,
+    pub(super) systemd: Systemd,
+    /// The engine's socket took nothing more.
+    blocked: bool,
+    pub(super) ending: Ending,
     /// Bit n: signal n (TERM, INT, QUIT) was received. Told again to each new engine: the one
     /// that was told may have died of it.
     end_signals: u64,
@@ -116,9 +121,13 @@ impl Keeper {
             short: None,
             signals: 0,
             orphan_reaped: false,
+            ends: VecDeque::with_capacity(ENDS_MAX),
+            ping: false,
+            told: 0,
         };
-        let engine = Engine::new(engine_argv);
-        Ok(Keeper { epoll, signals, tidings, engine, ending: Ending::No, end_signals: 0 })
+        let (engine, systemd) = (Engine::new(engine_argv), Systemd::of_process());
+        let ending = Ending::No;
+        Ok(Keeper { epoll, signals, tidings, engine, systemd, blocked: false, ending, end_signals: 0 })
     }
 
     /// One turn: wait, handle, tell. The exit code when it was the last.
@@ -134,13 +143,14 @@ impl Keeper {
                 token => self.on_outcome(token),
             }
         }
+        self.feel_pulse();
         self.tell();
         self.end_if_done(clock::monotonic())
     }
 
     fn timeout(&self) -> EpollTimeout {
         let at = match self.ending {
-            Ending::No => self.engine.due(),
+            Ending::No => self.engine.due().or_else(|| self.engine.pulse_due(self.systemd.feeding())),
             Ending::Asked { kill_engine_at: at, .. }
             | Ending::Terminating { kill_at: at }
             | Ending::Killing { leave_at: at } => Some(at),
@@ -163,6 +173,7 @@ impl Keeper {
         if self.engine.due().is_none_or(|at| at > now) {
             return;
         }
+        (self.blocked, self.tidings.ping) = (false, false);
         if let Err(errno) = self.engine.start(now) {
             say(&format!("cannot start the engine: {errno}"));
             return;
@@ -184,6 +195,7 @@ impl Keeper {
             self.tidings.signals |= bit;
             if [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT].contains(&signal.number()) {
                 if self.end_signals == 0 {
+                    self.systemd.stopping();
                     // Only what fails from here on shows that nobody can end the services.
                     self.engine.forget_short_lives(clock::monotonic());
                 }
@@ -210,10 +222,11 @@ impl Keeper {
                 self.tidings.short = None;
             }
             self.unwatch_engine();
-            let sentence = self.engine.ended(now, exit);
+            let end = self.engine.ended(now, exit);
             self.tidings.short = None;
-            if matches!(self.ending, Ending::No) {
-                say(&sentence);
+            if let (Ending::No, Some(end)) = (self.ending, end) {
+                say(&format!("engine {} {}", end.pid, end.exit));
+                self.tidings.note_end(end);
             }
             return;
         }
@@ -295,7 +308,10 @@ impl Keeper {
         let mut fds = Vec::new();
         match socket::recv(&link.socket, &mut bytes, &mut fds) {
             Ok(got) if got.len == 0 => return Read::Closed,
-            Ok(got) => self.on_message(bytes.get(..got.len).unwrap_or(&[]), fds),
+            Ok(got) => {
+                self.on_message(bytes.get(..got.len).unwrap_or(&[]), fds);
+                self.on_beat();
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Read::Empty,
             Err(_) => return Read::Closed,
         }
@@ -330,10 +346,12 @@ impl Keeper {
         match request {
             Request::Hello => {
                 self.tidings.signals |= self.end_signals;
+                let build = self.build_of_engine();
                 if let Some(link) = self.engine.link_mut() {
-                    link.talk = Talk::Welcome;
+                    link.talk = Talk::Welcome(build);
                 }
             }
+            Request::Alive { stage } => self.on_stage(stage),
             Request::Spawn { run, tag, plan, fds } => self.spawn(run, &tag, plan, fds),
             Request::Signal { run, signal } => {
                 let place = self.tidings.table.of_run(run);
@@ -431,6 +449,20 @@ impl Keeper {
 
     /// Tells what the socket takes; while it takes nothing, no request is read either.
     fn tell(&mut self) {
+        let (told, waited) = (self.tidings.told, self.blocked);
+        self.tell_engine();
+        if self.tidings.told == told {
+            return;
+        }
+        if waited {
+            self.on_beat(); // it has read, or there would be no room again
+        }
+        if let Some(pulse) = self.engine.pulse_mut() {
+            pulse.tells(clock::monotonic());
+        }
+    }
+
+    fn tell_engine(&mut self) {
         let starts = self.engine.starts();
         let Some(link) = self.engine.link_mut() else {
             return;
@@ -440,6 +472,7 @@ impl Keeper {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => EpollFlags::EPOLLOUT,
             Err(_) => return self.lose_engine(),
         };
+        self.blocked = interest == EpollFlags::EPOLLOUT;
         let _ = self.epoll.modify(&link.socket, &mut EpollEvent::new(interest, ENGINE_TOKEN)); // it is in the set
     }
 
@@ -453,7 +486,7 @@ impl Keeper {
         }
     }
 
-    fn kill_engine(&self) {
+    pub(super) fn kill_engine(&self) {
         if let Some(life) = self.engine.life() {
             let _ = signal_child(life.pid, Signal::KILL); // gone already is what we want
         }
@@ -541,6 +574,6 @@ fn child_plan(plan: SpawnPlan) -> Option<ChildPlan> {
 }
 
 /// One line to stderr, on trouble only; a closed stderr is no trouble of ours.
-fn say(text: &str) {
+pub(super) fn say(text: &str) {
     let _ = writeln!(io::stderr().lock(), "upright keeper: {text}");
 }
