@@ -33,12 +33,13 @@ use crate::daemon::notify::NotifySocket;
 use crate::daemon::plan::Surroundings;
 use crate::daemon::reload::Files;
 use crate::daemon::shell::{Ears, Ending, Shell};
+use crate::daemon::slate::{self, Slate};
 use crate::daemon::tag::Tag;
 use crate::engine::adopt::{Boot, Inheritance};
 use crate::engine::{Effects, Engine, Settings};
 use crate::keeper;
 use crate::keeper::client::{Attached, Client};
-use crate::keeper::wire::TableRow;
+use crate::keeper::wire::{Request, Stage, TableRow};
 use crate::logs::capture::Capture;
 use crate::store::open::{self, Life, Loaded, Phase, RUNS_PER_RESERVE};
 use crate::store::row::{EventQuery, Level};
@@ -58,7 +59,7 @@ const EXIT_USAGE: u8 = 2;
 /// The hidden command that is the engine (`cli::args`).
 const ENGINE_WORD: &str = "engine";
 
-/// As of a Rust program whose main thread panicked.
+/// As of a Rust program that panicked.
 const EXIT_PANICKED: i32 = 101;
 
 /// Calls that wait for the loop. Above it the server's connections wait, which are bounded.
@@ -124,7 +125,7 @@ fn argv_of<'a>(word: &str, rest: impl IntoIterator<Item = &'a CString>) -> Vec<C
 /// unless it was told to end.
 pub fn run_engine(places: &Places) -> i32 {
     let guard = log_to_stderr();
-    end_with_any_thread();
+    end_with_any_panic();
     let code = match engine(places) {
         Ok(()) => 0,
         Err(why) => {
@@ -136,18 +137,16 @@ pub fn run_engine(places: &Places) -> i32 {
     code
 }
 
-/// An engine without its store or its log capture would look alive and not be: a panic on
-/// one of those threads ends the process, and the keeper starts another. A panic of the
-/// loop ends it anyway; one in a connection's task ends that connection.
-fn end_with_any_thread() {
+/// A panic anywhere ends the engine at once, and the keeper starts another: a thread, the loop, or a
+/// task of it. An engine without its store, its dispatcher of alerts or one of its probes would look
+/// alive and not be, and what a connection's task had in hand when it broke is not known either
+/// (decision 0013). Nothing is unwound: a death at any instruction is what the next engine expects.
+fn end_with_any_panic() {
     let told = std::panic::take_hook();
-    let main = std::thread::current().id();
     std::panic::set_hook(Box::new(move |panic| {
         told(panic);
         #[expect(clippy::disallowed_methods, reason = "a hook of a panic has nobody to return to")]
-        if std::thread::current().id() != main {
-            std::process::exit(EXIT_PANICKED);
-        }
+        std::process::exit(EXIT_PANICKED);
     }));
 }
 
@@ -257,16 +256,23 @@ fn engine(places: &Places) -> Result<(), String> {
 /// Attaches, loads, adopts: the shell of an engine that goes on where the last one stopped.
 fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let begun = clock::monotonic();
-    let Attached { keeper_pid, engine_starts, started_at, ends: _, rows, held, to_end } = client.attach()?;
+    let Attached { keeper_pid, engine_starts, started_at, ends, rows, mut held, to_end } = client.attach()?;
+    let known = held.iter().position(|(name, _)| name == slate::NAME).map(|at| held.swap_remove(at).1);
+    let mut hold = None;
+    let slate = Slate::open(known, |request| hold = Some(request));
+    hold.map_or(Ok(()), |request| client.send(request))?;
+    let deaths = slate.deaths(&ends);
     let boot = if engine_starts <= 1 { Boot::Fresh } else { Boot::Resumed };
     let (sources, heard) = mpsc::unbounded_channel();
     let (store, loaded) = open_store(&home, &sources)?;
+    client.send(Request::Alive { stage: Stage::Beginning })?; // a large store may take a while
     // What the files say now, and what was in force when the last engine died.
     let reading = judge(load(&home), &loaded.last_good);
     let in_force = match boot {
         Boot::Fresh => reading.clone(),
         Boot::Resumed => in_force(&home, &loaded, &rows, &reading),
     };
+    client.send(Request::Alive { stage: Stage::Beginning })?; // and so may many files
     let mut stored = FdStore::default();
     let sockets = sockets_and_stored(&home, &mut client, held, &mut stored)?;
     let drained = sources.clone();
@@ -286,24 +292,25 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     });
     hands.specs = in_force.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
     first.into_iter().for_each(|keep| hands.keep_of_outbox(keep, stamp(clock::monotonic())));
-    let adopted = adopt::runs(rows, &mut hands);
+    let adopted = adopt::runs(rows, &mut hands, &slate);
     adopt::stored(stored, &loaded.durable, &mut hands);
     let populated = adopt::populated(&mut hands, &adopted);
     let calls = serve(sockets.api, &in_force.daemon)?;
     let next_run = adopt::next_run(loaded.next_run, &adopted);
     let settings = Settings { start_concurrency: in_force.daemon.start_concurrency, seed: begun.as_ns() };
     let now = clock::monotonic();
-    let mut effects = Effects::default();
+    let mut effects = Effects::watched_by(slate.witness());
     let files = Files::new(&in_force);
     let units = in_force.units;
     let durable = loaded.durable.clone();
     let engine = loaded.engine.clone();
-    let inherited = Inheritance { boot, units, durable, engine, adopted, populated, next_run };
+    let inherited = Inheritance { boot, units, durable, engine, deaths, adopted, populated, next_run };
     let take_over = if to_end { Engine::new_to_end } else { Engine::new };
     let engine = take_over(now, settings, inherited, &mut effects);
     let mut shell = Shell {
         engine,
         effects,
+        slate,
         hands,
         notify: NotifySocket::new(sockets.notify)?,
         home,

@@ -19,6 +19,7 @@ use crate::engine::event::Order;
 use crate::engine::safe::Mode;
 use crate::engine::view::{StateWord, UnitView};
 use crate::store::row::{EventQuery, Level, Pick};
+use crate::sys::clock;
 
 /// Last log lines and last events on a unit's card.
 const CARD_LINES: usize = 10;
@@ -289,8 +290,8 @@ impl Shell {
         }
     }
 
-    /// Red: a broken file or a failed unit. Yellow: something wanted is not there, or history
-    /// cannot be written. Green: all is as it should be.
+    /// Red: a broken file or a failed unit. Yellow: something wanted is not there, history cannot be
+    /// written, or the engine does not trust itself. Green: all is as it should be.
     fn color(&self, views: &[UnitView]) -> &'static str {
         let failed = views.iter().any(|view| view.state == StateWord::Failed);
         if failed || !self.files.errors.is_empty() {
@@ -298,7 +299,8 @@ impl Shell {
         }
         let missing =
             views.iter().any(|view| view.wanted && view.state != StateWord::Active && !is_done(view));
-        if missing || self.hands.store_trouble().is_some() { "yellow" } else { "green" }
+        let safe = self.engine.mode(clock::monotonic()) == Mode::Safe;
+        if missing || safe || self.hands.store_trouble().is_some() { "yellow" } else { "green" }
     }
 
     fn answer_card(&self, name: &str, reply: oneshot::Sender<Answer>) {

@@ -17,6 +17,7 @@ mod notify;
 mod plan;
 mod reload;
 mod shell;
+mod slate;
 mod streams;
 mod views;
 mod watch;

@@ -23,6 +23,7 @@ use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Late, Source, stamp};
 use crate::daemon::notify::NotifySocket;
 use crate::daemon::reload::{Files, Look, Reader};
+use crate::daemon::slate::Slate;
 use crate::daemon::views::Clocks;
 use crate::daemon::words::DATAGRAMS_PER_TURN;
 use crate::engine::effect::Effect;
@@ -43,6 +44,7 @@ const NEWS_PER_TURN: usize = 256;
 pub struct Shell {
     pub(crate) engine: Engine,
     pub(crate) effects: Effects,
+    pub(crate) slate: Slate,
     pub(crate) hands: Hands,
     pub(crate) notify: NotifySocket,
     pub(crate) home: Home,
@@ -186,7 +188,7 @@ impl Shell {
             } else if let Some((late, trouble)) = self.hands.next_uncommitted() {
                 self.on_never(late, &trouble);
             } else {
-                return;
+                return self.slate.clear();
             }
         }
     }
@@ -194,6 +196,9 @@ impl Shell {
     /// Performs what the last step said.
     pub(crate) fn perform(&mut self, stamp: Stamp) {
         for effect in self.effects.drain() {
+            if let Some(unit) = effect.unit() {
+                self.slate.touch(unit);
+            }
             if let Effect::Spawn { unit, .. } = &effect
                 && let Some(spec) = self.engine.spec_of(unit)
             {

@@ -479,6 +479,10 @@ impl Keeper {
     /// It closed its end or broke the talk: without it, it can only be ended. After `End` it
     /// may finish in peace.
     fn lose_engine(&mut self) {
+        // What it asked for before it hung up is asked for, `End` among it.
+        while self.read_request() == Read::One {
+            self.tidings.short = None;
+        }
         self.unwatch_engine();
         match self.ending {
             Ending::Asked { .. } => {}
