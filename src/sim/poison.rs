@@ -11,6 +11,7 @@ use crate::base::name::UnitName;
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::Engine;
+use crate::engine::durable::EngineDurable;
 use crate::engine::effect::Effect;
 use crate::engine::event::{Event, Order, RequestId};
 use crate::engine::safe::{Death, DeathHow};
@@ -33,6 +34,13 @@ pub(crate) struct Quarantine {
     /// Taken over in this step, because an operator has come.
     pub(crate) lifted: BTreeSet<UnitName>,
     forgiven: Monotonic,
+}
+
+impl Quarantine {
+    /// The keeper is gone, and with it what it knew of deaths: what was committed holds.
+    pub(crate) fn only(&mut self, row: &EngineDurable) {
+        self.units.retain(|unit| row.quarantined.contains_key(unit));
+    }
 }
 
 impl Sim {

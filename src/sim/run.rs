@@ -456,6 +456,7 @@ impl Sim {
             self.world.lose_keeper();
             self.world.deaths.clear();
             self.oracle.on_keeper_loss();
+            self.oracle.quarantine.only(&self.world.engine_row);
         }
         self.oracle.on_commit(&self.world)
     }
