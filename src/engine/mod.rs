@@ -318,30 +318,6 @@ impl Engine {
         }
     }
 
-    /// The unit that an event is about. Of a tick it is known only on the way.
-    fn subject<'a>(&'a self, event: &'a Event) -> Option<&'a UnitName> {
-        match event {
-            Event::Spawned { run, .. }
-            | Event::Executed { run }
-            | Event::Exited { run, .. }
-            | Event::SpawnShort { run, .. }
-            | Event::Probed { run, .. }
-            | Event::Checked { run, .. }
-            | Event::Pinged { run }
-            | Event::WatchdogTriggered { run }
-            | Event::Resynced { run, .. }
-            | Event::NotifiedReady { run }
-            | Event::LogMatched { run }
-            | Event::Said { run, .. } => self.runs.get(run),
-            Event::Emptied { unit } => Some(unit),
-            Event::Tick
-            | Event::Configured { .. }
-            | Event::Tuned { .. }
-            | Event::ConfigJudged { .. }
-            | Event::Ordered { .. } => None,
-        }
-    }
-
     fn on_spawned(&mut self, run: RunId, pid: i32, fx: &mut Effects) {
         let Some(name) = self.runs.get(&run).cloned() else { return fx.mark(Mark::LateNewsIgnored) };
         self.touched.insert(name.clone());

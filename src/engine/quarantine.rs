@@ -13,7 +13,7 @@ use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::adopt::Ended;
 use crate::engine::effect::{AlertKind, Effects, Mark, RecordKind, Role};
-use crate::engine::event::Rest;
+use crate::engine::event::{Event, Rest};
 use crate::engine::safe::Death;
 use crate::engine::state::{Hold, Living, Quarantine, State, Unit};
 use crate::engine::{Adopted, Engine};
@@ -28,6 +28,30 @@ const DEATHS_TO_QUARANTINE: u32 = 3;
 const BLAME_WINDOW: Duration = Duration::from_secs(600);
 
 impl Engine {
+    /// The unit that an event is about. Of a tick it is known only on the way.
+    pub(crate) fn subject<'a>(&'a self, event: &'a Event) -> Option<&'a UnitName> {
+        match event {
+            Event::Spawned { run, .. }
+            | Event::Executed { run }
+            | Event::Exited { run, .. }
+            | Event::SpawnShort { run, .. }
+            | Event::Probed { run, .. }
+            | Event::Checked { run, .. }
+            | Event::Pinged { run }
+            | Event::WatchdogTriggered { run }
+            | Event::Resynced { run, .. }
+            | Event::NotifiedReady { run }
+            | Event::LogMatched { run }
+            | Event::Said { run, .. } => self.runs.get(run),
+            Event::Emptied { unit } => Some(unit),
+            Event::Tick
+            | Event::Configured { .. }
+            | Event::Tuned { .. }
+            | Event::ConfigJudged { .. }
+            | Event::Ordered { .. } => None,
+        }
+    }
+
     /// Before units are taken over: which of them are left alone. All deaths are judged and not the
     /// newest only, because the engine that judged the others may have died before that was kept.
     pub(crate) fn judge_deaths(&mut self, now: Monotonic, deaths: &[Death], fx: &mut Effects) {

@@ -323,10 +323,7 @@ impl Oracle {
                 self.resynced.insert(unit.clone());
                 Ok(())
             }
-            RecordKind::QuarantineLeft => {
-                self.on_quarantine_left(world.now, unit);
-                Ok(())
-            }
+            RecordKind::QuarantineLeft => self.on_quarantine_left(world.now, unit),
             RecordKind::Degraded { .. } | RecordKind::Started { .. } => {
                 self.resynced.remove(unit);
                 Ok(())

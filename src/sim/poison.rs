@@ -126,9 +126,10 @@ impl Oracle {
     }
 
     /// The engine took a unit over again: what was before counts no more.
-    pub(crate) fn on_quarantine_left(&mut self, now: Monotonic, unit: &UnitName) {
+    pub(crate) fn on_quarantine_left(&mut self, now: Monotonic, unit: &UnitName) -> Verdict {
         self.quarantine.forgiven = now;
         self.quarantine.lifted.insert(unit.clone());
+        Ok(())
     }
 
     /// I50: nothing is done for it.
