@@ -14,7 +14,7 @@ use upright::keeper::codec::{
     encode_request,
 };
 use upright::keeper::wire::{
-    FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Request, SpawnPlan, TAG_LEN_MAX, TableRow,
+    EngineEnd, FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Request, SpawnPlan, Stage, TAG_LEN_MAX, TableRow,
 };
 use upright::sys::pipe;
 
@@ -78,6 +78,8 @@ fn request() -> impl Strategy<Value = Request> {
     let uses = prop::collection::vec(fd_use(), 0..FDS_MAX);
     prop_oneof![
         Just(()).prop_map(|()| Request::Hello),
+        prop::sample::select(vec![Stage::Beginning, Stage::Running])
+            .prop_map(|stage| Request::Alive { stage }),
         (run(), bytes(TAG_LEN_MAX), plan(), uses).prop_map(|(run, tag, plan, uses)| {
             let fds = uses.into_iter().map(|use_of| (use_of, fd())).collect();
             Request::Spawn { run, tag, plan, fds }
@@ -117,6 +119,9 @@ fn news() -> impl Strategy<Value = News> {
         }),
         bytes(HOLD_NAME_LEN_MAX).prop_map(|name| News::Held { name, fd: fd() }),
         Just(()).prop_map(|()| News::TableEnd),
+        Just(()).prop_map(|()| News::Ping),
+        (any::<i32>(), time(), exit(), any::<bool>())
+            .prop_map(|(pid, at, exit, hung)| News::EngineEnded(EngineEnd { pid, at, exit, hung })),
         (run(), any::<i32>()).prop_map(|(run, pid)| News::Spawned { run, pid }),
         (run(), any::<i32>()).prop_map(|(run, errno)| News::SpawnShort { run, errno }),
         run().prop_map(|run| News::Executed { run }),

@@ -8,7 +8,18 @@ mod golden;
 #[path = "engine/script.rs"]
 mod script;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
+
+use upright::base::exit::RunId;
+use upright::base::time::Monotonic;
+use upright::engine::adopt::{Boot, Inheritance};
+use upright::engine::durable::UnitDurable;
+use upright::engine::effect::Role;
+use upright::engine::safe::{Death, DeathHow};
+use upright::engine::{Adopted, Asked};
+use upright::unit::spec::UnitSpec;
 
 use script::Play;
 
@@ -21,7 +32,7 @@ struct Place {
     run: u64,
 }
 
-const PLACES: [Place; 27] = [
+const PLACES: [Place; 28] = [
     place("inactive", "unit u enabled=false", "", 1),
     place("inactive (finished)", "unit u policy=on-failure", "lives 1; exited 1 code 0", 1),
     place("waiting (requirement)", "unit u requires=gone", "", 1),
@@ -54,7 +65,11 @@ const PLACES: [Place; 27] = [
     place("deactivating: post", "unit u stop_post=1", "lives 1; stop u; exited 1 code 0; lives 2", 2),
     place("failed (held)", "unit u policy=never", "lives 1; exited 1 code 1", 1),
     place("failed (stuck)", "unit u", "lives 1; stop u; pass 15s", 1),
+    place("failed (quarantined)", "unit u", DEADLY, 1),
 ];
+
+/// Instead of events: the engines before this one died of it.
+const DEADLY: &str = "deadly";
 
 /// A unit whose requirement may go and return.
 const RETURNING: &str = "unit db + unit u requires=db resync=tcp";
@@ -113,9 +128,43 @@ fn perform(play: &mut Play, event: &str, run: u64) {
     }
 }
 
+/// `u` was active as run 1 when engines died of it three times.
+fn deadly(units: Vec<Arc<UnitSpec>>) -> Play {
+    let (unit, run) = (script::name("u"), RunId(1));
+    let death =
+        |ns| Death { at: Monotonic::from_ns(ns), how: DeathHow::Hung, touched: Some(script::name("u")) };
+    let row = UnitDurable { ready: Some((run, Monotonic::ZERO)), ..UnitDurable::default() };
+    let adopted = Adopted {
+        unit: unit.clone(),
+        run,
+        role: Role::Main,
+        pid: 100,
+        spawned_at: Monotonic::ZERO,
+        executed: true,
+        said_ready: false,
+        asked: Asked::No,
+        ended: None,
+    };
+    Play::inheriting(Inheritance {
+        engine: Default::default(),
+        deaths: vec![death(1), death(2), death(3)],
+        boot: Boot::Resumed,
+        units,
+        durable: BTreeMap::from([(unit.clone(), row)]),
+        adopted: vec![adopted],
+        populated: BTreeSet::from([unit]),
+        next_run: RunId(2),
+    })
+}
+
 fn reach(place: &Place) -> Play {
-    let mut play = Play::begin(place.unit.split(" + ").map(script::unit).collect());
+    let units = place.unit.split(" + ").map(script::unit).collect();
+    let mut play = if place.way == DEADLY { deadly(units) } else { Play::begin(units) };
     play.pass(play.now + Duration::from_millis(100));
+    if place.way == DEADLY {
+        play.lines.clear();
+        return play;
+    }
     for event in place.way.split(';').map(str::trim).filter(|event| !event.is_empty()) {
         perform(&mut play, event, place.run);
     }

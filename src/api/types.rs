@@ -122,8 +122,8 @@ pub struct AlertLine {
     pub ts: String,
     /// None: of the daemon itself.
     pub unit: Option<String>,
-    /// failing | recovered | gave-up | stuck | resync-failed | engine-restarted | safe-mode |
-    /// config-error | config-mended
+    /// failing | recovered | gave-up | stuck | resync-failed | engine-restarted | quarantined |
+    /// safe-mode | config-error | config-mended
     pub kind: String,
     /// critical | warning | info
     pub severity: String,

@@ -190,7 +190,8 @@ fn notes(daemon: &DaemonInfo, units: usize) -> String {
     }
     if daemon.mode != "normal" {
         text.push_str(&format!(
-            "note: {} mode: units are supervised, changed files wait for `upright apply`; see `upright events`\n",
+            "note: {} mode: units are supervised, files and reloads are refused; `upright clear --all` ends it, \
+             `upright events` tells why\n",
             escape_line(&daemon.mode)
         ));
     }

@@ -13,6 +13,7 @@ use crate::base::name::UnitName;
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::follow;
 use crate::daemon::hands::{Hands, Live};
+use crate::daemon::slate::Slate;
 use crate::daemon::tag::Tag;
 use crate::daemon::words::Handover;
 use crate::engine::durable::UnitDurable;
@@ -77,8 +78,8 @@ pub fn sockets(
 
 /// Enters the keeper's rows into the hands and says them as the engine wants them. Their
 /// pipes are read on from where the last engine left off.
-pub fn runs(rows: Vec<TableRow>, hands: &mut Hands) -> Vec<Adopted> {
-    let mut adopted: Vec<Adopted> = rows.into_iter().filter_map(|row| run(row, hands)).collect();
+pub fn runs(rows: Vec<TableRow>, hands: &mut Hands, slate: &Slate) -> Vec<Adopted> {
+    let mut adopted: Vec<Adopted> = rows.into_iter().filter_map(|row| run(row, hands, slate)).collect();
     adopted.iter_mut().for_each(|row| hold_end_back(row, hands));
     adopted
 }
@@ -102,12 +103,13 @@ fn hold_end_back(row: &mut Adopted, hands: &mut Hands) {
     }
 }
 
-fn run(row: TableRow, hands: &mut Hands) -> Option<Adopted> {
+fn run(row: TableRow, hands: &mut Hands, slate: &Slate) -> Option<Adopted> {
     let TableRow { run, tag, pid, spawned_at, executed, end_asked, said_ready, ended, held } = row;
     let Some(Tag { unit, role, log_from }) = Tag::from_bytes(&tag) else {
         tracing::error!("run {run} (process {pid}) has the tag `{}`, which says nothing", tag.escape_ascii());
         return None;
     };
+    slate.touch(&unit);
     let asked = if end_asked { Asked::ToEnd } else { Asked::No };
     let live = Live {
         said_ready,

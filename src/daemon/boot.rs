@@ -34,6 +34,7 @@ use crate::daemon::notify::NotifySocket;
 use crate::daemon::plan::Surroundings;
 use crate::daemon::reload::Files;
 use crate::daemon::shell::{Ears, Ending, Shell};
+use crate::daemon::slate::{self, Slate};
 use crate::daemon::tag::Tag;
 use crate::daemon::upgrade::{self, Heard, Milestone, Upgrade};
 use crate::engine::adopt::{Boot, Inheritance};
@@ -41,7 +42,7 @@ use crate::engine::{Adopted, Effects, Engine, Settings};
 use crate::keeper;
 use crate::keeper::client::{Attached, Client};
 use crate::keeper::upgrade::Came;
-use crate::keeper::wire::{HOLD_NAME_LEN_MAX, Request, TableRow};
+use crate::keeper::wire::{HOLD_NAME_LEN_MAX, Request, Stage, TableRow};
 use crate::logs::capture::Capture;
 use crate::store::open::{self, Life, Loaded, Phase, RUNS_PER_RESERVE};
 use crate::store::row::Level;
@@ -62,7 +63,7 @@ const EXIT_USAGE: u8 = 2;
 /// The hidden command that is the engine (`cli::args`).
 const ENGINE_WORD: &str = "engine";
 
-/// As of a Rust program whose main thread panicked.
+/// As of a Rust program that panicked.
 const EXIT_PANICKED: i32 = 101;
 
 /// Calls that wait for the loop. Above it the server's connections wait, which are bounded.
@@ -142,7 +143,7 @@ fn argv_of<'a>(word: &str, rest: impl IntoIterator<Item = &'a CString>) -> Vec<C
 /// `binary` is the file that the daemon was started from.
 pub fn run_engine(places: &Places, binary: Option<PathBuf>) -> i32 {
     let guard = log_to_stderr();
-    end_with_any_thread();
+    end_with_any_panic();
     let code = match engine(places, binary) {
         Ok(()) => 0,
         Err(why) => {
@@ -154,18 +155,16 @@ pub fn run_engine(places: &Places, binary: Option<PathBuf>) -> i32 {
     code
 }
 
-/// An engine without its store or its log capture would look alive and not be: a panic on
-/// one of those threads ends the process, and the keeper starts another. A panic of the
-/// loop ends it anyway; one in a connection's task ends that connection.
-fn end_with_any_thread() {
+/// A panic anywhere ends the engine at once, and the keeper starts another: a thread, the loop, or a
+/// task of it. An engine without its store, its dispatcher of alerts or one of its probes would look
+/// alive and not be, and what a connection's task had in hand when it broke is not known either
+/// (decision 0013). Nothing is unwound: a death at any instruction is what the next engine expects.
+fn end_with_any_panic() {
     let told = std::panic::take_hook();
-    let main = std::thread::current().id();
     std::panic::set_hook(Box::new(move |panic| {
         told(panic);
         #[expect(clippy::disallowed_methods, reason = "a hook of a panic has nobody to return to")]
-        if std::thread::current().id() != main {
-            std::process::exit(EXIT_PANICKED);
-        }
+        std::process::exit(EXIT_PANICKED);
     }));
 }
 
@@ -299,13 +298,18 @@ fn begin(
     binary: Option<PathBuf>,
 ) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let begun = clock::monotonic();
-    let Attached { keeper_pid, engine_starts, started_at, rows, held, to_end, upgrade } = client.attach()?;
+    let Attached { keeper_pid, engine_starts, started_at, ends, rows, mut held, to_end, upgrade } =
+        client.attach()?;
+    let slate = open_slate(&mut held, &mut client)?;
+    let deaths = slate.deaths(&ends);
     let (sources, heard) = mpsc::unbounded_channel();
     let (store, log, loaded) = open_store(&home, &sources)?;
+    client.send(Request::Alive { stage: Stage::Beginning })?; // a large store may take a while
     let boot = upgrade::boot_of(engine_starts, upgrade.as_ref(), loaded.upgrade_told.as_deref(), started_at);
     // What the files say now, and what was in force when the last engine died.
     let reading = judge(load(&home), &loaded.last_good);
     let in_force = in_force(boot, &home, &loaded, &rows, &reading);
+    client.send(Request::Alive { stage: Stage::Beginning })?; // and so may many files
     log.rotate_by(rotation_of(&in_force.daemon));
     let mut stored = FdStore::default();
     let sockets = sockets_and_stored(&home, &mut client, held, &mut stored)?;
@@ -329,21 +333,23 @@ fn begin(
     });
     hands.specs = in_force.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
     first.into_iter().for_each(|keep| hands.keep_of_outbox(keep, stamp(clock::monotonic())));
-    let adopted = adopt_all(boot, rows, &mut hands)?;
+    let adopted = adopt_all(boot, rows, &mut hands, &slate)?;
     adopt::stored(stored, &loaded.durable, &mut hands);
     let populated = adopt::populated(&mut hands, &adopted).map_err(at("list the cgroups"))?;
     let (calls, stop) =
         serve(sockets.api, &in_force.daemon, hands.tools.sources.clone()).map_err(at("serve the socket"))?;
     let next_run = adopt::next_run(loaded.next_run, &adopted);
     let settings = Settings { start_concurrency: in_force.daemon.start_concurrency, seed: begun.as_ns() };
-    let (now, mut effects, files) = (clock::monotonic(), Effects::default(), Files::new(&in_force));
+    let (now, files) = (clock::monotonic(), Files::new(&in_force));
+    let mut effects = Effects::watched_by(slate.witness());
     let (units, durable, engine) = (in_force.units, loaded.durable.clone(), loaded.engine.clone());
-    let inherited = Inheritance { boot, units, durable, engine, adopted, populated, next_run };
+    let inherited = Inheritance { boot, units, durable, engine, deaths, adopted, populated, next_run };
     let take_over = if to_end { Engine::new_to_end } else { Engine::new };
     let engine = take_over(now, settings, inherited, &mut effects);
     let mut shell = Shell {
         engine,
         effects,
+        slate,
         hands,
         notify: NotifySocket::new(sockets.notify).map_err(at("watch the notify socket"))?,
         home,
@@ -369,10 +375,24 @@ fn begin(
     Ok((shell, Ears { sources: heard, calls }))
 }
 
+/// The memory in which an engine notes what it is at; the keeper holds it for the next one.
+fn open_slate(held: &mut Vec<(Vec<u8>, OwnedFd)>, client: &mut Client) -> io::Result<Slate> {
+    let known = held.iter().position(|(name, _)| name == slate::NAME).map(|at| held.swap_remove(at).1);
+    let mut hold = None;
+    let slate = Slate::open(known, |request| hold = Some(request));
+    hold.map_or(Ok(()), |request| client.send(request))?;
+    Ok(slate)
+}
+
 /// An engine that was sent ahead refuses what it does not understand; any other makes the best of it.
-fn adopt_all(boot: Boot, rows: Vec<TableRow>, hands: &mut Hands) -> Result<Vec<Adopted>, String> {
+fn adopt_all(
+    boot: Boot,
+    rows: Vec<TableRow>,
+    hands: &mut Hands,
+    slate: &Slate,
+) -> Result<Vec<Adopted>, String> {
     let told = rows.len();
-    let adopted = adopt::runs(rows, hands);
+    let adopted = adopt::runs(rows, hands, slate);
     if boot == Boot::Relieved && adopted.len() < told {
         return Err(format!("{} of {told} runs are not understood", told - adopted.len()));
     }

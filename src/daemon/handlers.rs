@@ -19,6 +19,7 @@ use crate::engine::event::Order;
 use crate::engine::safe::Mode;
 use crate::engine::view::{StateWord, UnitView};
 use crate::store::row::{EventQuery, Level, Pick};
+use crate::sys::clock;
 
 /// Last log lines and last events on a unit's card.
 const CARD_LINES: u64 = 10;
@@ -304,8 +305,8 @@ impl Shell {
             .collect()
     }
 
-    /// Red: a broken file or a failed unit. Yellow: something wanted is not there, or something ails
-    /// the daemon itself. Green: all is as it should be.
+    /// Red: a broken file or a failed unit. Yellow: something wanted is not there, something ails the
+    /// daemon itself, or the engine does not trust itself. Green: all is as it should be.
     fn color(&self, views: &[UnitView]) -> &'static str {
         let failed = views.iter().any(|view| view.state == StateWord::Failed);
         if failed || !self.files.errors.is_empty() {
@@ -313,7 +314,8 @@ impl Shell {
         }
         let missing =
             views.iter().any(|view| view.wanted && view.state != StateWord::Active && !is_done(view));
-        if missing || !self.troubles().is_empty() { "yellow" } else { "green" }
+        let safe = self.engine.mode(clock::monotonic()) == Mode::Safe;
+        if missing || safe || !self.troubles().is_empty() { "yellow" } else { "green" }
     }
 
     fn answer_card(&self, name: &str, reply: oneshot::Sender<Answer>) {

@@ -21,6 +21,7 @@ mod output;
 mod plan;
 mod reload;
 mod shell;
+mod slate;
 mod streams;
 mod upgrade;
 mod views;

@@ -19,7 +19,7 @@ use crate::config::load::{Loaded, load};
 use crate::daemon::again::{Again, FILES_RETRY};
 use crate::daemon::boot::rotation_of;
 use crate::daemon::files::{Reading, judge, sentence};
-use crate::daemon::handlers::{Until, json};
+use crate::daemon::handlers::{Until, json, refuse};
 use crate::daemon::hands::Source;
 use crate::daemon::shell::Shell;
 use crate::daemon::views;
@@ -27,7 +27,7 @@ use crate::daemon::watch::Watching;
 use crate::engine::effect::Outcome;
 use crate::engine::event::{Event, Order, RequestId};
 use crate::engine::plan::{Change, Comes};
-use crate::engine::safe::Mode;
+use crate::engine::safe::{Mode, WAY_OUT};
 use crate::store::row::Level;
 use crate::store::writer::Write;
 use crate::sys::clock;
@@ -211,7 +211,7 @@ impl Shell {
         for reader in readers {
             match reader {
                 Reader::Watch(look) => self.follow(reading.clone(), look),
-                Reader::Signal => _ = self.apply(reading.clone(), Told::Always),
+                Reader::Signal => self.apply_unasked(reading.clone()),
                 Reader::Plan(reply) => {
                     let plan = self.config_plan(&reading);
                     let _ = reply.send(json(&plan)); // whoever asked has left
@@ -225,6 +225,17 @@ impl Shell {
         if !next.is_empty() {
             self.files.reading = Some(next);
             self.begin_reading();
+        }
+    }
+
+    /// SIGHUP: nobody waits for an answer.
+    fn apply_unasked(&mut self, reading: Reading) {
+        match self.engine.refuses_files(clock::monotonic()) {
+            Some(why) => {
+                self.note(Level::Warn, "config.refused", why, []);
+                self.say_unapplied(&reading);
+            }
+            None => _ = self.apply(reading, Told::Always),
         }
     }
 
@@ -466,6 +477,10 @@ impl Shell {
         until: Until,
         reply: oneshot::Sender<Answer>,
     ) {
+        if let Some(why) = self.engine.refuses_files(clock::monotonic()) {
+            let answer = refuse(409, "daemon.safe_mode", why, Some(WAY_OUT.to_string()));
+            return drop(reply.send(answer)); // whoever asked may have left
+        }
         let changes = self.engine.plan(&reading.units);
         self.audit_apply(peer, &changes);
         let plan = self.apply(reading, Told::Always);

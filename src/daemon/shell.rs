@@ -22,6 +22,7 @@ use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Late, Source, stamp};
 use crate::daemon::notify::NotifySocket;
 use crate::daemon::reload::{Files, Look, Reader};
+use crate::daemon::slate::Slate;
 use crate::daemon::upgrade::Upgrade;
 use crate::daemon::views::Clocks;
 use crate::daemon::words::DATAGRAMS_PER_TURN;
@@ -29,7 +30,7 @@ use crate::engine::effect::Effect;
 use crate::engine::event::{Event, Order, RequestId};
 use crate::engine::{Effects, Engine};
 use crate::keeper::client::Client;
-use crate::keeper::wire::{News, Request};
+use crate::keeper::wire::{News, Request, Stage};
 use crate::store::open::{Life, Phase};
 use crate::store::row::Level;
 use crate::store::writer::Write;
@@ -47,6 +48,7 @@ const SHORT_RETRY: Duration = Duration::from_millis(20);
 pub struct Shell {
     pub(crate) engine: Engine,
     pub(crate) effects: Effects,
+    pub(crate) slate: Slate,
     pub(crate) hands: Hands,
     pub(crate) notify: NotifySocket,
     pub(crate) home: Home,
@@ -106,6 +108,7 @@ impl Shell {
         let fired = watched(timer.as_fd().try_clone_to_owned()?, Wake::Data)?;
         let mut armed = None;
         self.settle();
+        self.hands.ask_keeper(Request::Alive { stage: Stage::Running });
         while !matches!(self.ending, Ending::Done | Ending::HandedOver) {
             let due = self.next_due();
             if due != armed {
@@ -194,7 +197,7 @@ impl Shell {
             } else if let Some((late, trouble)) = self.hands.next_uncommitted() {
                 self.on_never(late, &trouble);
             } else {
-                return;
+                return self.slate.clear();
             }
         }
     }
@@ -202,6 +205,9 @@ impl Shell {
     /// Performs what the last step said.
     pub(crate) fn perform(&mut self, stamp: Stamp) {
         for effect in self.effects.drain() {
+            if let Some(unit) = effect.unit() {
+                self.slate.touch(unit);
+            }
             if let Effect::Spawn { unit, .. } = &effect
                 && let Some(spec) = self.engine.spec_of(unit)
             {
@@ -297,7 +303,12 @@ impl Shell {
             News::OrphanReaped => self.hands.on_orphan_reaped(),
             News::Signalled { signal } => self.on_signal(signal),
             News::Upgrade(news) => self.on_upgrade_news(news),
-            News::Welcome { .. } | News::Row(_) | News::Held { .. } | News::TableEnd => {
+            News::Ping => self.hands.ask_keeper(Request::Alive { stage: Stage::Running }),
+            News::Welcome { .. }
+            | News::EngineEnded(_)
+            | News::Row(_)
+            | News::Held { .. }
+            | News::TableEnd => {
                 tracing::warn!("the keeper told its table twice");
             }
         }

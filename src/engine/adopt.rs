@@ -17,6 +17,7 @@ use crate::engine::effect::{Effect, Effects, Mark, RecordKind, Role};
 use crate::engine::event::Rest;
 use crate::engine::health;
 use crate::engine::order::RELOAD_TIMEOUT;
+use crate::engine::safe::Death;
 use crate::engine::state::{
     Activating, Active, Asked, Hold, Hooks, Living, Probing, Reloading, Resyncing, StartStep, State,
     StopStep, Then, Unit, WatchStep, WhyInactive,
@@ -44,6 +45,8 @@ pub struct Inheritance {
     pub durable: BTreeMap<UnitName, UnitDurable>,
     /// The row of the engine itself.
     pub engine: EngineDurable,
+    /// How the engines before this one died, oldest first.
+    pub deaths: Vec<Death>,
     pub adopted: Vec<Adopted>,
     /// Units in whose cgroup anything lives now.
     pub populated: BTreeSet<UnitName>,
@@ -72,7 +75,7 @@ impl Engine {
     }
 
     fn take_over(self, now: Monotonic, inherited: Inheritance, fx: &mut Effects) -> Engine {
-        let Inheritance { boot, units, mut durable, engine: row, adopted, populated, next_run: _ } =
+        let Inheritance { boot, units, mut durable, engine: row, deaths, adopted, populated, next_run: _ } =
             inherited;
         let mut engine = self;
         engine.durable = row.clone();
@@ -101,6 +104,10 @@ impl Engine {
             fx.push(Effect::Forget { unit });
         }
         engine.rebuild_edges();
+        engine.on_deaths(now, &deaths, fx);
+        if !engine.shutting_down {
+            engine.judge_deaths(now, &deaths, fx);
+        }
         let names: BTreeSet<UnitName> = engine.units.keys().cloned().collect();
         let mut rows: BTreeMap<UnitName, Vec<Adopted>> = BTreeMap::new();
         for row in adopted {
@@ -112,12 +119,15 @@ impl Engine {
         for name in &names {
             let own = rows.remove(name).unwrap_or_default();
             let rest = if populated.contains(name) { Rest::Alive } else { Rest::Empty };
+            // What is to end has to be dealt with, whatever comes of it.
+            if engine.durable.quarantined.contains_key(name) && !engine.shutting_down {
+                engine.leave_alone(now, name, own, rest);
+                continue;
+            }
+            fx.touch(name);
             engine.adopt_unit(now, name, &own, rest, &mut ended, fx);
         }
         engine.pull();
-        if boot == Boot::Resumed {
-            engine.on_engine_death(now, fx);
-        }
         ended.sort_by_key(|end| end.run);
         for end in ended {
             engine.on_exited(now, end.run, end.at, end.exit, end.rest, fx);
@@ -133,7 +143,7 @@ impl Engine {
         engine
     }
 
-    fn adopt_unit(
+    pub(crate) fn adopt_unit(
         &mut self,
         now: Monotonic,
         name: &UnitName,
@@ -262,11 +272,11 @@ fn catch_up(unit: &mut Unit, rows: &[&Adopted], fx: &mut Effects) {
 }
 
 /// An end that happened unseen, to be fed in as news.
-struct Ended {
-    run: RunId,
-    at: Monotonic,
-    exit: Exit,
-    rest: Rest,
+pub(crate) struct Ended {
+    pub run: RunId,
+    pub at: Monotonic,
+    pub exit: Exit,
+    pub rest: Rest,
 }
 
 /// Nothing of the unit is known to live: what its row says.

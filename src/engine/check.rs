@@ -79,7 +79,8 @@ fn hold(promise: &'static str, kept: bool) -> Result<(), (&'static str, String)>
 }
 
 fn check_unit(unit: &Unit) -> Result<(), (&'static str, String)> {
-    let mains = unit.living.values().filter(|living| living.role == Role::Main).count();
+    let lives = |run: &RunId| unit.quarantine().is_none_or(|left| left.lives(*run));
+    let mains = unit.living.iter().filter(|(run, living)| living.role == Role::Main && lives(run)).count();
     hold("E1 at most one main process", mains <= 1)?;
     hold("E2 nothing lives in a unit at rest", !unit.at_rest() || unit.is_empty())?;
     hold("E3 what is starting or active has its process", has_process(unit))?;

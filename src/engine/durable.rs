@@ -2,7 +2,7 @@
 //!
 //! Refuses: what can be derived from the keeper's table or the unit file.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::exit::RunId;
 use crate::base::name::UnitName;
@@ -55,16 +55,21 @@ pub struct UnitDurable {
 pub struct EngineDurable {
     /// What was last found wrong in the files; an alert was raised for it.
     pub config_errors: Vec<String>,
-    /// When engines died lately, CLOCK_BOOTTIME; at most `DEATHS_TO_SAFE_MODE`.
-    pub deaths: Vec<Monotonic>,
+    /// The newest death of an engine that was told, CLOCK_BOOTTIME.
+    pub told_death: Option<Monotonic>,
+    /// Deaths until then count no more: an operator said so.
+    pub forgiven: Option<Monotonic>,
     /// In safe mode since then.
     pub safe_since: Option<Monotonic>,
+    /// Units that are left alone until an operator comes, with the sentence to show.
+    pub quarantined: BTreeMap<UnitName, String>,
 }
 
 impl EngineDurable {
     /// The same row after a reboot.
     pub fn after_reboot(self) -> EngineDurable {
-        EngineDurable { config_errors: self.config_errors, ..EngineDurable::default() }
+        let EngineDurable { config_errors, quarantined, .. } = self;
+        EngineDurable { config_errors, quarantined, ..EngineDurable::default() }
     }
 }
 

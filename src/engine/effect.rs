@@ -13,6 +13,7 @@ use crate::base::time::Monotonic;
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::event::RequestId;
 use crate::engine::plan::Comes;
+use crate::engine::safe::DeathHow;
 use crate::engine::view::StateWord;
 
 /// Which of the unit's commands a run executes.
@@ -71,6 +72,31 @@ pub enum Effect {
     Reply { request: RequestId, outcomes: Vec<(UnitName, Outcome)> },
     /// After `Order::Shutdown`: everything that could be stopped is.
     Finished,
+}
+
+impl Effect {
+    /// The unit that it names.
+    pub fn unit(&self) -> Option<&UnitName> {
+        match self {
+            Effect::Spawn { unit, .. }
+            | Effect::SignalAll { unit, .. }
+            | Effect::KillAll { unit }
+            | Effect::Probe { unit, .. }
+            | Effect::Check { unit, .. }
+            | Effect::Resync { unit, .. }
+            | Effect::WatchLog { unit, .. }
+            | Effect::Save { unit, .. }
+            | Effect::Forget { unit } => Some(unit),
+            Effect::Alert(alert) => alert.unit.as_ref(),
+            Effect::Record(record) => record.unit.as_ref(),
+            Effect::Signal { .. }
+            | Effect::End { .. }
+            | Effect::Release { .. }
+            | Effect::SaveEngine(_)
+            | Effect::Reply { .. }
+            | Effect::Finished => None,
+        }
+    }
 }
 
 /// How an order ended for one unit.
@@ -210,6 +236,19 @@ pub enum RecordKind {
         kind: AlertKind,
         message: String,
     },
+    /// An engine of this keeper died, while it dealt with this unit.
+    EngineDied {
+        how: DeathHow,
+        touched: Option<UnitName>,
+    },
+    /// An operator ended safe mode.
+    SafeModeLeft,
+    /// Engines died of it so often that it is left alone.
+    Quarantined {
+        deaths: u32,
+    },
+    /// An operator ended that.
+    QuarantineLeft,
 }
 
 /// Something that a person must be told. What deserves one is decided in `engine::alert`.
@@ -240,6 +279,8 @@ pub enum AlertKind {
     ResyncFailed,
     /// The engine died and another took over.
     EngineRestarted,
+    /// Engines died while they dealt with a unit: it is left alone.
+    Quarantined,
     /// So many deaths in so short a time that files are not followed by themselves any more.
     SafeMode,
     ConfigError,
@@ -247,13 +288,14 @@ pub enum AlertKind {
 }
 
 impl AlertKind {
-    pub const ALL: [AlertKind; 9] = [
+    pub const ALL: [AlertKind; 10] = [
         AlertKind::Failing,
         AlertKind::Recovered,
         AlertKind::GaveUp,
         AlertKind::Stuck,
         AlertKind::ResyncFailed,
         AlertKind::EngineRestarted,
+        AlertKind::Quarantined,
         AlertKind::SafeMode,
         AlertKind::ConfigError,
         AlertKind::ConfigMended,
@@ -267,6 +309,7 @@ impl AlertKind {
             AlertKind::Stuck => "stuck",
             AlertKind::ResyncFailed => "resync-failed",
             AlertKind::EngineRestarted => "engine-restarted",
+            AlertKind::Quarantined => "quarantined",
             AlertKind::SafeMode => "safe-mode",
             AlertKind::ConfigError => "config-error",
             AlertKind::ConfigMended => "config-mended",
@@ -337,9 +380,31 @@ pub struct Effects {
     /// Units with a record in this step.
     recorded: BTreeSet<UnitName>,
     marks: Vec<Mark>,
+    witness: Option<Witness>,
+}
+
+/// Told which unit is dealt with next, before anything is done about it: should we die of it, that is
+/// what the next engine wants to know.
+pub struct Witness(pub Box<dyn FnMut(&UnitName)>);
+
+impl fmt::Debug for Witness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Witness")
+    }
 }
 
 impl Effects {
+    /// Effects whose steps are watched.
+    pub fn watched_by(witness: Option<Witness>) -> Effects {
+        Effects { witness, ..Effects::default() }
+    }
+
+    pub(crate) fn touch(&mut self, unit: &UnitName) {
+        if let Some(Witness(told)) = &mut self.witness {
+            told(unit);
+        }
+    }
+
     pub(crate) fn push(&mut self, effect: Effect) {
         self.list.push(effect);
     }
@@ -466,6 +531,13 @@ marks! {
     ConfigBroken,
     ConfigMended,
     SafeModeEntered,
+    SafeModeLeft,
+    /// An order was refused in safe mode.
+    SafeModeRefused,
+    Quarantined,
+    /// A run of a unit in quarantine ended.
+    EndedInQuarantine,
+    QuarantineLeft,
     /// An operator cleared a unit that had given up, but was not down yet.
     ClearedOnTheWay,
 }

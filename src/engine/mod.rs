@@ -17,6 +17,7 @@ mod health;
 mod order;
 pub mod outbox;
 pub mod plan;
+mod quarantine;
 mod restart;
 mod resync;
 pub mod safe;
@@ -110,6 +111,9 @@ pub struct Engine {
 impl Engine {
     /// Takes one event; says in order what the shell must do. Never blocks, never fails.
     pub fn step(&mut self, now: Monotonic, event: Event, fx: &mut Effects) {
+        if let Some(unit) = self.subject(&event) {
+            fx.touch(unit);
+        }
         match event {
             Event::Tick => self.on_tick(now, fx),
             Event::Configured { units } => self.on_configured(now, units, fx),
@@ -139,6 +143,7 @@ impl Engine {
 
     fn finish_step(&mut self, now: Monotonic, fx: &mut Effects) {
         while let Some(name) = self.queue.pop_first() {
+            fx.touch(&name);
             self.evaluate(now, &name, fx);
             if self.slot_is_free()
                 && let Some((_, waiter)) = self.slot_waiters.first()
@@ -201,6 +206,7 @@ impl Engine {
         let due: Vec<UnitName> =
             self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, name)| name.clone()).collect();
         for name in due {
+            fx.touch(&name);
             self.touched.insert(name.clone());
             self.on_deadline(now, &name, fx);
         }
@@ -333,6 +339,9 @@ impl Engine {
         rest: Rest,
         fx: &mut Effects,
     ) {
+        if self.ended_in_quarantine(run, at, exit, rest, fx) {
+            return;
+        }
         fx.push_late(Effect::Release { run });
         let Some(name) = self.runs.remove(&run) else { return fx.mark(Mark::LateNewsIgnored) };
         self.touched.insert(name.clone());
@@ -364,6 +373,9 @@ impl Engine {
     }
 
     fn on_emptied(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
+        if self.emptied_in_quarantine(name) {
+            return;
+        }
         let Some(unit) = self.units.get_mut(name) else { return };
         unit.strays = false;
         self.touched.insert(name.clone());

@@ -50,6 +50,21 @@ impl Job {
 
 impl Engine {
     pub(crate) fn on_ordered(&mut self, now: Monotonic, request: RequestId, order: Order, fx: &mut Effects) {
+        if let Some(why) = self.refuses(now, &order) {
+            fx.mark(Mark::SafeModeRefused);
+            return self.refuse_each(request, order, &why);
+        }
+        match &order {
+            Order::Start(units) | Order::Stop(units) | Order::Restart(units) | Order::Clear(units) => {
+                self.lift_quarantines(now, units, fx)
+            }
+            Order::Reload(_)
+            | Order::Signal(..)
+            | Order::Resync(_)
+            | Order::AwaitUp(_)
+            | Order::AwaitDown(_)
+            | Order::Shutdown => {}
+        }
         match order {
             Order::Start(units) => {
                 self.order_each(request, "start", Goal::Up, units, fx, |this, name, fx| {
@@ -72,6 +87,10 @@ impl Engine {
                 })
             }
             Order::Clear(units) => {
+                let named: BTreeSet<&UnitName> = units.iter().collect();
+                if self.units.keys().all(|name| named.contains(name)) {
+                    self.trust_again(now, fx);
+                }
                 self.order_each(request, "clear", Goal::Up, units, fx, |this, name, fx| {
                     this.order_clear(now, name, fx)
                 })
@@ -93,8 +112,25 @@ impl Engine {
             }
             Order::AwaitUp(units) => self.await_units(request, Goal::Up, units),
             Order::AwaitDown(units) => self.await_units(request, Goal::Down, units),
-            Order::Shutdown => self.order_shutdown(fx),
+            Order::Shutdown => self.order_shutdown(now, fx),
         }
+    }
+
+    /// Answers an order that moves nothing now.
+    fn refuse_each(&mut self, request: RequestId, order: Order, why: &str) {
+        let (goal, units) = match order {
+            Order::Reload(units) => (Goal::Reloaded, units),
+            Order::Resync(units) => (Goal::Resynced, units),
+            Order::Start(units) | Order::Restart(units) | Order::Clear(units) | Order::AwaitUp(units) => {
+                (Goal::Up, units)
+            }
+            Order::Stop(units) | Order::AwaitDown(units) => (Goal::Down, units),
+            Order::Signal(unit, _) => (Goal::Up, vec![unit]),
+            Order::Shutdown => return,
+        };
+        let mut job = Job::new(goal);
+        units.into_iter().for_each(|unit| job.answer(unit, Outcome::Failed(why.to_string())));
+        self.jobs.insert(request, job);
     }
 
     /// Gives the order to each unit. `give` answers at once, or None when a job has to wait.
@@ -115,6 +151,7 @@ impl Engine {
             }
             self.touched.insert(name.clone());
             self.queue_around(&name);
+            fx.touch(&name);
             fx.record(&name, None, RecordKind::Ordered { verb });
             if self.shutting_down {
                 job.outcomes.push((name, Outcome::Failed("the daemon is stopping".to_string())));
@@ -131,6 +168,17 @@ impl Engine {
     }
 
     fn order_start(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) -> Option<Outcome> {
+        let outcome = self.begin_start(now, name, fx);
+        let never = || {
+            let other = self.waits_for_quarantined(name)?;
+            let text =
+                format!("it waits for {other}, which is in quarantine; `upright clear {other}` ends that");
+            Some(Outcome::Failed(text))
+        };
+        outcome.or_else(never)
+    }
+
+    fn begin_start(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) -> Option<Outcome> {
         self.want_with_requirements(now, name, fx);
         self.make_way(name, fx);
         self.end_episode(name, fx);
@@ -163,7 +211,10 @@ impl Engine {
                 }
                 Some(Outcome::Failed("it is stuck: a process survived SIGKILL".to_string()))
             }
-            State::Waiting { .. } | State::Activating(_) => None,
+            // Not any more: it was lifted.
+            State::Failed { hold: Hold::Quarantined(_) } | State::Waiting { .. } | State::Activating(_) => {
+                None
+            }
         }
     }
 
@@ -227,7 +278,8 @@ impl Engine {
             | State::Activating(_)
             | State::Active(_)
             | State::Backoff { .. }
-            | State::Deactivating { .. } => None,
+            | State::Deactivating { .. }
+            | State::Failed { hold: Hold::Quarantined(_) } => None,
         }
     }
 
@@ -308,7 +360,7 @@ impl Engine {
                 fx.mark(Mark::ClearedOnTheWay);
                 *then = Then::Again { not_before: None };
             }
-            State::Failed { hold: Hold::Stuck { .. } }
+            State::Failed { hold: Hold::Stuck { .. } | Hold::Quarantined(_) }
             | State::Inactive { .. }
             | State::Waiting { .. }
             | State::Activating(_)
@@ -318,10 +370,11 @@ impl Engine {
         Some(Outcome::Done)
     }
 
-    fn order_shutdown(&mut self, fx: &mut Effects) {
+    fn order_shutdown(&mut self, now: Monotonic, fx: &mut Effects) {
         self.shutting_down = true;
         let names: Vec<UnitName> = self.units.keys().cloned().collect();
         for name in names {
+            self.lift_quarantine(now, &name, fx);
             self.supersede(&name, Goal::Down, fx);
             self.touched.insert(name.clone());
             self.queue.insert(name);
@@ -373,6 +426,10 @@ impl Engine {
             State::Failed { hold: Hold::GaveUp(why) } => {
                 self.resolve(name, Goal::Down, |_| Outcome::Done);
                 self.resolve(name, Goal::Up, |_| Outcome::Failed(why.clone()));
+            }
+            State::Failed { hold: Hold::Quarantined(left) } => {
+                self.resolve(name, Goal::Up, |_| Outcome::Failed(left.why.clone()));
+                self.resolve(name, Goal::Down, |_| Outcome::Failed(left.why.clone()));
             }
             State::Failed { hold: Hold::Stuck { .. } } => {
                 let stuck = |_: &UnitName| Outcome::Failed("a process survived SIGKILL".to_string());

@@ -367,6 +367,7 @@ pub fn severity(kind: AlertKind) -> &'static str {
         | AlertKind::GaveUp
         | AlertKind::Stuck
         | AlertKind::ResyncFailed
+        | AlertKind::Quarantined
         | AlertKind::SafeMode => "critical",
         AlertKind::EngineRestarted | AlertKind::ConfigError => "warning",
         AlertKind::Recovered | AlertKind::ConfigMended => "info",

@@ -214,7 +214,11 @@ impl Engine {
                 Then::Backoff { .. } | Then::Hold(_) => *then = Then::Again { not_before: None },
                 Then::Again { .. } | Then::Finished(_) => {}
             },
-            State::Inactive { .. } | State::Waiting { .. } | State::Activating(_) | State::Active(_) => {
+            State::Inactive { .. }
+            | State::Waiting { .. }
+            | State::Activating(_)
+            | State::Active(_)
+            | State::Failed { hold: Hold::Quarantined(_) } => {
                 return;
             }
         }
@@ -301,6 +305,7 @@ impl Engine {
         match &unit.state {
             _ if self.shutting_down => Some(Outcome::Failed("the daemon is stopping".to_string())),
             State::Failed { hold: Hold::Stuck { .. } } => stuck(),
+            State::Failed { hold: Hold::Quarantined(left) } => Some(Outcome::Failed(left.why.clone())),
             State::Failed { hold: Hold::GaveUp(why) } if up => Some(Outcome::Failed(why.clone())),
             State::Failed { hold: Hold::GaveUp(_) } => Some(Outcome::Done),
             State::Inactive { why: WhyInactive::Finished(_) } => Some(Outcome::Done),

@@ -201,6 +201,7 @@ impl Engine {
     }
 
     pub(crate) fn on_executed(&mut self, now: Monotonic, run: RunId, fx: &mut Effects) {
+        self.note_in_quarantine(run, |row| row.executed = true);
         let Some(name) = self.runs.get(&run).cloned() else { return fx.mark(Mark::LateNewsIgnored) };
         if self.starting(&name) == Some(&StartStep::Spawning { main: run }) {
             self.touched.insert(name.clone());
@@ -267,6 +268,7 @@ impl Engine {
 
     /// The process itself says that it is ready, in whatever way.
     pub(crate) fn on_said_ready(&mut self, now: Monotonic, run: RunId, fx: &mut Effects) {
+        self.note_in_quarantine(run, |row| row.said_ready = true);
         let Some(name) = self.runs.get(&run).cloned() else { return fx.mark(Mark::LateNewsIgnored) };
         let Some(unit) = self.units.get(&name) else { return };
         let by_itself = matches!(

@@ -10,10 +10,12 @@ use std::time::Duration;
 use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
+use crate::engine::Adopted;
 use crate::engine::durable::{Desired, UnitDurable};
 use crate::engine::effect::Role;
+use crate::engine::event::Rest;
 use crate::engine::view::StateWord;
-use crate::unit::spec::UnitSpec;
+use crate::unit::spec::{ServiceType, UnitSpec};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -230,6 +232,25 @@ pub(crate) enum Hold {
     GaveUp(String),
     /// Something survived SIGKILL; when it is gone, go on there.
     Stuck { then: Then },
+    /// Engines died while they dealt with it: it is left alone until an operator comes.
+    Quarantined(Quarantine),
+}
+
+/// What is known of a unit that is left alone: enough to take it over later as after a crash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Quarantine {
+    /// The sentence to show.
+    pub why: String,
+    /// Its runs, ended ones included: the keeper keeps those until somebody deals with them.
+    pub rows: Vec<Adopted>,
+    pub rest: Rest,
+}
+
+impl Quarantine {
+    /// Whether this run lives, as far as we heard.
+    pub fn lives(&self, run: RunId) -> bool {
+        self.rows.iter().any(|row| row.run == run && row.ended.is_none())
+    }
 }
 
 /// What a service announced by sd_notify(3).
@@ -344,8 +365,35 @@ impl Unit {
         self.living.is_empty() && !self.strays
     }
 
+    /// Active; or it was when it was put into quarantine, and its process lives on: nobody is to
+    /// lose a requirement because of our trouble with it.
     pub fn is_ready(&self) -> bool {
-        matches!(self.state, State::Active(_))
+        match &self.state {
+            State::Active(_) => true,
+            State::Failed { hold: Hold::Quarantined(left) } => match self.durable.ready {
+                Some((run, _)) => left.lives(run),
+                None => self.durable.finished && self.spec.service.kind == ServiceType::Oneshot,
+            },
+            State::Inactive { .. }
+            | State::Waiting { .. }
+            | State::Activating(_)
+            | State::Backoff { .. }
+            | State::Deactivating { .. }
+            | State::Failed { hold: Hold::GaveUp(_) | Hold::Stuck { .. } } => false,
+        }
+    }
+
+    pub fn quarantine(&self) -> Option<&Quarantine> {
+        match &self.state {
+            State::Failed { hold: Hold::Quarantined(left) } => Some(left),
+            State::Inactive { .. }
+            | State::Waiting { .. }
+            | State::Activating(_)
+            | State::Active(_)
+            | State::Backoff { .. }
+            | State::Deactivating { .. }
+            | State::Failed { hold: Hold::GaveUp(_) | Hold::Stuck { .. } } => None,
+        }
     }
 
     /// Nothing lives and nothing is under way.
@@ -353,7 +401,7 @@ impl Unit {
         match self.state {
             State::Inactive { .. } | State::Waiting { .. } | State::Backoff { .. } => true,
             State::Failed { hold: Hold::GaveUp(_) } => true,
-            State::Failed { hold: Hold::Stuck { .. } } => false,
+            State::Failed { hold: Hold::Stuck { .. } | Hold::Quarantined(_) } => false,
             State::Activating(_) | State::Active(_) | State::Deactivating { .. } => false,
         }
     }
@@ -374,7 +422,8 @@ impl Unit {
 
     /// The main process, if it lives.
     pub fn living_main(&self) -> Option<RunId> {
-        self.main.filter(|run| self.living.contains_key(run))
+        let left = self.quarantine();
+        self.main.filter(|run| left.is_none_or(|left| left.lives(*run)) && self.living.contains_key(run))
     }
 
     /// When this unit next needs a `Tick`.

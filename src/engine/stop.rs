@@ -38,7 +38,8 @@ impl Engine {
                 }
                 self.bring_down(now, name, fx);
             }
-            State::Deactivating { .. } | State::Failed { hold: Hold::Stuck { .. } } => {}
+            State::Deactivating { .. }
+            | State::Failed { hold: Hold::Stuck { .. } | Hold::Quarantined(_) } => {}
         }
     }
 
@@ -47,7 +48,8 @@ impl Engine {
         let followers = self.followers.get(name).into_iter().flatten();
         followers.filter(|other| *other != name).any(|other| {
             self.units.get(other).is_some_and(|unit| {
-                (self.to_stop(other) || unit.restarting) && !unit.at_rest() && !unit.is_stuck()
+                let goes = self.to_stop(other) || unit.restarting;
+                goes && !unit.at_rest() && !unit.is_stuck() && unit.quarantine().is_none()
             })
         })
     }

@@ -62,6 +62,10 @@ pub struct UnitView {
     pub after: Vec<UnitName>,
     /// The operator or the file wants it up.
     pub wanted: bool,
+    /// What needs it may start: it is active, or was when it was put into quarantine.
+    pub ready: bool,
+    /// Left alone, because engines died of it.
+    pub quarantined: bool,
     /// Gone from the files; it is forgotten when nothing of it lives any more.
     pub removed: bool,
 }
@@ -113,6 +117,8 @@ fn view(unit: &Unit) -> UnitView {
         wants: section.wants.clone(),
         after: section.after.clone(),
         wanted: unit.wanted(),
+        ready: unit.is_ready(),
+        quarantined: unit.quarantine().is_some(),
         removed: unit.removed,
     }
 }
@@ -179,6 +185,7 @@ fn own_reason(unit: &Unit) -> String {
             StopStep::Post { index, .. } => format!("stop_post {} runs", index.saturating_add(1)),
         },
         State::Failed { hold: Hold::GaveUp(why) } => why.clone(),
+        State::Failed { hold: Hold::Quarantined(left) } => left.why.clone(),
         State::Failed { hold: Hold::Stuck { .. } } => {
             "stuck: a process survived SIGKILL; nothing is started beside it".to_string()
         }

@@ -11,8 +11,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
-use crate::keeper::codec::{Encoded, MESSAGE_BYTES_MAX, decode_news, encode_request};
-use crate::keeper::wire::{ENGINE_SOCKET_FD, News, Request, TableRow, UpgradeNews};
+use crate::keeper::codec::{CodecError, Encoded, MESSAGE_BYTES_MAX, decode_news, encode_request};
+use crate::keeper::wire::{ENGINE_SOCKET_FD, EngineEnd, News, Request, Stage, TableRow, UpgradeNews};
 use crate::sys::{clock, pipe, process, socket};
 
 /// Most requests that wait for the socket: every run of a full table signalled and released.
@@ -41,6 +41,8 @@ pub struct Attached {
     pub engine_starts: u32,
     /// When the keeper started.
     pub started_at: Monotonic,
+    /// How the last engines ended, oldest first; none from a keeper of an older build.
+    pub ends: Vec<EngineEnd>,
     pub rows: Vec<TableRow>,
     /// (name, fd) of `Request::Hold`.
     pub held: Vec<(Vec<u8>, OwnedFd)>,
@@ -74,6 +76,8 @@ impl Client {
     /// # Errors
     /// TimedOut; UnexpectedEof when the keeper is gone; InvalidData when it speaks otherwise.
     pub fn attach(&mut self) -> io::Result<Attached> {
+        // First of all: a keeper that knows the word tells such an engine more.
+        self.send(Request::Alive { stage: Stage::Beginning })?;
         self.send(Request::Hello)?;
         let deadline = clock::monotonic() + ATTACH_MAX;
         let mut attached = None;
@@ -88,12 +92,14 @@ impl Client {
                         keeper_pid,
                         engine_starts,
                         started_at,
+                        ends: Vec::new(),
                         rows: Vec::new(),
                         held: Vec::new(),
                         to_end: false,
                         upgrade: None,
                     });
                 }
+                (News::EngineEnded(end), Some(attached)) => attached.ends.push(end),
                 (News::Row(row), Some(attached)) => attached.rows.push(row),
                 (News::Held { name, fd }, Some(attached)) => attached.held.push((name, fd)),
                 (News::Upgrade(news), Some(attached)) => attached.upgrade = Some(news),
@@ -104,7 +110,11 @@ impl Client {
                 }
                 // On a socket that an earlier image of this engine used before exec.
                 (
-                    News::Spawned { .. } | News::Executed { .. } | News::Main { .. } | News::Exited { .. },
+                    News::Spawned { .. }
+                    | News::Executed { .. }
+                    | News::Main { .. }
+                    | News::Exited { .. }
+                    | News::Ping,
                     None,
                 ) => {}
                 (early @ (News::SpawnShort { .. } | News::OrphanReaped | News::Signalled { .. }), None) => {
@@ -119,6 +129,8 @@ impl Client {
                     | News::Executed { .. }
                     | News::Main { .. }
                     | News::Exited { .. }
+                    | News::EngineEnded(_)
+                    | News::Ping
                     | News::OrphanReaped
                     | News::Upgrade(_),
                     _,
@@ -191,14 +203,26 @@ impl Client {
 
     fn recv_told(&mut self) -> io::Result<Option<News>> {
         self.flush()?;
+        loop {
+            match self.recv_one() {
+                // A word of a newer keeper that it does not wait to see obeyed.
+                Err(Unheard::Unknown) => {}
+                Err(Unheard::Broken(error)) => return Err(error),
+                Ok(news) => return Ok(news),
+            }
+        }
+    }
+
+    fn recv_one(&mut self) -> Result<Option<News>, Unheard> {
         let mut bytes = [0; MESSAGE_BYTES_MAX];
         let mut fds = Vec::new();
-        match socket::recv(&self.socket, &mut bytes, &mut fds) {
+        let received = match socket::recv(&self.socket, &mut bytes, &mut fds) {
             Ok(got) if got.len == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(got) => {
-                let message = bytes.get(..got.len).unwrap_or(&[]);
-                decode_news(message, fds).map(Some).map_err(|error| invalid(&error.to_string()))
-            }
+            Ok(got) => match decode_news(bytes.get(..got.len).unwrap_or(&[]), fds) {
+                Ok(news) => Ok(Some(news)),
+                Err(CodecError::Kind(_)) => return Err(Unheard::Unknown),
+                Err(error) => Err(invalid(&error.to_string())),
+            },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) if socket::is_short(&error) => {
                 self.short = true;
@@ -208,7 +232,8 @@ impl Client {
                 Err(io::ErrorKind::UnexpectedEof.into())
             }
             Err(error) => Err(error),
-        }
+        };
+        received.map_err(Unheard::Broken)
     }
 
     /// Waits for the keeper until `deadline`, which also threads and tests may use.
@@ -229,6 +254,12 @@ impl Client {
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+/// Why a message was not heard.
+enum Unheard {
+    Unknown,
+    Broken(io::Error),
 }
 
 impl AsFd for Client {

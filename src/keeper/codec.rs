@@ -13,7 +13,8 @@ use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::keeper::reader::Reader;
 use crate::keeper::wire::{
-    FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Request, SpawnPlan, TAG_LEN_MAX, UpgradeNews,
+    EngineEnd, FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Request, SpawnPlan, Stage, TAG_LEN_MAX,
+    UpgradeNews,
 };
 use crate::sys::memfd;
 
@@ -86,6 +87,7 @@ mod kind {
     pub const SWAP: u8 = 32;
     pub const HEALTHY: u8 = 33;
     pub const UNFIT: u8 = 34;
+    pub const ALIVE: u8 = 20;
     pub const WELCOME: u8 = 64;
     pub const ROW: u8 = 65;
     pub const HELD: u8 = 66;
@@ -98,6 +100,8 @@ mod kind {
     pub const SIGNALLED: u8 = 73;
     pub const MAIN: u8 = 74;
     pub const UPGRADE: u8 = 96;
+    pub const PING: u8 = 84;
+    pub const ENGINE_ENDED: u8 = 85;
 }
 
 impl Body {
@@ -182,6 +186,14 @@ pub fn encode_request(request: Request) -> io::Result<Encoded> {
     let mut fds = Vec::new();
     let body = match request {
         Request::Hello => Body::new(kind::HELLO),
+        Request::Alive { stage } => {
+            let mut body = Body::new(kind::ALIVE);
+            body.u8(match stage {
+                Stage::Beginning => 0,
+                Stage::Running => 1,
+            });
+            body
+        }
         Request::Spawn { run, tag, plan, fds: given } => {
             if tag.len() > TAG_LEN_MAX {
                 return Err(too_long("the tag of a run"));
@@ -256,6 +268,7 @@ pub fn decode_request(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, CodecE
     let mut from = Reader(bytes);
     let request = match from.kind()? {
         kind::HELLO => Request::Hello,
+        kind::ALIVE => Request::Alive { stage: from.stage()? },
         kind::SPAWN => return decode_spawn(from, fds),
         kind::SIGNAL => Request::Signal { run: from.run()?, signal: from.signal()? },
         kind::SIGNAL_TO_END => Request::SignalToEnd { run: from.run()?, signal: from.signal()? },
@@ -367,6 +380,15 @@ pub fn encode_news(news: &News) -> Body {
             body
         }
         News::Upgrade(news) => encode_upgrade(news),
+        News::Ping => Body::new(kind::PING),
+        News::EngineEnded(end) => {
+            let mut body = Body::new(kind::ENGINE_ENDED);
+            body.i32(end.pid);
+            body.time(end.at);
+            body.exit(end.exit);
+            body.u8(u8::from(end.hung));
+            body
+        }
     }
 }
 
@@ -435,6 +457,13 @@ pub fn decode_news(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<News, CodecError> 
         kind::ORPHAN_REAPED => News::OrphanReaped,
         kind::SIGNALLED => News::Signalled { signal: from.signal()? },
         kind::UPGRADE => News::Upgrade(from.upgrade()?),
+        kind::PING => News::Ping,
+        kind::ENGINE_ENDED => News::EngineEnded(EngineEnd {
+            pid: from.i32()?,
+            at: from.time()?,
+            exit: from.exit()?,
+            hung: from.flag()?,
+        }),
         other => return Err(CodecError::Kind(other)),
     };
     from.end()?;

@@ -1,6 +1,6 @@
 //! The engine as the keeper's child: started at once, and again when it ends.
 //!
-//! Refuses: judging why it ended. The new engine reads that from the store.
+//! Refuses: judging why it ended. The next engine is told how the ones before it did, and judges.
 
 use std::env;
 use std::ffi::CString;
@@ -12,8 +12,10 @@ use nix::errno::Errno;
 
 use crate::base::exit::Exit;
 use crate::base::time::Monotonic;
+use crate::keeper::pulse::{Finding, Pulse};
+use crate::keeper::systemd::OWN_VARIABLES;
 use crate::keeper::talk::Talk;
-use crate::keeper::wire::ENGINE_SOCKET_FD;
+use crate::keeper::wire::{ENGINE_SOCKET_FD, EngineEnd};
 use crate::sys::image::{BINARY_FD, path_of_fd};
 use crate::sys::spawn::{Born, ChildPlan, Outcome, read_outcome, spawn};
 use crate::sys::{pipe, process, socket};
@@ -21,14 +23,16 @@ use crate::sys::{pipe, process, socket};
 /// An engine that ends sooner than this after its start has not really lived.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 
-/// So many short lives in a row are restarted at once; then the wait grows.
-const SHORT_LIVES_FREE: u32 = 3;
+/// So many short lives in a row are restarted at once; then the wait grows. As many as make safe mode.
+const SHORT_LIVES_FREE: u32 = 5;
 
 /// First wait; doubled for each further short life.
-const WAIT_MIN: Duration = Duration::from_millis(100);
+const WAIT_MIN: Duration = Duration::from_millis(50);
 
-/// Longest wait: services without an engine are not restarted, so it stays short.
-const WAIT_MAX: Duration = Duration::from_secs(2);
+/// Longest wait. Services without an engine are not restarted, and one has to be back within a second
+/// of the last one's death; and an engine that dies as soon as it has begun (about 40 ms of CPU) costs
+/// less than a tenth of a core.
+const WAIT_MAX: Duration = Duration::from_millis(400);
 
 /// A start needs a socket pair and a pipe.
 const RESERVE_FDS: usize = 4;
@@ -43,6 +47,9 @@ pub struct Life {
     pub pid: i32,
     pub(super) since: Monotonic,
     pub(super) outcome: OwnedFd,
+    pub(super) pulse: Pulse,
+    /// We killed it, because it did not answer.
+    pub(super) hung: bool,
     /// None once it has closed its end: it is killed then, for it can do nothing any more.
     pub link: Option<Link>,
 }
@@ -66,9 +73,10 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Executes ourselves again with `argv` and our environment.
+    /// Executes ourselves again with `argv` and our environment, but for what is meant for us.
     pub fn new(argv: Vec<CString>) -> Engine {
-        let env = env::vars_os().filter_map(|(name, value)| {
+        let inherited = env::vars_os().filter(|(name, _)| !OWN_VARIABLES.iter().any(|own| name == *own));
+        let env = inherited.filter_map(|(name, value)| {
             CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok()
         });
         let plan =
@@ -162,7 +170,8 @@ impl Engine {
             Ok((Born { pid, outcome }, socket)) => {
                 self.starts = self.starts.saturating_add(1);
                 let link = Some(Link { socket, talk: Talk::Silent });
-                self.state = State::Living(Life { pid, since: now, outcome, link });
+                let pulse = Pulse::new(now);
+                self.state = State::Living(Life { pid, since: now, outcome, pulse, hung: false, link });
                 Ok(())
             }
             Err(errno) => {
@@ -201,17 +210,40 @@ impl Engine {
         Ok((spawn(&self.plan, fds, None)?, ours))
     }
 
-    /// It was reaped. The sentence says how it ended, for stderr.
-    pub fn ended(&mut self, now: Monotonic, exit: Exit) -> String {
+    pub fn pulse_mut(&mut self) -> Option<&mut Pulse> {
+        match &mut self.state {
+            State::Living(life) => Some(&mut life.pulse),
+            State::Due { .. } => None,
+        }
+    }
+
+    /// When its pulse is next to be felt; None while there is nobody to talk to.
+    pub fn pulse_due(&self, feeding: Option<Duration>) -> Option<Monotonic> {
+        self.life().filter(|life| life.link.is_some() && !life.hung)?.pulse.due(feeding)
+    }
+
+    /// Whether it lives. Found hung, it is remembered as that, and found so once.
+    pub fn feel(&mut self, now: Monotonic, feeding: Option<Duration>) -> Finding {
+        let State::Living(life) = &mut self.state else { return Finding::Well };
+        if life.link.is_none() || life.hung {
+            return Finding::Well;
+        }
+        let finding = life.pulse.look(now, feeding);
+        life.hung = finding == Finding::Hung;
+        finding
+    }
+
+    /// It was reaped: how it ended. None: there was none.
+    pub fn ended(&mut self, now: Monotonic, exit: Exit) -> Option<EngineEnd> {
         let State::Living(life) = &self.state else {
-            return String::new();
+            return None;
         };
         let exit = match read_outcome(&life.outcome) {
             Outcome::Failed { step, errno } => Exit::NotExecuted { step, errno },
             Outcome::Pending | Outcome::Executed => exit,
         };
         let lived = now.since(life.since);
-        let sentence = format!("engine {} {exit}", life.pid);
+        let end = EngineEnd { pid: life.pid, at: now, exit, hung: life.hung };
         let refused = matches!(exit, Exit::Code(_)) && now.since(life.since) < SHORT_LIFE;
         self.refusals = if refused { self.refusals.saturating_add(1) } else { 0 };
         if lived < SHORT_LIFE {
@@ -220,7 +252,7 @@ impl Engine {
             self.short_lives = 0;
             self.state = State::Due { at: now };
         }
-        sentence
+        Some(end)
     }
 
     /// Counts short lives anew, and waits for none of those before.

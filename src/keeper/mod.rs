@@ -8,6 +8,8 @@ pub mod codec;
 pub mod table;
 mod engine;
 mod talk;
+mod pulse;
+mod systemd;
 mod mains;
 mod reader;
 mod state;

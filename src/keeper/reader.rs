@@ -8,7 +8,9 @@ use crate::base::exit::{Exit, RunId, SpawnStep};
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::keeper::codec::{CodecError, MAGIC, VERSION};
-use crate::keeper::wire::{FdUse, HOLD_NAME_LEN_MAX, TAG_LEN_MAX, TableRow, UpgradeNews, UpgradeStage};
+use crate::keeper::wire::{
+    FdUse, HOLD_NAME_LEN_MAX, Stage, TAG_LEN_MAX, TableRow, UpgradeNews, UpgradeStage,
+};
 
 /// What is left of a message.
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
@@ -115,6 +117,14 @@ impl<'a> Reader<'a> {
             out.push(item(self)?);
         }
         Ok(out)
+    }
+
+    pub(crate) fn stage(&mut self) -> Result<Stage, CodecError> {
+        match self.u8()? {
+            0 => Ok(Stage::Beginning),
+            1 => Ok(Stage::Running),
+            _ => Err(CodecError::Value("stage")),
+        }
     }
 
     pub(crate) fn fd_use(&mut self) -> Result<FdUse, CodecError> {

@@ -3,6 +3,7 @@
 //! Refuses: deciding anything about services. Its only own decision is the last one: told to
 //! end while no engine can be started, it ends the services itself.
 
+use std::collections::VecDeque;
 use std::ffi::CString;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,10 +19,11 @@ use crate::base::time::Monotonic;
 use crate::keeper::codec::{CodecError, MESSAGE_BYTES_MAX, decode_request};
 use crate::keeper::engine::Engine;
 use crate::keeper::mains::{MAIN_TOKEN, signal_run};
+use crate::keeper::systemd::Systemd;
 use crate::keeper::table::{HELD_MAX, Phase, Place, Slot, Table, Untold};
-use crate::keeper::talk::{HOLDS_MAX, Talk, Tidings};
+use crate::keeper::talk::{ENDS_MAX, HOLDS_MAX, Talk, Tidings};
 use crate::keeper::upgrade::{Expected, Upgrade};
-use crate::keeper::wire::{FdUse, Request, SpawnPlan};
+use crate::keeper::wire::{EngineEnd, FdUse, Request, SpawnPlan};
 use crate::sys::signals::{Signals, signal_child};
 use crate::sys::spawn::{ChildIds, ChildPlan, Outcome, read_outcome, spawn};
 use crate::sys::wait::{Reaped, reap};
@@ -80,11 +82,14 @@ pub(super) struct Keeper {
     pub(super) signals: Signals,
     pub(super) tidings: Tidings,
     pub(super) engine: Engine,
-    pub(super) ending: Ending,
     /// When to look at every outcome that is awaited: one of them could not be watched.
     pub(super) look_at: Option<Monotonic>,
     /// Until then nothing is said to the engine, nor heard from it.
     pub(super) talk_at: Option<Monotonic>,
+    pub(super) systemd: Systemd,
+    /// The engine's socket took nothing more.
+    pub(super) blocked: bool,
+    pub(super) ending: Ending,
     /// Bit n: signal n (TERM, INT, QUIT) was received. Told again to each new engine: the one
     /// that was told may have died of it.
     pub(super) end_signals: u64,
@@ -122,6 +127,9 @@ impl Keeper {
             orphan_reaped: false,
             upgrade: None,
             upgrade_untold: false,
+            ends: VecDeque::with_capacity(ENDS_MAX),
+            ping: false,
+            told: 0,
         };
         let engine = Engine::new(engine_argv);
         Ok(Keeper {
@@ -129,6 +137,8 @@ impl Keeper {
             signals,
             tidings,
             engine,
+            systemd: Systemd::of_process(),
+            blocked: false,
             ending: Ending::No,
             look_at: None,
             talk_at: None,
@@ -161,6 +171,7 @@ impl Keeper {
             }
         }
         self.look_at_outcomes();
+        self.feel_pulse();
         self.tell();
         self.go_on_upgrading();
         self.end_if_done(clock::monotonic())
@@ -185,7 +196,9 @@ impl Keeper {
 
     fn timeout(&self) -> EpollTimeout {
         let at = match self.ending {
-            Ending::No => self.engine.due().into_iter().chain(self.upgrade.due()).min(),
+            Ending::No => {
+                [self.engine.due(), self.upgrade.due(), self.pulse_due()].into_iter().flatten().min()
+            }
             Ending::Asked { kill_engine_at: at, .. }
             | Ending::Terminating { kill_at: at }
             | Ending::Killing { leave_at: at } => Some(at),
@@ -208,6 +221,7 @@ impl Keeper {
         if self.engine.due().is_none_or(|at| at > now) {
             return;
         }
+        (self.blocked, self.tidings.ping) = (false, false);
         if let Err(errno) = self.engine.start(now) {
             say(&format!("cannot start the engine: {errno}"));
             return;
@@ -233,6 +247,7 @@ impl Keeper {
             self.tidings.signals |= bit;
             if [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT].contains(&signal.number()) {
                 if self.end_signals == 0 {
+                    self.systemd.stopping();
                     // Only what fails from here on shows that nobody can end the services.
                     self.engine.forget_short_lives(clock::monotonic());
                 }
@@ -259,12 +274,10 @@ impl Keeper {
                 self.tidings.short = None;
             }
             self.unwatch_engine();
-            let sentence = self.engine.ended(now, exit);
+            let end = self.engine.ended(now, exit);
             self.tidings.short = None;
-            if self.on_engine_gone_in_upgrade(now, &sentence) == Expected::No
-                && matches!(self.ending, Ending::No)
-            {
-                say(&sentence);
+            if let Some(end) = end {
+                self.on_engine_end(now, end);
             }
             return;
         }
@@ -279,6 +292,21 @@ impl Keeper {
             Some(Phase::Executing { .. } | Phase::Running | Phase::Ended { .. }) | None => exit,
         };
         self.end_run(place, now, exit);
+    }
+
+    /// What becomes of the next one hangs on this: an engine of an upgrade is no engine that died.
+    fn on_engine_end(&mut self, now: Monotonic, end: EngineEnd) {
+        let sentence = format!("engine {} {}", end.pid, end.exit);
+        let upgrading = self.upgrade.due().is_some();
+        if self.on_engine_gone_in_upgrade(now, &sentence) == Expected::Yes
+            || !matches!(self.ending, Ending::No)
+        {
+            return;
+        }
+        say(&sentence);
+        if !upgrading {
+            self.tidings.note_end(end);
+        }
     }
 
     pub(super) fn end_run(&mut self, place: Place, at: Monotonic, exit: Exit) {
@@ -346,7 +374,10 @@ impl Keeper {
         let mut fds = Vec::new();
         match socket::recv(&link.socket, &mut bytes, &mut fds) {
             Ok(got) if got.len == 0 => return Read::Closed,
-            Ok(got) => self.on_message(bytes.get(..got.len).unwrap_or(&[]), fds),
+            Ok(got) => {
+                self.on_message(bytes.get(..got.len).unwrap_or(&[]), fds);
+                self.on_beat();
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Read::Empty,
             Err(error) if socket::is_short(&error) => {
                 self.rest();
@@ -385,10 +416,12 @@ impl Keeper {
         match request {
             Request::Hello => {
                 self.tidings.signals |= self.end_signals;
+                let build = self.build_of_engine();
                 if let Some(link) = self.engine.link_mut() {
-                    link.talk = Talk::Welcome;
+                    link.talk = Talk::Welcome(build);
                 }
             }
+            Request::Alive { stage } => self.on_stage(stage),
             Request::Spawn { run, tag, plan, fds } => self.spawn(run, &tag, plan, fds),
             Request::Signal { run, signal } => {
                 let place = self.tidings.table.of_run(run);
@@ -497,6 +530,20 @@ impl Keeper {
 
     /// Tells what the socket takes; while it takes nothing, no request is read either.
     pub(super) fn tell(&mut self) {
+        let (told, waited) = (self.tidings.told, self.blocked);
+        self.tell_engine();
+        if self.tidings.told == told {
+            return;
+        }
+        if waited {
+            self.on_beat(); // it has read, or there would be no room again
+        }
+        if let Some(pulse) = self.engine.pulse_mut() {
+            pulse.tells(clock::monotonic());
+        }
+    }
+
+    fn tell_engine(&mut self) {
         let starts = self.engine.starts();
         if self.talk_at.is_some_and(|at| at > clock::monotonic()) {
             return;
@@ -511,6 +558,7 @@ impl Keeper {
             Err(error) if socket::is_short(&error) => return self.rest(),
             Err(_) => return self.lose_engine(),
         };
+        self.blocked = interest == EpollFlags::EPOLLOUT;
         let _ = self.epoll.modify(&link.socket, &mut EpollEvent::new(interest, ENGINE_TOKEN)); // it is in the set
     }
 
@@ -527,6 +575,10 @@ impl Keeper {
     /// It closed its end or broke the talk: without it, it can only be ended. After `End` it
     /// may finish in peace.
     fn lose_engine(&mut self) {
+        // What it asked for before it hung up is asked for, `End` among it.
+        while self.read_request() == Read::One {
+            self.tidings.short = None;
+        }
         self.unwatch_engine();
         match self.ending {
             Ending::Asked { .. } => {}

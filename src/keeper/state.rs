@@ -14,11 +14,13 @@ use crate::base::exit::{Exit, RunId};
 use crate::base::time::Monotonic;
 use crate::keeper::codec::{CodecError, exit_bytes};
 use crate::keeper::engine::{Life, Link};
+use crate::keeper::pulse::Pulse;
 use crate::keeper::reader::Reader;
 use crate::keeper::run::Keeper;
 use crate::keeper::table::{HELD_MAX, Phase, Slot};
 use crate::keeper::talk::{Hold, Talk};
-use crate::sys::{image, memfd};
+use crate::keeper::wire::Stage;
+use crate::sys::{clock, image, memfd};
 
 /// What this build writes. A change of the bytes below makes it one more.
 pub const STATE_VERSION: u8 = 1;
@@ -107,6 +109,8 @@ pub(super) fn encode(keeper: &Keeper) -> io::Result<Vec<u8>> {
         signals: _,
         tidings,
         engine,
+        systemd: _,
+        blocked: _,
         ending: _,
         end_signals,
         upgrade,
@@ -123,7 +127,8 @@ pub(super) fn encode(keeper: &Keeper) -> io::Result<Vec<u8>> {
     [engine.starts, engine.short_lives, engine.refusals].into_iter().for_each(|count| out.u32(count));
     let life = engine.life().and_then(|life| Some((life, life.link.as_ref()?)));
     out.flag(life.is_some());
-    if let Some((Life { pid, since, outcome, link: _ }, Link { socket, talk: _ })) = life {
+    // Its pulse begins anew; that it was found hung cannot be, for then there is no link.
+    if let Some((Life { pid, since, outcome, pulse: _, hung: _, link: _ }, Link { socket, talk: _ })) = life {
         out.i32(*pid);
         out.time(*since);
         out.fd(outcome);
@@ -285,7 +290,11 @@ impl State {
         keeper.engine.refusals = self.refusals;
         let life = self.life.and_then(|LivingEngine { pid, since, outcome, socket }| {
             let link = own(socket).map(|socket| Link { socket, talk: Talk::News });
-            Some(Life { pid, since, outcome: own(outcome)?, link })
+            let now = clock::monotonic();
+            let mut pulse = Pulse::new(now);
+            pulse.hears_stage(Stage::Running);
+            pulse.beats(now);
+            Some(Life { pid, since, outcome: own(outcome)?, pulse, hung: false, link })
         });
         if let Some(life) = life {
             keeper.engine.adopt(life);

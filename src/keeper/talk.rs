@@ -2,6 +2,7 @@
 //!
 //! Refuses: a queue of news. What is untold is a bit in the table, told when the socket takes it.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -10,7 +11,7 @@ use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::keeper::codec::{encode_held, encode_news, encode_row};
 use crate::keeper::table::{HELD_MAX, Phase, Place, Table, Untold};
-use crate::keeper::wire::{News, UpgradeNews};
+use crate::keeper::wire::{EngineEnd, News, UpgradeNews};
 use crate::sys::socket;
 
 /// How far the talk with this engine is.
@@ -18,7 +19,9 @@ use crate::sys::socket;
 pub enum Talk {
     /// It has not said hello: it gets nothing.
     Silent,
-    Welcome,
+    Welcome(Build),
+    /// The ends of earlier engines from this index on.
+    Ends(usize),
     /// Rows from this place on.
     Rows(u32),
     /// Held names from this index on.
@@ -27,6 +30,16 @@ pub enum Talk {
     /// The table is told; news as it happens.
     News,
 }
+
+/// Whether an engine knows what we may say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Build {
+    Older,
+    Ours,
+}
+
+/// So many ends of engines are remembered.
+pub const ENDS_MAX: usize = 8;
 
 /// Most named fds held for the engine: sockets of ours, and what services stored.
 pub const HOLDS_MAX: usize = 4_096;
@@ -52,6 +65,12 @@ pub struct Tidings {
     /// The newest upgrade; told to each engine that comes, and when `upgrade_untold`.
     pub upgrade: Option<UpgradeNews>,
     pub upgrade_untold: bool,
+    /// How the last engines ended, oldest first.
+    pub ends: VecDeque<EngineEnd>,
+    /// The engine is to say that it lives.
+    pub ping: bool,
+    /// Messages that a socket took, over all engines.
+    pub told: u64,
 }
 
 impl Tidings {
@@ -63,12 +82,22 @@ impl Tidings {
         loop {
             *talk = match *talk {
                 Talk::Silent => return Ok(()),
-                Talk::Welcome => {
+                Talk::Welcome(build) => {
                     let keeper_pid = nix::unistd::getpid().as_raw();
                     let started_at = self.started_at;
-                    send(socket, &News::Welcome { keeper_pid, engine_starts, started_at })?;
-                    Talk::Rows(0)
+                    self.send(socket, &News::Welcome { keeper_pid, engine_starts, started_at })?;
+                    match build {
+                        Build::Ours => Talk::Ends(0),
+                        Build::Older => Talk::Rows(0),
+                    }
                 }
+                Talk::Ends(at) => match self.ends.get(at).copied() {
+                    Some(end) => {
+                        self.send(socket, &News::EngineEnded(end))?;
+                        Talk::Ends(at.saturating_add(1))
+                    }
+                    None => Talk::Rows(0),
+                },
                 Talk::Rows(from) => match self.table.next_taken(from) {
                     Some(place) => {
                         self.tell_row(socket, place)?;
@@ -79,6 +108,7 @@ impl Tidings {
                 Talk::Holds(at) => match self.holds.get(at) {
                     Some(hold) => {
                         socket::send(socket, encode_held(&hold.name).as_slice(), &[hold.fd.as_fd()])?;
+                        self.told = self.told.wrapping_add(1);
                         Talk::Holds(at.saturating_add(1))
                     }
                     None => Talk::TableEnd,
@@ -87,7 +117,7 @@ impl Tidings {
                     // Before its end: an engine has to know that all is to stop before it starts.
                     self.tell_signals(socket)?;
                     self.tell_upgrade(socket)?;
-                    send(socket, &News::TableEnd)?;
+                    self.send(socket, &News::TableEnd)?;
                     Talk::News
                 }
                 Talk::News => return self.tell_news(socket),
@@ -105,6 +135,7 @@ impl Tidings {
                 count += 1;
             }
             socket::send(socket, body.as_slice(), fds.get(..count).unwrap_or(&[]))?;
+            self.told = self.told.wrapping_add(1);
         }
         self.table.told_all(place);
         Ok(())
@@ -114,7 +145,7 @@ impl Tidings {
         while self.signals != 0 {
             let number = self.signals.trailing_zeros();
             if let Some(signal) = i32::try_from(number).ok().and_then(Signal::from_number) {
-                send(socket, &News::Signalled { signal })?;
+                self.send(socket, &News::Signalled { signal })?;
             }
             self.signals &= self.signals - 1;
         }
@@ -123,7 +154,8 @@ impl Tidings {
 
     fn tell_upgrade(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         if let Some(news) = &self.upgrade {
-            send(socket, &News::Upgrade(news.clone()))?;
+            let news = News::Upgrade(news.clone());
+            self.send(socket, &news)?;
         }
         self.upgrade_untold = false;
         Ok(())
@@ -131,7 +163,7 @@ impl Tidings {
 
     fn tell_news(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         if let Some((run, errno)) = self.short {
-            send(socket, &News::SpawnShort { run, errno })?;
+            self.send(socket, &News::SpawnShort { run, errno })?;
             self.short = None;
         }
         self.tell_signals(socket)?;
@@ -139,11 +171,15 @@ impl Tidings {
             self.tell_upgrade(socket)?;
         }
         if self.orphan_reaped {
-            send(socket, &News::OrphanReaped)?;
+            self.send(socket, &News::OrphanReaped)?;
             self.orphan_reaped = false;
         }
         while let Some(place) = self.table.next_untold() {
             self.tell_of_run(socket, place)?;
+        }
+        if self.ping {
+            self.send(socket, &News::Ping)?;
+            self.ping = false;
         }
         Ok(())
     }
@@ -158,23 +194,37 @@ impl Tidings {
             Phase::Executing { .. } | Phase::Running | Phase::Failing { .. } => None,
         };
         if untold.has(Untold::SPAWNED) {
-            send(socket, &News::Spawned { run, pid })?;
+            self.send(socket, &News::Spawned { run, pid })?;
             self.table.told(place, Untold::SPAWNED);
         }
         if untold.has(Untold::EXECUTED) {
-            send(socket, &News::Executed { run })?;
+            self.send(socket, &News::Executed { run })?;
             self.table.told(place, Untold::EXECUTED);
         }
         if untold.has(Untold::MAIN) {
-            send(socket, &News::Main { run, pid })?;
+            self.send(socket, &News::Main { run, pid })?;
             self.table.told(place, Untold::MAIN);
         }
         if untold.has(Untold::EXITED) {
             if let Some((at, exit)) = ended {
-                send(socket, &News::Exited { run, at, exit })?;
+                self.send(socket, &News::Exited { run, at, exit })?;
             }
             self.table.told(place, Untold::EXITED);
         }
+        Ok(())
+    }
+
+    /// Remembers how an engine ended; the oldest is forgotten.
+    pub fn note_end(&mut self, end: EngineEnd) {
+        if self.ends.len() >= ENDS_MAX {
+            self.ends.pop_front();
+        }
+        self.ends.push_back(end);
+    }
+
+    fn send(&mut self, socket: BorrowedFd<'_>, news: &News) -> io::Result<()> {
+        socket::send(socket, encode_news(news).as_slice(), &[])?;
+        self.told = self.told.wrapping_add(1);
         Ok(())
     }
 
@@ -198,8 +248,4 @@ impl Tidings {
     pub fn let_go(&mut self, name: &[u8]) {
         self.holds.retain(|hold| hold.name != name);
     }
-}
-
-fn send(socket: BorrowedFd<'_>, news: &News) -> io::Result<()> {
-    socket::send(socket, encode_news(news).as_slice(), &[])
 }

@@ -68,6 +68,25 @@ pub struct Ids {
     pub groups: Vec<u32>,
 }
 
+/// How far an engine is, in its own words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It takes over: it reads its store, or the table. Said again at each step of that.
+    Beginning,
+    /// Its loop turns.
+    Running,
+}
+
+/// How an engine of this keeper ended that was not told to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineEnd {
+    pub pid: i32,
+    pub at: Monotonic,
+    pub exit: Exit,
+    /// The keeper killed it, because it did not answer.
+    pub hung: bool,
+}
+
 /// One row of the keeper's table, as a new engine gets it.
 #[derive(Debug)]
 pub struct TableRow {
@@ -120,6 +139,11 @@ pub enum News {
         started_at: Monotonic,
     },
     Row(TableRow),
+    /// An engine that went before this one, oldest first. Told after `Welcome`, and only to an engine
+    /// that said `Alive` before its hello: an older build does not know it.
+    EngineEnded(EngineEnd),
+    /// Say `Alive`. Told only to an engine that has said it is running.
+    Ping,
     /// A named fd that an earlier engine gave to hold (sockets of ours, fds that services stored).
     Held {
         name: Vec<u8>,
@@ -164,6 +188,11 @@ pub enum News {
 #[expect(clippy::large_enum_variant, reason = "one at a time, on the stack; a box would buy nothing")]
 pub enum Request {
     Hello,
+    /// Before the hello, at each step of the beginning, and as the answer to `News::Ping`. It comes
+    /// from the engine's loop, so that a loop that stands still says nothing.
+    Alive {
+        stage: Stage,
+    },
     Spawn {
         run: RunId,
         tag: Vec<u8>,

@@ -35,6 +35,7 @@ impl Oracle {
     pub(crate) fn on_effects(&mut self, effects: &[Effect]) -> Verdict {
         self.last.recorded.clear();
         self.last.stopping.clear();
+        self.quarantine.lifted.clear();
         let mut failed = BTreeSet::new();
         for effect in effects {
             let Effect::Record(record) = effect else { continue };

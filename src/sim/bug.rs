@@ -11,9 +11,10 @@ use crate::base::check::ProbeOutcome;
 use crate::base::exit::RunId;
 use crate::base::time::Monotonic;
 use crate::engine::Adopted;
-use crate::engine::durable::UnitDurable;
+use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::effect::{AlertKind, Effect, Record, RecordKind, Role};
 use crate::engine::event::{Event, Order, Rest};
+use crate::engine::safe::Death;
 use crate::unit::spec::{OnLoss, UnitSpec};
 
 /// A unit that is in no file.
@@ -89,6 +90,7 @@ bugs! {
     ResyncTwice,
     DropStuckAlert,
     DropResyncAlert,
+    IgnoreQuarantine,
 }
 
 /// What a planted bug remembers of this run.
@@ -325,6 +327,19 @@ impl Bug {
             _other_bugs_leave_it => return false,
         }
         true
+    }
+
+    /// How engines died, as a broken engine would remember it.
+    pub fn deaths(self, deaths: &[Death]) -> Vec<Death> {
+        if self == Bug::IgnoreQuarantine { Vec::new() } else { deaths.to_vec() }
+    }
+
+    pub fn engine(self, row: &EngineDurable) -> EngineDurable {
+        let mut row = row.clone();
+        if self == Bug::IgnoreQuarantine {
+            row.quarantined.clear();
+        }
+        row
     }
 
     pub fn row(self, mut row: UnitDurable) -> UnitDurable {

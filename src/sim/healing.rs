@@ -20,9 +20,7 @@ impl Oracle {
     pub(crate) fn on_resync(&mut self, world: &World, engine: &Engine, unit: &UnitName) -> Verdict {
         let Some(spec) = self.specs.get(unit) else { return Ok(()) };
         for other in &spec.unit.requires {
-            let ready = engine
-                .view_of(other)
-                .is_some_and(|view| matches!(view.state, StateWord::Active | StateWord::Degraded));
+            let ready = engine.view_of(other).is_some_and(|view| view.ready);
             if !ready || self.truly_down(world, other) {
                 return broken(promises::I26B, unit, format!("{other} is down"));
             }

@@ -10,6 +10,7 @@ mod disk;
 mod healing;
 pub mod oracle;
 pub mod outbox;
+mod poison;
 pub mod promises;
 mod rest;
 pub mod run;

@@ -16,6 +16,7 @@ use crate::engine::event::{Order, RequestId};
 use crate::engine::view::StateWord;
 use crate::sim::audit::LastStep;
 use crate::sim::books::Books;
+use crate::sim::poison::Quarantine;
 use crate::sim::promises;
 use crate::sim::world::World;
 use crate::unit::spec::{RestartPolicy, ServiceType, UnitSpec};
@@ -76,6 +77,7 @@ pub struct Oracle {
     pub(crate) last: LastStep,
     /// Gave up, and no operator came since.
     parked: BTreeSet<UnitName>,
+    pub(crate) quarantine: Quarantine,
     /// The files have changed once: what is in force is what the engine goes by.
     pub(crate) reconfigured: bool,
     pub shutting_down: bool,
@@ -118,6 +120,7 @@ impl Oracle {
 
     /// Before an effect is performed.
     pub fn before(&mut self, world: &World, engine: &Engine, effect: &Effect) -> Verdict {
+        self.audit_quarantine(effect)?;
         match effect {
             Effect::Spawn { unit, run, role } => self.on_spawn(world, engine, unit, *run, *role),
             Effect::Signal { run, .. } | Effect::End { run, .. } => {
@@ -217,9 +220,7 @@ impl Oracle {
     /// A first process of a new attempt: may it be?
     fn on_attempt(&mut self, world: &World, engine: &Engine, unit: &UnitName, spec: &UnitSpec) -> Verdict {
         for other in &spec.unit.requires {
-            let ready = engine
-                .view_of(other)
-                .is_some_and(|view| matches!(view.state, StateWord::Active | StateWord::Degraded));
+            let ready = engine.view_of(other).is_some_and(|view| view.ready);
             if !ready || self.truly_down(world, other) {
                 return broken(promises::I5, unit, format!("{other} is not ready"));
             }
@@ -299,7 +300,9 @@ impl Oracle {
             }
             RecordKind::GaveUp { .. } => {
                 self.not_before.remove(unit); // held: the next start is an operator's
-                self.parked.insert(unit.clone());
+                if !self.quarantine.lifted.contains(unit) {
+                    self.parked.insert(unit.clone());
+                }
                 Ok(())
             }
             RecordKind::Shortage { .. } => {
@@ -320,6 +323,7 @@ impl Oracle {
                 self.resynced.insert(unit.clone());
                 Ok(())
             }
+            RecordKind::QuarantineLeft => self.on_quarantine_left(world.now, unit),
             RecordKind::Degraded { .. } | RecordKind::Started { .. } => {
                 self.resynced.remove(unit);
                 Ok(())
@@ -330,6 +334,9 @@ impl Oracle {
             | RecordKind::ResyncFailed { .. }
             | RecordKind::AlertRaised { .. }
             | RecordKind::Changed { .. }
+            | RecordKind::EngineDied { .. }
+            | RecordKind::SafeModeLeft
+            | RecordKind::Quarantined { .. }
             | RecordKind::Reconfigured { .. }
             | RecordKind::Recovered { .. }
             | RecordKind::Stuck
@@ -371,6 +378,9 @@ impl Oracle {
         let index = usize::try_from(failures.saturating_sub(1)).unwrap_or(last).min(last);
         let ended = world.table.get(&run).and_then(|process| process.ended);
         let failed_at = ended.map_or(world.now, |(at, _)| at);
+        if self.quarantine.lifted.contains(unit) {
+            return; // the operator's order is older than this record, and may ask for a start
+        }
         self.not_before.insert(unit.clone(), (failed_at + spec.restart.delays[index], run));
     }
 
@@ -555,11 +565,7 @@ impl Oracle {
         }
         self.audit(world, engine, &views)?;
         for view in &views {
-            let ready = |name: &&UnitName| {
-                views.iter().any(|other| {
-                    other.name == **name && matches!(other.state, StateWord::Active | StateWord::Degraded)
-                })
-            };
+            let ready = |name: &&UnitName| views.iter().any(|other| other.name == **name && other.ready);
             let whole = view.requires.iter().all(|name| ready(&name));
             let says = match view.state {
                 StateWord::Active => Some(true),

@@ -61,6 +61,7 @@ promises! {
     I46 = "I46 with faults gone, the engine comes to rest",
     I48 = "I48 active again after a failure is one recovery",
     I49 = "I49 a readiness that an engine heard is not waited for by the next one",
+    I50 = "I50 a unit in quarantine is left alone until an operator comes",
     S1 = "S1 active means ready, degraded means that a requirement is not",
     S2 = "S2 every state shows a reason",
 }

@@ -156,6 +156,7 @@ impl Sim {
             self.world.after(wait, Happening::Reconfigure);
         }
         self.plan_troubles();
+        self.plan_poison();
         if let Ending::ShutdownInChaos(after) = self.setup.ending {
             self.until(self.world.now + after)?;
             return self.shut_down();
@@ -289,7 +290,8 @@ impl Sim {
         };
         let cap = bug.map_or(self.setup.start_concurrency, |bug| bug.cap(self.setup.start_concurrency));
         let inherited = Inheritance {
-            engine: self.world.engine_row.clone(),
+            engine: bug.map_or(self.world.engine_row.clone(), |bug| bug.engine(&self.world.engine_row)),
+            deaths: bug.map_or(self.world.deaths.clone(), |bug| bug.deaths(&self.world.deaths)),
             boot,
             units: self.files.iter().map(|s| bug.map_or(s.clone(), |bug| bug.spec(s))).collect(),
             durable: self.world.rows.iter().map(row).collect(),
@@ -308,13 +310,15 @@ impl Sim {
         };
         self.engine = Some(engine);
         self.oracle.on_engine_start(now);
+        self.oracle.on_deaths(now, &self.world.deaths);
         self.say(|| "ENGINE STARTS".to_string());
         self.marks.extend(fx.drain_marks());
         let effects: Vec<Effect> = fx.drain().collect();
         if let Some(engine) = &self.engine {
             self.oracle.audit_takeover(&self.world, engine, &effects)?;
         }
-        self.perform(effects)
+        self.perform(effects)?;
+        if self.world.healed { self.clear_quarantined() } else { Ok(()) }
     }
 
     /// One event into the engine, its effects out into the world.
@@ -444,12 +448,15 @@ impl Sim {
     fn crash(&mut self) -> Result<(), Broken> {
         self.say(|| "ENGINE KILLED".to_string());
         self.engine = None;
+        self.note_death();
         self.world.crash();
         self.oracle.on_crash(&self.world);
         if self.world.faults.keeper_loss && self.world.tape.chance(Domain::Crash, 100) {
             self.say(|| "KEEPER LOST".to_string());
             self.world.lose_keeper();
+            self.world.deaths.clear();
             self.oracle.on_keeper_loss();
+            self.oracle.quarantine.only(&self.world.engine_row);
         }
         self.oracle.on_commit(&self.world)
     }

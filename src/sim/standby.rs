@@ -117,6 +117,7 @@ impl<'a> World<'a> {
             units: self.units(),
             durable: BTreeMap::new(),
             engine: EngineDurable::default(),
+            deaths: Vec::new(),
             adopted: Vec::new(),
             populated: BTreeSet::new(),
             next_run: RunId(1),
@@ -437,6 +438,10 @@ impl<'a> World<'a> {
             | RecordKind::HealthChanged { healthy: true, .. }
             | RecordKind::ResyncStarted { .. }
             | RecordKind::Resynced { .. }
+            | RecordKind::EngineDied { .. }
+            | RecordKind::SafeModeLeft
+            | RecordKind::Quarantined { .. }
+            | RecordKind::QuarantineLeft
             | RecordKind::ResyncFailed { .. } => return None,
         };
         Some(what)

@@ -16,9 +16,11 @@ pub enum Domain {
     Crash,
     /// What hooks leave behind, and how the run ends.
     Hook,
+    /// What an engine dies of.
+    Blame,
 }
 
-pub const DOMAINS: usize = 7;
+pub const DOMAINS: usize = 8;
 
 /// The choices of one run. Beyond the recorded part of a replayed tape every choice is 0,
 /// which by convention is the harmless one.

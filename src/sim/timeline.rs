@@ -128,6 +128,7 @@ impl About {
             AlertKind::Stuck
             | AlertKind::ResyncFailed
             | AlertKind::EngineRestarted
+            | AlertKind::Quarantined
             | AlertKind::SafeMode
             | AlertKind::ConfigError
             | AlertKind::ConfigMended => About::Else(kind.as_str()),

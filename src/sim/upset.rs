@@ -103,6 +103,7 @@ impl Sim {
         self.request += 1;
         let request = RequestId(self.request);
         self.oracle.on_order(request, &order);
+        self.oracle.lift_quarantine(self.world.now, &order);
         self.step(Event::Ordered { request, order })
     }
 
@@ -213,7 +214,7 @@ impl Sim {
                 self.world.after(Duration::from_millis(2), Happening::StrayEnds(unit.clone()));
             }
         }
-        Ok(())
+        self.clear_quarantined()
     }
 }
 

@@ -14,6 +14,7 @@ use crate::engine::adopt::Boot;
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::effect::{Alert, Effect, Record, Role};
 use crate::engine::event::{Event, Rest, Said};
+use crate::engine::safe::Death;
 use crate::engine::{Adopted, Asked};
 use crate::sim::setup::Faults;
 use crate::sim::tape::{Domain, Tape};
@@ -136,6 +137,10 @@ pub struct World {
     pub events: Vec<Record>,
     pub failed_runs: BTreeSet<RunId>,
     pub alerts: BTreeMap<String, Alert>,
+    /// What the keeper tells each new engine of the ones before it.
+    pub deaths: Vec<Death>,
+    /// The unit that engines die of.
+    pub poison: Option<UnitName>,
     pub pending: Vec<Batch>,
     /// Records that are to be kept, and that were.
     pub records_due: u64,
@@ -168,6 +173,8 @@ impl World {
             events: Vec::new(),
             failed_runs: BTreeSet::new(),
             alerts: BTreeMap::new(),
+            deaths: Vec::new(),
+            poison: None,
             pending: Vec::new(),
             records_due: 0,
             records_kept: 0,

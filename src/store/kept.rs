@@ -225,8 +225,10 @@ fn encode(write: &Write) -> Option<Value> {
         Write::SaveEngine(row) => json!({
             "engine": {
                 "config_errors": row.config_errors,
-                "deaths": row.deaths.iter().map(|at| at.as_ns()).collect::<Vec<_>>(),
+                "told_death": row.told_death.map(Monotonic::as_ns),
+                "forgiven": row.forgiven.map(Monotonic::as_ns),
                 "safe_since": row.safe_since.map(Monotonic::as_ns),
+                "quarantined": quarantined_value(row),
             }
         }),
         Write::Channels(known) => json!({ "channels": known }),
@@ -242,6 +244,11 @@ fn encode(write: &Write) -> Option<Value> {
     })
 }
 
+fn quarantined_value(row: &EngineDurable) -> Value {
+    let left = row.quarantined.iter();
+    Value::Object(left.map(|(unit, why)| (unit.to_string(), why.clone().into())).collect())
+}
+
 fn decode(record: &Value) -> Option<Write> {
     let name = |key: &str| UnitName::parse(&text(record, key)?).ok();
     let object = record.as_object()?;
@@ -253,11 +260,15 @@ fn decode(record: &Value) -> Option<Write> {
     }
     if let Some(row) = object.get("engine") {
         let errors = row.get("config_errors").and_then(Value::as_array).into_iter().flatten();
-        let deaths = row.get("deaths").and_then(Value::as_array).into_iter().flatten();
+        let left = row.get("quarantined").and_then(Value::as_object).into_iter().flatten();
         return Some(Write::SaveEngine(EngineDurable {
             config_errors: errors.filter_map(|text| Some(text.as_str()?.to_string())).collect(),
-            deaths: deaths.filter_map(|ns| ns.as_u64().map(Monotonic::from_ns)).collect(),
+            told_death: time(row, "told_death"),
+            forgiven: time(row, "forgiven"),
             safe_since: time(row, "safe_since"),
+            quarantined: left
+                .filter_map(|(unit, why)| Some((UnitName::parse(unit).ok()?, why.as_str()?.to_string())))
+                .collect(),
         }));
     }
     if let Some(known) = object.get("channels").and_then(Value::as_object) {
@@ -380,7 +391,9 @@ mod tests {
             units: [(unit("web"), durable), (unit("new"), UnitDurable::default())].into(),
             engine: EngineDurable {
                 config_errors: vec!["a: b".into()],
-                deaths: vec![at(1), at(2)],
+                told_death: Some(at(1)),
+                forgiven: Some(at(2)),
+                quarantined: BTreeMap::from([(unit("web"), "why".to_string())]),
                 safe_since: Some(at(9)),
             },
             last_good: [("/units/web.toml".to_string(), "x\ny".to_string())].into(),

@@ -288,11 +288,14 @@ fn save_unit(db: &Connection, unit: &UnitName, row: &UnitDurable) -> Result<(), 
 }
 
 fn save_engine(db: &Connection, row: &EngineDurable) -> Result<(), rusqlite::Error> {
-    let deaths: Vec<String> = row.deaths.iter().map(|at| at.as_ns().to_string()).collect();
-    let safe_since = row.safe_since.map(|at| at.as_ns().to_string()).unwrap_or_default();
+    let time = |at: Option<Monotonic>| at.map(|at| at.as_ns().to_string()).unwrap_or_default();
+    let left: Map<String, Value> =
+        row.quarantined.iter().map(|(unit, why)| (unit.to_string(), why.clone().into())).collect();
     open::write_meta(db, "config_errors", &Value::from(row.config_errors.clone()).to_string())?;
-    open::write_meta(db, "engine_deaths", &deaths.join(" "))?;
-    open::write_meta(db, "safe_since", &safe_since)
+    open::write_meta(db, "told_death", &time(row.told_death))?;
+    open::write_meta(db, "forgiven", &time(row.forgiven))?;
+    open::write_meta(db, "quarantined", &Value::from(left).to_string())?;
+    open::write_meta(db, "safe_since", &time(row.safe_since))
 }
 
 fn save_last_good(db: &Connection, file: &str, text: Option<&str>) -> Result<(), rusqlite::Error> {
@@ -318,9 +321,16 @@ pub(crate) fn load_engine(db: &Connection) -> Result<EngineDurable, StoreError> 
     let time = |word: &str| word.parse().ok().map(Monotonic::from_ns);
     Ok(EngineDurable {
         config_errors: serde_json::from_str(&text("config_errors")?).unwrap_or_default(),
-        deaths: text("engine_deaths")?.split_whitespace().filter_map(time).collect(),
+        told_death: time(&text("told_death")?),
+        forgiven: time(&text("forgiven")?),
         safe_since: time(&text("safe_since")?),
+        quarantined: quarantined(&text("quarantined")?),
     })
+}
+
+fn quarantined(text: &str) -> BTreeMap<UnitName, String> {
+    let left: BTreeMap<String, String> = serde_json::from_str(text).unwrap_or_default();
+    left.into_iter().filter_map(|(unit, why)| Some((UnitName::parse(&unit).ok()?, why))).collect()
 }
 
 /// Drops the row of `unit`; its history stays.

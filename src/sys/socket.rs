@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 
 use nix::libc;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, setsockopt, socketpair, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket, socketpair, sockopt,
+};
 
 /// Most fds beside one message (the kernel's SCM_MAX_FD).
 pub const MESSAGE_FDS_MAX: usize = 253;
@@ -229,6 +231,17 @@ pub fn bind_datagram(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     pass_processes(&socket);
     socket.set_nonblocking(true)?;
     Ok(socket.into())
+}
+
+/// A non-blocking datagram socket, connected to `address`.
+///
+/// # Errors
+/// As connect(2).
+pub fn connect_datagram(address: &UnixAddr) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
+    connect(socket.as_raw_fd(), address)?;
+    Ok(socket)
 }
 
 /// Has each datagram bring its sender's pidfd, where the kernel can; else it brings none.

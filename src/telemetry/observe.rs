@@ -8,6 +8,7 @@ use crate::base::{duration::Pretty, exit::Exit, name::UnitName, time::Monotonic}
 use crate::engine::effect::{AlertKind, Cause, Record, RecordKind};
 use crate::engine::outbox::{Delivery, DeliveryState, Row};
 use crate::engine::plan::Comes;
+use crate::engine::safe::DeathHow;
 use crate::engine::view::StateWord;
 use crate::store::row::{Level, NewEvent};
 
@@ -158,6 +159,13 @@ fn say(kind: &RecordKind) -> Said {
         RecordKind::Changed { from, to, why } => changed(*from, *to, why),
         RecordKind::Reconfigured { keys, comes } => reconfigured(keys, *comes),
         RecordKind::AlertRaised { key, kind, message } => alert_raised(key, *kind, message),
+        RecordKind::EngineDied { how, touched } => engine_died(*how, touched.as_ref()),
+        RecordKind::SafeModeLeft => plain(Info, "engine.trusted", "left safe mode, as an operator said"),
+        RecordKind::Quarantined { deaths } => {
+            let text = format!("is in quarantine: engines died {deaths} times while they dealt with it");
+            said(Error, "unit.quarantined", text, vec![("deaths", (*deaths).into())])
+        }
+        RecordKind::QuarantineLeft => plain(Info, "unit.released", "is no longer in quarantine"),
     }
 }
 
@@ -251,6 +259,22 @@ fn reconfigured(keys: &[String], comes: Comes) -> Said {
 fn alert_raised(key: &str, kind: AlertKind, message: &str) -> Said {
     let data = vec![("key", key.into()), ("kind", kind.as_str().into())];
     said(Level::Warn, "alert.raised", format!("raised an alert: {message}"), data)
+}
+
+fn engine_died(how: DeathHow, touched: Option<&UnitName>) -> Said {
+    let (event, mut data, cause) = match how {
+        DeathHow::Hung => ("engine.hung", Vec::new(), "it did not answer".to_string()),
+        DeathHow::Ended(exit) => ("engine.died", exit_data(&exit), exit.to_string()),
+    };
+    let mut text = match how {
+        DeathHow::Hung => "had an engine that did not answer; it was killed".to_string(),
+        DeathHow::Ended(exit) => format!("lost its engine, which {exit}"),
+    };
+    if let Some(unit) = touched {
+        text = format!("{text}, when it dealt with {unit}");
+        data.push(("touched", unit.as_str().into()));
+    }
+    Said { cause: Some(cause), ..said(Level::Error, event, text, data) }
 }
 
 fn gave_up(failures: u32) -> Said {

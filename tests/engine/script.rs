@@ -120,16 +120,20 @@ fn restores(spec: &mut UnitSpec, value: &str) {
 
 impl Play {
     pub fn begin(units: Vec<Arc<UnitSpec>>) -> Play {
-        let mut fx = Effects::default();
-        let inherited = Inheritance {
+        Play::inheriting(Inheritance {
             engine: Default::default(),
+            deaths: Vec::new(),
             boot: Boot::Fresh,
             units,
             durable: BTreeMap::new(),
             adopted: Vec::new(),
             populated: BTreeSet::new(),
             next_run: RunId(1),
-        };
+        })
+    }
+
+    pub fn inheriting(inherited: Inheritance) -> Play {
+        let mut fx = Effects::default();
         let settings = Settings { start_concurrency: 32, seed: 1 };
         let engine = Engine::new(Monotonic::ZERO, settings, inherited, &mut fx);
         let mut play = Play { engine, now: Monotonic::ZERO, requests: 0, lines: Vec::new() };
