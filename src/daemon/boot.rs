@@ -9,6 +9,7 @@ use std::os::fd::IntoRawFd;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -30,6 +31,8 @@ use crate::daemon::files::{self, Reading, judge};
 use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Source, Tools, stamp};
 use crate::daemon::notify::NotifySocket;
+use crate::daemon::orphans::{self, Survey};
+use crate::daemon::pipes::Pipes;
 use crate::daemon::plan::Surroundings;
 use crate::daemon::reload::Files;
 use crate::daemon::shell::{Ears, Ending, Shell};
@@ -44,7 +47,7 @@ use crate::store::open::{self, Life, Loaded, Phase, RUNS_PER_RESERVE};
 use crate::store::row::{EventQuery, Level};
 use crate::store::writer::{Store, Write as Keep};
 use crate::sys::lock::{Lock, LockError};
-use crate::sys::{clock, files as sys_files, process};
+use crate::sys::{clock, files as sys_files, process, socket};
 use crate::telemetry::journal::{FILE_NAME, Journal};
 use crate::telemetry::log_to_stderr;
 use crate::unit::daemon_file::DaemonSpec;
@@ -75,6 +78,14 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// The file in the run directory that carries the lock of the home.
 const LOCK_FILE: &str = "lock";
+
+/// The same for the one engine of the home.
+const ENGINE_LOCK_FILE: &str = "engine.lock";
+
+/// How long an engine whose keeper died may take to be gone.
+const ENGINE_LOCK_MAX: Duration = Duration::from_secs(10);
+
+const ENGINE_LOCK_LOOK: Duration = Duration::from_millis(2);
 
 /// The word that makes us the keeper, followed by the number of the lock's fd and the places.
 pub const KEEPER_WORD: &str = "keeper";
@@ -239,6 +250,11 @@ fn engine(places: &Places) -> Result<(), String> {
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
     let client =
         Client::connect_inherited().map_err(|error| format!("cannot talk to the keeper: {error}"))?;
+    let keeper = socket::peer_credentials(&client).map_err(|error| format!("cannot see the keeper: {error}"))?;
+    if !process::end_with_parent(keeper.pid) {
+        return Err("cannot take over: the keeper is gone".to_string());
+    }
+    let _lock = lock_of_engine(&home.run_dir)?;
     // The keeper ends an engine that hangs up. Ours stays on the line until we have ended
     // ourselves, so that what went wrong is said first and our exit code is known.
     let line = client.as_fd().try_clone_to_owned();
@@ -254,18 +270,43 @@ fn engine(places: &Places) -> Result<(), String> {
     ended
 }
 
+/// One engine a home. An engine whose keeper dies is ended by the kernel, but a disk may hold it for a
+/// moment: as long as it could write, the next one waits. Goes with its file, so with us.
+fn lock_of_engine(run_dir: &Path) -> Result<Lock, String> {
+    let path = run_dir.join(ENGINE_LOCK_FILE);
+    let deadline = clock::monotonic() + ENGINE_LOCK_MAX;
+    loop {
+        match Lock::take(&path) {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::Held { .. }) if clock::monotonic() < deadline => {
+                #[expect(clippy::disallowed_methods, reason = "nothing else can be done before it is ours")]
+                std::thread::sleep(ENGINE_LOCK_LOOK);
+            }
+            Err(error @ (LockError::Held { .. } | LockError::Io(_))) => {
+                return Err(format!("cannot take the lock {}: {error}", path.display()));
+            }
+        }
+    }
+}
+
 /// Attaches, loads, adopts: the shell of an engine that goes on where the last one stopped.
 fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let begun = clock::monotonic();
     let Attached { keeper_pid, engine_starts, started_at, rows, held, to_end } = client.attach()?;
-    let boot = if engine_starts <= 1 { Boot::Fresh } else { Boot::Resumed };
     let (sources, heard) = mpsc::unbounded_channel();
     let (store, loaded) = open_store(&home, &sources)?;
+    let world = process::world();
+    let containment = Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid);
+    let pipes = Pipes::open(&home.run_dir);
+    let survey = orphans::survey(&loaded.runs, &world, &rows, &containment, &pipes, &mut client);
+    let boot = boot_of(engine_starts, &loaded, &survey);
+    let mut rows = rows;
+    rows.extend(survey.rows);
     // What the files say now, and what was in force when the last engine died.
     let reading = judge(load(&home), &loaded.last_good);
     let in_force = match boot {
         Boot::Fresh => reading.clone(),
-        Boot::Resumed => in_force(&home, &loaded, &rows, &reading),
+        Boot::Resumed | Boot::KeeperDied => in_force(&home, &loaded, &rows, &reading),
     };
     let mut stored = FdStore::default();
     let sockets = sockets_and_stored(&home, &mut client, held, &mut stored)?;
@@ -277,16 +318,18 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         store,
         outbox,
         capture,
-        containment: Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid),
+        containment,
+        pipes,
         logs: home.log_dir.clone(),
         around: surroundings(&home, &loaded),
         sources,
         fresh: broadcast::Sender::new(FRESH_EVENTS_MAX),
         reserved_until: RunId(loaded.next_run.0 + RUNS_PER_RESERVE),
+        world,
     });
     hands.specs = in_force.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
     first.into_iter().for_each(|keep| hands.keep_of_outbox(keep, stamp(clock::monotonic())));
-    let adopted = adopt::runs(rows, &mut hands);
+    let adopted = adopt::runs(rows, loaded.runs.clone(), &mut hands);
     adopt::stored(stored, &loaded.durable, &mut hands);
     let populated = adopt::populated(&mut hands, &adopted);
     let calls = serve(sockets.api, &in_force.daemon)?;
@@ -317,6 +360,7 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         next_request: 0,
     };
     say_begin(&mut shell, boot, &loaded, begun);
+    say_unproven(&mut shell, &survey.unproven);
     for text in shell.files.keep_all(&loaded.last_good) {
         shell.hands.keep(text);
     }
@@ -367,7 +411,7 @@ fn in_force(home: &Home, loaded: &Loaded, rows: &[TableRow], reading: &Reading) 
 fn follow_at_boot(shell: &mut Shell, boot: Boot, reading: Reading, told: &[String]) {
     match boot {
         Boot::Fresh => shell.judge_errors(reading.errors),
-        Boot::Resumed => {
+        Boot::Resumed | Boot::KeeperDied => {
             // The last engine told of them.
             let is_told = |error: &&ConfigError| told.contains(&files::sentence(error));
             shell.files.errors = reading.errors.iter().filter(is_told).cloned().collect();
@@ -377,11 +421,31 @@ fn follow_at_boot(shell: &mut Shell, boot: Boot, reading: Reading, told: &[Strin
     shell.watch_files();
 }
 
+/// The first engine of a keeper whose predecessor left runs behind in this world goes on with them.
+fn boot_of(engine_starts: u32, loaded: &Loaded, survey: &Survey) -> Boot {
+    match (engine_starts, loaded.life.phase) {
+        (0 | 1, Phase::Running) if !survey.rows.is_empty() => Boot::KeeperDied,
+        (0 | 1, Phase::Running | Phase::Ended) => Boot::Fresh,
+        (2.., _) => Boot::Resumed,
+    }
+}
+
 /// The first engine of a keeper that finds a life without an end: the whole was cut down.
 fn count_fatal_stops(boot: Boot, life: Life) -> u64 {
     match (boot, life.phase) {
-        (Boot::Fresh, Phase::Running) => life.fatal_stops + 1,
-        (Boot::Fresh, Phase::Ended) | (Boot::Resumed, _) => life.fatal_stops,
+        (Boot::Fresh | Boot::KeeperDied, Phase::Running) => life.fatal_stops + 1,
+        (Boot::Fresh | Boot::KeeperDied, Phase::Ended) | (Boot::Resumed, _) => life.fatal_stops,
+    }
+}
+
+fn say_unproven(shell: &mut Shell, unproven: &[(UnitName, i32, String)]) {
+    for (unit, pid, why) in unproven {
+        let message = format!(
+            "process {pid} may be the main process of {unit}, but {why}: it is left alone, and {unit} counts as \
+             ended, status unknown"
+        );
+        let data = [("unit", unit.as_str().into()), ("pid", (*pid).into())];
+        shell.note(Level::Error, "keeper.unproven", message, data);
     }
 }
 
@@ -403,6 +467,10 @@ fn say_begin(shell: &mut Shell, boot: Boot, loaded: &Loaded, begun: Monotonic) {
     let data = [("runs", runs.into()), ("took_us", took_us.into())];
     match boot {
         Boot::Fresh => shell.note(Level::Info, "daemon.started", "the daemon has started".to_string(), data),
+        Boot::KeeperDied => {
+            let message = format!("the keeper had died; another took over {runs} runs");
+            shell.note(Level::Warn, "keeper.restarted", message, data);
+        }
         Boot::Resumed => {
             let message = format!("the engine was restarted and took over {runs} runs");
             shell.note(Level::Warn, "engine.restarted", message, data);

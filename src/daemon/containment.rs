@@ -190,6 +190,15 @@ impl Containment {
         }
     }
 
+    /// Whether this process belongs to the unit, also one that an earlier keeper spawned.
+    pub fn is_of(&self, unit: &UnitName, pid: i32, process: &OwnedFd) -> bool {
+        let marked = || match self.kind {
+            Kind::Groups { .. } => false,
+            Kind::Weak { .. } => proctree::is_marked(pid, unit.as_str()) && !pidfd::has_ended(process),
+        };
+        self.owner(pid, Some(process)).as_ref() == Some(unit) || marked()
+    }
+
     /// The one process of the unit whose parent is the keeper: what a daemon that went to the
     /// background has become. None when there are several, or none.
     pub fn only_child(&self, unit: &UnitName) -> Option<i32> {

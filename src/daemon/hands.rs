@@ -17,10 +17,12 @@ use crate::alert::dispatch::{Dispatcher, Keep};
 use crate::api::call::Answer;
 use crate::base::exit::{Exit, RunId, SpawnStep};
 use crate::base::signal::Signal;
-use crate::base::{limits, name::UnitName, time::Monotonic};
+use crate::base::{name::UnitName, time::Monotonic};
 use crate::config::load::Loaded;
 use crate::daemon::containment::Containment;
 use crate::daemon::fdstore::FdStore;
+use crate::daemon::launch::Maker;
+use crate::daemon::pipes::{Name, Pipes};
 use crate::daemon::plan::{self, Refused, Surroundings};
 use crate::daemon::streams::{History, LogSource};
 use crate::daemon::tag::Tag;
@@ -30,16 +32,17 @@ use crate::engine::durable::UnitDurable;
 use crate::engine::effect::{Effect, Outcome, Record, Role};
 use crate::engine::event::{Event, RequestId, Rest};
 use crate::keeper::client::Client;
-use crate::keeper::wire::Request;
+use crate::keeper::wire::{HOLD_NOTIFY_FD, Request};
 use crate::logs::Stream;
 use crate::logs::capture::{Capture, Drained, Writers};
 use crate::logs::spool::Spool;
 use crate::store::open::RUNS_PER_RESERVE;
 use crate::store::row::{EventRow, Level, NewEvent};
+use crate::store::run::RunRow;
 use crate::store::writer::{Batch, Committed, Store, Write};
 use crate::sys::clock;
 use crate::telemetry::observe::{Stamp, delivery_event, observe};
-use crate::unit::spec::{HealthCheck, ReadyWhen, ResyncBy, StderrTo, UnitSpec, WhenFull};
+use crate::unit::spec::{StderrTo, UnitSpec, WhenFull};
 
 /// How long a run's last words may take to reach the disk before the keeper lets go of its
 /// pipe all the same (a full disk, or a grandchild that goes on writing).
@@ -88,13 +91,21 @@ pub struct Live {
     /// The keeper knows that it said READY=1.
     pub said_ready: bool,
     pub handover: Handover,
+    /// What the store has of it, for a keeper that has to find it.
+    pub row: Option<RunRow>,
 }
 
 impl Live {
     pub fn new(unit: UnitName, role: Role, log_from: u64) -> Live {
         let handover = Handover::default();
-        Live { unit, role, pid: None, log_from, ended: false, said_ready: false, handover }
+        Live { unit, role, pid: None, log_from, ended: false, said_ready: false, handover, row: None }
     }
+}
+
+/// The pipes of a run, which may outlive it.
+struct Piped {
+    unit: UnitName,
+    streams: BTreeSet<Stream>,
 }
 
 /// What the hands are made of when an engine begins.
@@ -104,12 +115,15 @@ pub struct Tools {
     pub outbox: Dispatcher,
     pub capture: Capture,
     pub containment: Containment,
+    pub pipes: Pipes,
     pub logs: PathBuf,
     pub around: Surroundings,
     pub sources: mpsc::UnboundedSender<Source>,
     pub fresh: broadcast::Sender<EventRow>,
     /// Run ids below this one are reserved in the store.
     pub reserved_until: RunId,
+    /// Where pids mean something (`sys::process::world`).
+    pub world: String,
 }
 
 pub struct Hands {
@@ -123,14 +137,14 @@ pub struct Hands {
     pub(crate) answers: VecDeque<Event>,
     spools: BTreeMap<(UnitName, Stream), Arc<Spool>>,
     /// Pipes that the capture still reads.
-    pipes: BTreeMap<RunId, BTreeSet<Stream>>,
+    pipes: BTreeMap<RunId, Piped>,
     releasing: BTreeMap<RunId, BTreeSet<Stream>>,
     /// Units of which somebody waits to hear that they are empty.
     watched: BTreeMap<UnitName, AbortHandle>,
     /// The newest resync request of a unit.
-    resyncs: BTreeMap<UnitName, AbortHandle>,
+    pub(crate) resyncs: BTreeMap<UnitName, AbortHandle>,
     writes: Vec<Write>,
-    lates: Vec<Late>,
+    pub(crate) lates: Vec<Late>,
     waiting: VecDeque<(u64, Late)>,
     committed: u64,
 }
@@ -165,6 +179,7 @@ impl Hands {
                 if let Some(live) = self.runs.get_mut(&run) {
                     live.handover.end_asked = true;
                 }
+                self.remember(run, |row| row.end_asked = true);
                 self.ask_keeper(Request::SignalToEnd { run, signal });
                 if signal != Signal::KILL {
                     // One that is stopped (SIGSTOP, a debugger) would hear nothing but SIGKILL.
@@ -185,7 +200,7 @@ impl Hands {
                 }
                 self.watch_emptiness(unit);
             }
-            Effect::Release { run } => self.lates.push(Late::Release(run)),
+            Effect::Release { run } => self.forget_run(run),
             Effect::Probe { unit, run } => self.probe(&unit, run),
             Effect::Check { unit, run } => self.check(&unit, run),
             Effect::Resync { unit, run } => self.resync(&unit, run),
@@ -301,7 +316,11 @@ impl Hands {
 
     fn spawn(&mut self, unit: UnitName, run: RunId, role: Role, now: Monotonic) {
         self.reserve_runs(run);
-        match self.try_spawn(&unit, run, role) {
+        let spawned = self.try_spawn(&unit, run, role);
+        if spawned.is_err() {
+            self.tools.pipes.forget_run(&unit, run);
+        }
+        match spawned {
             Ok(()) => {}
             Err(refused) if is_shortage(refused.errno) => {
                 self.answers.push_back(Event::SpawnShort { run, errno: refused.errno });
@@ -329,8 +348,9 @@ impl Hands {
             StderrTo::Separate => self.spool_or_nothing(unit, Stream::Stderr),
         };
         let log_from = out.as_ref().map_or(0, |spool| spool.stored_bytes());
+        let maker = Maker { pipes: &self.tools.pipes, spec: &spec, run, ids: plan.ids.as_ref() };
         let mut prepared =
-            launch::fds(&spec, role, out, err, cgroup).map_err(refused_at(SpawnStep::Prepare))?;
+            launch::fds(&maker, role, out, err, cgroup).map_err(refused_at(SpawnStep::Prepare))?;
         if role == Role::Main {
             let stored = self.stored.duplicates(unit).map_err(refused_at(SpawnStep::Prepare))?;
             launch::give_back(&spec, stored, &mut plan, &mut prepared);
@@ -399,47 +419,9 @@ impl Hands {
     /// Moves what `run` writes into its spool from now on.
     pub fn capture(&mut self, unit: &UnitName, run: RunId, stream: Stream, pipe: OwnedFd, spool: Arc<Spool>) {
         let when_full = self.specs.get(unit).map_or(WhenFull::Block, |spec| spec.log.when_full);
-        self.pipes.entry(run).or_default().insert(stream);
+        let none = || Piped { unit: unit.clone(), streams: BTreeSet::new() };
+        self.pipes.entry(run).or_insert_with(none).streams.insert(stream);
         self.tools.capture.add(run, stream, pipe, spool, when_full);
-    }
-
-    fn probe(&self, unit: &UnitName, run: RunId) {
-        let Some(spec) = self.specs.get(unit) else { return };
-        if let ReadyWhen::Net(check) = &spec.readiness.when {
-            let within = spec.readiness.timeout.unwrap_or(limits::READINESS_PROBE_TIMEOUT);
-            let timeout = within.min(limits::READINESS_PROBE_TIMEOUT);
-            follow::run_probe(run, check.clone(), timeout, self.tools.sources.clone());
-        }
-    }
-
-    fn check(&self, unit: &UnitName, run: RunId) {
-        let Some(health) = self.specs.get(unit).and_then(|spec| spec.health.clone()) else { return };
-        if let HealthCheck::Net(check) = health.check {
-            follow::run_check(run, check, health.timeout, self.tools.sources.clone());
-        }
-    }
-
-    fn resync(&mut self, unit: &UnitName, run: RunId) {
-        let Some(resync) = self.specs.get(unit).and_then(|spec| spec.resync.clone()) else { return };
-        if let ResyncBy::Net(request) = resync.by {
-            let sources = self.tools.sources.clone();
-            let asking = follow::run_resync(run, request, resync.timeout, sources);
-            // An older one that the engine waits for no more (its requirement was lost again)
-            // must not be taken for the answer to this one.
-            if let Some(older) = self.resyncs.insert(unit.clone(), asking) {
-                older.abort();
-            }
-        }
-    }
-
-    fn watch_log(&mut self, unit: &UnitName, run: RunId) {
-        let Some(spec) = self.specs.get(unit).cloned() else { return };
-        let from = self.runs.get(&run).map_or(0, |live| live.log_from);
-        if let ReadyWhen::Log(pattern) = &spec.readiness.when
-            && let Ok(spool) = self.spool(unit, Stream::Stdout)
-        {
-            follow::watch_log(run, spool, from, pattern, self.tools.sources.clone());
-        }
     }
 
     /// Whether processes of the unit are there besides the run that just ended.
@@ -490,8 +472,8 @@ impl Hands {
     /// Lets the keeper forget a run once its pipes are drained, or a second has passed.
     pub fn release(&mut self, run: RunId) {
         match self.pipes.get(&run) {
-            Some(open) if !open.is_empty() => {
-                self.releasing.insert(run, open.clone());
+            Some(open) if !open.streams.is_empty() => {
+                self.releasing.insert(run, open.streams.clone());
                 self.tools.capture.drain(run);
                 let sources = self.tools.sources.clone();
                 tokio::spawn(async move {
@@ -507,8 +489,10 @@ impl Hands {
         if drained.writers == Writers::Gone
             && let Some(open) = self.pipes.get_mut(&drained.run)
         {
-            open.remove(&drained.stream);
-            if open.is_empty() {
+            open.streams.remove(&drained.stream);
+            let label = launch::label(drained.stream);
+            self.tools.pipes.forget(&Name { unit: open.unit.clone(), run: drained.run, label });
+            if open.streams.is_empty() {
                 self.pipes.remove(&drained.run);
             }
         }
@@ -527,7 +511,9 @@ impl Hands {
     }
 
     fn release_now(&mut self, run: RunId) {
-        self.runs.remove(&run);
+        if let Some(live) = self.runs.remove(&run) {
+            self.tools.pipes.forget(&Name { unit: live.unit, run, label: HOLD_NOTIFY_FD });
+        }
         self.ask_keeper(Request::Release { run });
     }
 

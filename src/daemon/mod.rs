@@ -14,6 +14,8 @@ mod handlers;
 mod hands;
 mod launch;
 mod notify;
+mod orphans;
+mod pipes;
 mod plan;
 mod reload;
 mod shell;

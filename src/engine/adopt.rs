@@ -31,6 +31,9 @@ pub enum Boot {
     Fresh,
     /// An engine went before this one: nothing starts over.
     Resumed,
+    /// The keeper before this one died, and services may have lived on: nothing starts over, and no
+    /// engine is to blame.
+    KeeperDied,
 }
 
 /// What an engine starts with: the files, the store's rows, the keeper's table, the cgroups.

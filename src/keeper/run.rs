@@ -17,14 +17,14 @@ use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::keeper::codec::{CodecError, MESSAGE_BYTES_MAX, decode_request};
 use crate::keeper::engine::Engine;
-use crate::keeper::mains::{MAIN_TOKEN, signal_run};
-use crate::keeper::table::{HELD_MAX, Phase, Place, Slot, Table, Untold};
+use crate::keeper::mains::{MAIN_TOKEN, Unreaped, signal_run};
+use crate::keeper::table::{Phase, Place, Slot, Table, Untold};
 use crate::keeper::talk::{HOLDS_MAX, Talk, Tidings};
 use crate::keeper::wire::{FdUse, Request, SpawnPlan};
 use crate::sys::signals::{Signals, signal_child};
 use crate::sys::spawn::{ChildIds, ChildPlan, Outcome, read_outcome, spawn};
 use crate::sys::wait::{Reaped, reap};
-use crate::sys::{clock, process, socket};
+use crate::sys::{clock, pidfd, process, socket};
 
 const SIGNALS_TOKEN: u64 = 0;
 const ENGINE_TOKEN: u64 = 1;
@@ -77,6 +77,8 @@ pub(super) struct Keeper {
     pub(super) tidings: Tidings,
     engine: Engine,
     ending: Ending,
+    /// Main processes that have ended, and of which nobody has said how.
+    pub(super) unreaped: Vec<Unreaped>,
     /// Bit n: signal n (TERM, INT, QUIT) was received. Told again to each new engine: the one
     /// that was told may have died of it.
     end_signals: u64,
@@ -118,7 +120,8 @@ impl Keeper {
             orphan_reaped: false,
         };
         let engine = Engine::new(engine_argv);
-        Ok(Keeper { epoll, signals, tidings, engine, ending: Ending::No, end_signals: 0 })
+        let (ending, unreaped) = (Ending::No, Vec::new());
+        Ok(Keeper { epoll, signals, tidings, engine, ending, unreaped, end_signals: 0 })
     }
 
     /// One turn: wait, handle, tell. The exit code when it was the last.
@@ -134,6 +137,7 @@ impl Keeper {
                 token => self.on_outcome(token),
             }
         }
+        self.give_up_unreaped(clock::monotonic());
         self.tell();
         self.end_if_done(clock::monotonic())
     }
@@ -145,7 +149,7 @@ impl Keeper {
             | Ending::Terminating { kill_at: at }
             | Ending::Killing { leave_at: at } => Some(at),
         };
-        let Some(at) = at else {
+        let Some(at) = at.into_iter().chain(self.unreaped_due()).min() else {
             return EpollTimeout::NONE;
         };
         let left = at.since(clock::monotonic());
@@ -311,6 +315,7 @@ impl Keeper {
                     self.tidings.table.note(place, Untold::MAIN);
                 }
             }
+            Err(CodecError::OrphanLost(run)) => self.refuse_orphan(run, "we are out of file descriptors"),
             Err(CodecError::FdsLost(run)) => self.tidings.short = Some((run, libc::EMFILE)),
             Err(CodecError::Plan { run, errno: errno @ (libc::EMFILE | libc::ENFILE | libc::ENOMEM) }) => {
                 self.tidings.short = Some((run, errno));
@@ -357,6 +362,7 @@ impl Keeper {
                 }
             }
             Request::NoteMain { run, pid, process } => self.note_main(run, pid, process),
+            Request::Adopt { orphan, process, held } => self.adopt(&orphan, process, held),
             Request::Release { run } => self.tidings.table.release(run),
             Request::Hold { name, fd } => {
                 if self.tidings.hold(name, fd).is_err() {
@@ -401,13 +407,13 @@ impl Keeper {
         };
         let now = clock::monotonic();
         let mut slot = Slot::new(run, tag, born.pid, now, Phase::Executing { outcome: born.outcome });
+        // Not reaped before we do: the pid is that of our child.
+        slot.identity = pidfd::open(born.pid).ok().and_then(pidfd::identity);
         let holds = fds.into_iter().filter_map(|(use_of, fd)| match use_of {
             FdUse::Hold(label) => Some((label, fd)),
             FdUse::Child(_) | FdUse::Cgroup => None,
         });
-        for (place, hold) in slot.held.iter_mut().zip(holds.take(HELD_MAX)) {
-            *place = Some(hold);
-        }
+        slot.hold(holds);
         let Some(place) = self.tidings.table.insert(slot) else {
             return;
         };
@@ -541,6 +547,6 @@ fn child_plan(plan: SpawnPlan) -> Option<ChildPlan> {
 }
 
 /// One line to stderr, on trouble only; a closed stderr is no trouble of ours.
-fn say(text: &str) {
+pub(super) fn say(text: &str) {
     let _ = writeln!(io::stderr().lock(), "upright keeper: {text}");
 }

@@ -6,6 +6,7 @@
 pub mod alert;
 pub mod open;
 pub mod row;
+pub mod run;
 pub mod writer;
 
 use std::io;

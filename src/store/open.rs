@@ -15,6 +15,7 @@ use crate::base::{exit::RunId, name::UnitName};
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::store::row::{EventQuery, EventRow};
 use crate::store::writer::Write;
+use crate::store::run::{self, RunRow};
 use crate::store::{StoreError, alert, row};
 
 /// SQLite 3.7.0 to 3.51.2 can corrupt a WAL that is reset while it is written
@@ -29,7 +30,7 @@ pub const RUNS_PER_RESERVE: u64 = 1_000;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Step k brings a file from schema k to k + 1. Never edit one that was released.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE unit (
@@ -100,6 +101,7 @@ const MIGRATIONS: [&str; 2] = [
         text TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
+    run::MIGRATION,
 ];
 
 /// Whether the daemon (keeper and engine) runs or has ended as it should, and how often it
@@ -127,6 +129,8 @@ pub struct Loaded {
     pub engine: EngineDurable,
     /// File → the text of it that was in force last.
     pub last_good: BTreeMap<String, String>,
+    /// The runs that lived when this was last written, of any boot.
+    pub runs: Vec<RunRow>,
     /// Of the boot before this open; none in a new home.
     pub boot_id: Option<String>,
     /// No run of this home had this id or a greater one; `RUNS_PER_RESERVE` ids from here
@@ -292,6 +296,7 @@ fn look(db: &Connection, boot_id: &str) -> Result<(Loaded, Vec<Write>), StoreErr
         durable,
         engine,
         last_good: row::load_last_good(db)?,
+        runs: run::load(db)?,
         boot_id: old_boot,
         next_run: RunId(next_run),
         last_event_id: last_event_id(db)?,

@@ -1,6 +1,7 @@
 //! Our own process: who we are, how large, what we inherit and let nobody see.
 //!
-//! Refuses: other processes (`signals`, `cgroup`, `proctree`).
+//! Refuses: other processes (`signals`, `cgroup`, `proctree`), but for process 1, whose life is part
+//! of where we are.
 
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -14,6 +15,8 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{SFlag, fstat};
+
+use crate::sys::{clock, pidfd, proctree};
 
 /// Makes orphans of our descendants our children (PR_SET_CHILD_SUBREAPER, prctl(2)).
 ///
@@ -44,6 +47,24 @@ pub fn execute_self(argv: &[CString], kept: BorrowedFd<'_>) -> io::Result<Infall
     let refused = nix::unistd::execv(SELF_EXE, argv);
     let _ = fcntl(kept, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)); // it was open a moment ago
     Ok(refused?)
+}
+
+/// Ends us with SIGKILL when our parent ends (PR_SET_PDEATHSIG): one that is stopped or hung would not
+/// see it otherwise. Whether the parent was alive then.
+pub fn end_with_parent(parent: i32) -> bool {
+    let _ = prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL); // of every Linux
+    nix::unistd::getppid().as_raw() == parent
+}
+
+/// Where and for how long a pid is the name of one process: this boot of the kernel, and in it this
+/// life of process 1. A container that is started again has another one in the same boot.
+pub fn world() -> String {
+    let first = pidfd::open(1).ok().and_then(pidfd::identity).map(|inode| format!("pidfd-{inode}"));
+    let by_time = || {
+        let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        format!("{}-{}", namespace.display(), proctree::started(1).unwrap_or(0))
+    };
+    format!("{} {}", clock::boot_id(), first.unwrap_or_else(by_time))
 }
 
 /// What `ps` shows: the first 15 bytes count (PR_SET_NAME).

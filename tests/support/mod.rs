@@ -316,6 +316,18 @@ impl Home {
         found.unwrap_or_else(|cause| panic!("not within {within:?}: {what}: {cause}\n{}", self.said()))
     }
 
+    /// SIGKILL to the keeper, and to nothing else; waits until it and its engine are gone.
+    pub fn kill_keeper(&mut self) {
+        let daemon = self.daemon.take().expect("a daemon runs");
+        let engines = proc::children(daemon.pid);
+        let engines: Vec<_> = engines.into_iter().filter(|child| child.name == "upright-engine").collect();
+        kill(daemon.pid, Signal::SIGKILL).expect("the keeper lives");
+        daemon.ended.recv_timeout(STOP_TIMEOUT).expect("SIGKILL ends it");
+        eventually("the engine ends with its keeper", STOP_TIMEOUT, || {
+            engines.iter().all(|engine| !engine.is_alive()).then_some(())
+        });
+    }
+
     /// SIGTERM to the daemon, or to what it was started through; waits for its end.
     pub fn stop(&mut self) -> ExitStatus {
         self.stop_by(self.child())
