@@ -250,7 +250,8 @@ fn engine(places: &Places) -> Result<(), String> {
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
     let client =
         Client::connect_inherited().map_err(|error| format!("cannot talk to the keeper: {error}"))?;
-    let keeper = socket::peer_credentials(&client).map_err(|error| format!("cannot see the keeper: {error}"))?;
+    let keeper =
+        socket::peer_credentials(&client).map_err(|error| format!("cannot see the keeper: {error}"))?;
     if !process::end_with_parent(keeper.pid) {
         return Err("cannot take over: the keeper is gone".to_string());
     }
@@ -292,13 +293,15 @@ fn lock_of_engine(run_dir: &Path) -> Result<Lock, String> {
 /// Attaches, loads, adopts: the shell of an engine that goes on where the last one stopped.
 fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let begun = clock::monotonic();
-    let Attached { keeper_pid, engine_starts, started_at, rows, held, to_end } = client.attach()?;
+    let Attached { keeper_pid, engine_starts, started_at, rows, mut held, to_end } = client.attach()?;
     let (sources, heard) = mpsc::unbounded_channel();
     let (store, loaded) = open_store(&home, &sources)?;
     let world = process::world();
     let containment = Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid);
     let pipes = Pipes::open(&home.run_dir);
-    let survey = orphans::survey(&loaded.runs, &world, &rows, &containment, &pipes, &mut client);
+    let mut kept = orphans::kept_pipes(&mut held);
+    let remembered = &loaded.runs;
+    let survey = orphans::survey(remembered, &world, &rows, &containment, &pipes, &mut kept, &mut client);
     let boot = boot_of(engine_starts, &loaded, &survey);
     let mut rows = rows;
     rows.extend(survey.rows);
@@ -330,6 +333,8 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     hands.specs = in_force.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
     first.into_iter().for_each(|keep| hands.keep_of_outbox(keep, stamp(clock::monotonic())));
     let adopted = adopt::runs(rows, loaded.runs.clone(), &mut hands);
+    hands.let_go_of_kept(kept);
+    survey.adopted.iter().for_each(|(unit, pid)| hands.tools.containment.on_adopted(unit, *pid));
     adopt::stored(stored, &loaded.durable, &mut hands);
     let populated = adopt::populated(&mut hands, &adopted);
     let calls = serve(sockets.api, &in_force.daemon)?;

@@ -6,9 +6,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::engine::effect::Role;
 use crate::base::exit::RunId;
 use crate::daemon::pipes::{Name, Pipes};
+use crate::engine::effect::Role;
 use crate::keeper::wire::{FdUse, HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT, Ids, SpawnPlan};
 use crate::logs::Stream;
 use crate::logs::spool::Spool;

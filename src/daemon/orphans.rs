@@ -16,6 +16,7 @@ use crate::daemon::pipes::{Name, Pipes};
 use crate::daemon::tag::Tag;
 use crate::engine::effect::Role;
 use crate::keeper::client::Client;
+use crate::keeper::fdstore_systemd::pipe_of;
 use crate::keeper::wire::{HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT, Orphan, Request, TableRow};
 use crate::logs::Stream;
 use crate::store::run::RunRow;
@@ -30,10 +31,19 @@ const LABELS: [u8; 3] = [HOLD_STDOUT, HOLD_STDERR, HOLD_NOTIFY_FD];
 pub struct Survey {
     /// Of a keeper that died in this world: rows as its table had them.
     pub rows: Vec<TableRow>,
-    /// How many of them live, and are the keeper's now.
-    pub adopted: usize,
+    /// Those of them that live, and are the keeper's now.
+    pub adopted: Vec<(UnitName, i32)>,
     /// Live processes that cannot be proven to be who they should be, with the reason.
     pub unproven: Vec<(UnitName, i32, String)>,
+}
+
+/// Read ends that systemd kept while no keeper lived.
+pub type KeptPipes = BTreeMap<(RunId, u8), OwnedFd>;
+
+/// Takes those out of what the keeper holds.
+pub fn kept_pipes(held: &mut Vec<(Vec<u8>, OwnedFd)>) -> KeptPipes {
+    let is_pipe = |(name, _): &mut (Vec<u8>, OwnedFd)| pipe_of(name).is_some();
+    held.extract_if(.., is_pipe).filter_map(|(name, fd)| Some((pipe_of(&name)?, fd))).collect()
 }
 
 /// Looks for every run that is remembered and not in `known`, and has the keeper adopt who lives.
@@ -43,25 +53,29 @@ pub fn survey(
     known: &[TableRow],
     containment: &Containment,
     pipes: &Pipes,
+    kept: &mut KeptPipes,
     keeper: &mut Client,
 ) -> Survey {
     let known: BTreeSet<RunId> = known.iter().map(|row| row.run).collect();
     let mut survey = Survey::default();
     for row in remembered.iter().filter(|row| row.world == world && !known.contains(&row.run)) {
         let Some(Tag { unit, .. }) = Tag::from_bytes(&row.tag) else { continue };
-        let pipe = |label: u8| Some((label, pipes.reopen(&Name { unit: unit.clone(), run: row.run, label })?));
+        let pipe = |label: u8| {
+            let named = || pipes.reopen(&Name { unit: unit.clone(), run: row.run, label });
+            Some((label, kept.remove(&(row.run, label)).or_else(named)?))
+        };
         let held: Vec<(u8, OwnedFd)> = LABELS.into_iter().filter_map(pipe).collect();
         let process = match find(row, &unit, containment) {
             Ok(process) => Some(process),
             Err(Missing::Ended) => None,
             Err(Missing::Unproven(why)) => {
-                survey.unproven.push((unit, row.pid, why));
+                survey.unproven.push((unit.clone(), row.pid, why));
                 None
             }
         };
         let ended = if process.is_some() { None } else { Some((clock::monotonic(), Exit::Unknown)) };
         if let Some(process) = process {
-            survey.adopted += 1;
+            survey.adopted.push((unit, row.pid));
             let twins = held.iter().filter_map(|(label, fd)| Some((*label, fd.try_clone().ok()?)));
             ask(keeper, Request::Adopt { orphan: orphan_of(row), process, held: twins.collect() });
         }
@@ -194,6 +208,16 @@ impl Hands {
         for run in living.collect::<Vec<_>>() {
             if let Some(facts) = facts.get(&run) {
                 self.remember_spawned(run, facts);
+            }
+        }
+    }
+
+    /// Pipes that systemd kept for runs which nobody knows any more: read on by their names, and let go of.
+    pub fn let_go_of_kept(&mut self, kept: KeptPipes) {
+        let unknown: BTreeSet<RunId> = kept.into_keys().map(|(run, _)| run).collect();
+        for run in unknown {
+            if !self.runs.contains_key(&run) {
+                self.ask_keeper(Request::Release { run });
             }
         }
     }

@@ -12,7 +12,9 @@ use crate::base::exit::{Exit, RunId};
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::keeper::reader::Reader;
-use crate::keeper::wire::{FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Orphan, Request, SpawnPlan, TAG_LEN_MAX};
+use crate::keeper::wire::{
+    FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Orphan, Request, SpawnPlan, TAG_LEN_MAX,
+};
 use crate::sys::memfd;
 
 /// Longest message. The largest is a spawn: its tag, 14 bytes, and 5 for each fd.

@@ -15,8 +15,8 @@ use crate::base::time::Monotonic;
 use crate::keeper::run::{Keeper, say};
 use crate::keeper::table::{Phase, Place, Slot, Untold};
 use crate::keeper::wire::Orphan;
-use crate::sys::signals::signal_child;
 use crate::sys::pidfd::End;
+use crate::sys::signals::signal_child;
 use crate::sys::{clock, pidfd};
 
 /// Token of such a process: this and its place, which has 32 bits.
@@ -49,7 +49,14 @@ impl Keeper {
         slot.end_asked = orphan.end_asked;
         slot.said_ready = orphan.said_ready;
         slot.identity = pidfd::identity(&process);
-        slot.hold(held);
+        let inherited = self.take_inherited(run);
+        let stored: Vec<u8> = inherited.iter().map(|(label, _)| *label).collect();
+        let given: Vec<u8> = held.iter().map(|(label, _)| *label).collect();
+        // The same pipes by another way; of systemd's what the engine could not open.
+        slot.hold(held.into_iter().chain(inherited.into_iter().filter(|(label, _)| !given.contains(label))));
+        for (label, fd) in slot.labels().zip(slot.held_fds()).filter(|(label, _)| !stored.contains(label)) {
+            self.manager.store_pipe(run, label, fd);
+        }
         let Some(place) = self.tidings.table.insert(slot) else {
             return say(&format!("run {run} is not adopted: there is no place for it"));
         };
@@ -149,9 +156,11 @@ impl Keeper {
         while let Some(at) = self.unreaped.iter().position(|known| known.seen_at + REAP_MAX <= now) {
             let Unreaped { place, run, seen_at } = self.unreaped.swap_remove(at);
             // It may have been reaped by us, or handed its run over, in between.
-            let ended = self.tidings.table.slot(place).is_some_and(|slot| {
-                slot.run == run && slot.main.as_ref().is_some_and(pidfd::has_ended)
-            });
+            let ended = self
+                .tidings
+                .table
+                .slot(place)
+                .is_some_and(|slot| slot.run == run && slot.main.as_ref().is_some_and(pidfd::has_ended));
             if ended {
                 self.end_run(place, seen_at, Exit::Unknown);
             }

@@ -9,6 +9,7 @@ pub mod table;
 mod engine;
 mod talk;
 mod mains;
+pub mod fdstore_systemd;
 mod reader;
 pub mod run;
 pub mod client;

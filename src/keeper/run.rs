@@ -17,6 +17,7 @@ use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::keeper::codec::{CodecError, MESSAGE_BYTES_MAX, decode_request};
 use crate::keeper::engine::Engine;
+use crate::keeper::fdstore_systemd::Manager;
 use crate::keeper::mains::{MAIN_TOKEN, Unreaped, signal_run};
 use crate::keeper::table::{Phase, Place, Slot, Table, Untold};
 use crate::keeper::talk::{HOLDS_MAX, Talk, Tidings};
@@ -77,6 +78,7 @@ pub(super) struct Keeper {
     pub(super) tidings: Tidings,
     engine: Engine,
     ending: Ending,
+    pub(super) manager: Manager,
     /// Main processes that have ended, and of which nobody has said how.
     pub(super) unreaped: Vec<Unreaped>,
     /// Bit n: signal n (TERM, INT, QUIT) was received. Told again to each new engine: the one
@@ -111,9 +113,12 @@ impl Keeper {
         process::raise_nofile();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS_TOKEN))?;
+        let mut manager = Manager::of_environment();
+        let mut holds = Vec::with_capacity(HOLDS_MAX);
+        holds.extend(manager.inherited());
         let tidings = Tidings {
             table: Table::new(),
-            holds: Vec::with_capacity(HOLDS_MAX),
+            holds,
             started_at: clock::monotonic(),
             short: None,
             signals: 0,
@@ -121,7 +126,7 @@ impl Keeper {
         };
         let engine = Engine::new(engine_argv);
         let (ending, unreaped) = (Ending::No, Vec::new());
-        Ok(Keeper { epoll, signals, tidings, engine, ending, unreaped, end_signals: 0 })
+        Ok(Keeper { epoll, signals, tidings, engine, ending, manager, unreaped, end_signals: 0 })
     }
 
     /// One turn: wait, handle, tell. The exit code when it was the last.
@@ -138,6 +143,7 @@ impl Keeper {
             }
         }
         self.give_up_unreaped(clock::monotonic());
+        self.manager.flush_if_due(clock::monotonic());
         self.tell();
         self.end_if_done(clock::monotonic())
     }
@@ -149,7 +155,8 @@ impl Keeper {
             | Ending::Terminating { kill_at: at }
             | Ending::Killing { leave_at: at } => Some(at),
         };
-        let Some(at) = at.into_iter().chain(self.unreaped_due()).min() else {
+        let all = [at, self.unreaped_due(), self.manager.due()];
+        let Some(at) = all.into_iter().flatten().min() else {
             return EpollTimeout::NONE;
         };
         let left = at.since(clock::monotonic());
@@ -363,13 +370,17 @@ impl Keeper {
             }
             Request::NoteMain { run, pid, process } => self.note_main(run, pid, process),
             Request::Adopt { orphan, process, held } => self.adopt(&orphan, process, held),
-            Request::Release { run } => self.tidings.table.release(run),
+            Request::Release { run } => self.release(run),
             Request::Hold { name, fd } => {
+                self.manager.store_hold(&name, fd.as_fd());
                 if self.tidings.hold(name, fd).is_err() {
                     say(&format!("more than {HOLDS_MAX} held names: one is not held"));
                 }
             }
-            Request::LetGo { name } => self.tidings.let_go(&name),
+            Request::LetGo { name } => {
+                self.manager.remove_hold(&name);
+                self.tidings.let_go(&name);
+            }
             Request::End { code } => {
                 let kill_engine_at = clock::monotonic() + ENGINE_END_MAX;
                 self.ending = Ending::Asked { code, kill_engine_at };
@@ -417,6 +428,7 @@ impl Keeper {
         let Some(place) = self.tidings.table.insert(slot) else {
             return;
         };
+        self.store_pipes(run);
         self.tidings.table.note(place, Untold::SPAWNED);
         if let Some(Phase::Executing { outcome }) = self.tidings.table.slot(place).map(|slot| &slot.phase) {
             let token = OUTCOME_TOKEN.saturating_add(u64::from(place.0));

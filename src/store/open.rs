@@ -14,8 +14,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 use crate::base::{exit::RunId, name::UnitName};
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::store::row::{EventQuery, EventRow};
-use crate::store::writer::Write;
 use crate::store::run::{self, RunRow};
+use crate::store::writer::Write;
 use crate::store::{StoreError, alert, row};
 
 /// SQLite 3.7.0 to 3.51.2 can corrupt a WAL that is reset while it is written

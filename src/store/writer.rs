@@ -323,7 +323,8 @@ impl Writer {
                 None => break,
             }
         }
-        let writes: Vec<Write> = kept.into_iter().chain(units.into_values()).chain(runs.into_values()).chain(rest).collect();
+        let writes: Vec<Write> =
+            kept.into_iter().chain(units.into_values()).chain(runs.into_values()).chain(rest).collect();
         self.pending_writes = writes.len();
         self.pending.push_back((number, Batch { writes }));
     }

@@ -35,6 +35,9 @@ pub fn exe_path() -> io::Result<PathBuf> {
     fs::read_link("/proc/self/exe")
 }
 
+/// Most fds taken from systemd: what a full table of runs and all holds amount to.
+const LISTEN_FDS_MAX: i32 = 65_536;
+
 pub const SELF_EXE: &std::ffi::CStr = c"/proc/self/exe";
 
 /// Executes our own file again, in this process: pid, children and whatever is not CLOEXEC
@@ -149,6 +152,21 @@ pub fn inherited_file(number: RawFd) -> io::Result<OwnedFd> {
     fcntl(found, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     // SAFETY: it is open (checked above), and by the contract nobody else in this process has it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// The fds that systemd passed, from 3 on (sd_listen_fds(3)), CLOEXEC from now on. Call it once, with
+/// `LISTEN_FDS` if `LISTEN_PID` is ours: the result owns them. Closed numbers are left out, and no more
+/// than `LISTEN_FDS_MAX` are taken.
+pub fn listen_fds(count: i32) -> Vec<OwnedFd> {
+    let numbers = (0..count.clamp(0, LISTEN_FDS_MAX)).map(|n| 3 + n);
+    let taken = numbers.filter_map(|number: RawFd| {
+        // SAFETY: only borrowed while it is looked at; a closed number makes the call fail.
+        let found = unsafe { BorrowedFd::borrow_raw(number) };
+        fcntl(found, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
+        // SAFETY: it is open (just seen), and by the contract nobody else in this process has it.
+        Some(unsafe { OwnedFd::from_raw_fd(number) })
+    });
+    taken.collect()
 }
 
 /// The socket that whoever executed us left on this number, CLOEXEC from now on. Call it

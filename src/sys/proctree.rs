@@ -27,6 +27,8 @@ pub struct Marks<'a> {
     pub keeper_pid: i32,
     /// Pids of the unit's runs, ended or not: each began its own session.
     pub sessions: &'a [i32],
+    /// Those of them that a keeper began which died: they live below somebody else now.
+    pub orphans: &'a [i32],
 }
 
 /// Pids of the unit's processes, zombies left out.
@@ -155,12 +157,10 @@ fn belongs(marks: Marks<'_>, all: &HashMap<i32, Stat>, pid: i32, stat: Stat) -> 
     if dead || pid <= 1 || pid == marks.keeper_pid {
         return false;
     }
-    let in_session = marks.sessions.contains(&stat.session);
     if descends(all, pid, marks.keeper_pid) {
-        return in_session || carries_mark(pid, marks.unit);
+        return marks.sessions.contains(&stat.session) || carries_mark(pid, marks.unit);
     }
-    // Of a keeper that died: not below this one, but in a session that one of its runs began.
-    in_session && carries_mark(pid, marks.unit)
+    marks.orphans.contains(&stat.session) && carries_mark(pid, marks.unit)
 }
 
 /// Bounded by the number of processes: the snapshot is not atomic, so it may hold a circle.

@@ -144,7 +144,14 @@ impl Home {
 
     /// The same, through a program that executes its arguments: `["setpriv", …]`.
     pub fn daemon_through(&mut self, prefix: &[&str]) -> &mut Home {
-        let child = self.spawn(prefix);
+        self.daemon_as(prefix, |_| ())
+    }
+
+    /// The same, with the command changed before it runs.
+    pub fn daemon_as(&mut self, prefix: &[&str], change: impl FnOnce(&mut Command)) -> &mut Home {
+        let mut command = self.command(prefix);
+        change(&mut command);
+        let child = command.spawn().expect("the binary runs");
         self.daemon = Some(Daemon::watch(child));
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
@@ -171,20 +178,15 @@ impl Home {
             .expect("the binary runs")
     }
 
-    fn spawn(&self, prefix: &[&str]) -> Child {
+    fn command(&self, prefix: &[&str]) -> Command {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path().join("daemon.out"));
         let log = log.expect("daemon.out");
         let mut words = prefix.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
         words.push(self.exe.to_str().expect("UTF-8").to_owned());
-        Command::new(&words[0])
-            .args(&words[1..])
-            .args(["daemon", "--home"])
-            .arg(self.path())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a second handle"))
-            .stderr(log)
-            .spawn()
-            .expect("the binary runs")
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(["daemon", "--home"]).arg(self.path());
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+        command
     }
 
     /// What the daemon wrote on its own stdout and stderr.
