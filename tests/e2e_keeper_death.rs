@@ -16,6 +16,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use support::client::Client;
+use support::stack::{self, Stack};
 use support::{Home, eventually, of, proc};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -405,4 +407,39 @@ fn two_hundred_services_are_adopted_at_once() {
             assert_eq!(told["data"]["runs"], units);
         }
     }
+}
+
+#[test]
+fn the_real_stack_serves_on_while_its_keepers_die() {
+    if support::skip_tool(stack::lacking()) {
+        return;
+    }
+    let mut stack = Stack::prepare();
+    stack.start();
+    let pids = |stack: &Stack| stack::UNITS.map(|unit| stack.home.pid(unit));
+    let before = pids(&stack);
+    let client = Client::start(stack.ports.backend);
+    for _ in 0..5 {
+        std::thread::sleep(moment());
+        stack.home.kill_keeper();
+        // Nobody supervises: PostgreSQL, Redis and the backend must not even notice.
+        let (status, health) = stack.ask("GET", "/api/system/health", "");
+        assert_eq!(status, 200, "{health}");
+        stack.home.daemon();
+        for unit in stack::UNITS {
+            stack.home.await_state(unit, "active", SOON);
+        }
+    }
+    assert_eq!(pids(&stack), before, "somebody was restarted");
+    let ledger = client.finish();
+    assert_eq!((ledger.refused, ledger.journaled), (0, 0), "{} accepted", ledger.accepted.len());
+    let (stored, _) = stack.stored();
+    assert!(ledger.accepted.is_subset(&stored), "sessions are lost");
+    println!("{} sessions over six keepers, none refused", ledger.accepted.len());
+    // Killed afterwards, it is restarted like any other.
+    kill(Pid::from_raw(stack.home.pid("redis")), Signal::SIGKILL).expect("it lives");
+    stack
+        .home
+        .await_unit("redis", "it is restarted", SOON, |now| now["restarts"] == 1 && now["state"] == "active");
+    assert!(stack.home.stop().success());
 }

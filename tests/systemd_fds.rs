@@ -9,15 +9,15 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nix::libc;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, close};
 use upright::sys::socket;
 
 use support::{Home, eventually};
@@ -27,7 +27,7 @@ const SOON: Duration = Duration::from_secs(30);
 type Store = Arc<Mutex<Vec<(String, OwnedFd)>>>;
 
 /// Takes messages until the test ends. What is no business of the fd store (READY, WATCHDOG) is left.
-fn systemd(path: &std::path::Path) -> Store {
+fn systemd(path: &Path) -> Store {
     let inbox = UnixDatagram::bind(path).expect("a socket");
     let store = Store::default();
     let kept = Arc::clone(&store);
@@ -56,28 +56,17 @@ fn names(store: &Store) -> Vec<String> {
 }
 
 /// As systemd would start it: `LISTEN_PID` is its own pid, and the fds begin at 3.
-fn start(home: &mut Home, notify: &std::path::Path, given: Vec<(String, OwnedFd)>) {
-    let listen = "export LISTEN_PID=$$; exec \"$@\"";
-    home.daemon_as(&["sh", "-c", listen, "sh"], |command| {
-        let names: Vec<&str> = given.iter().map(|(name, _)| name.as_str()).collect();
+fn start(home: &mut Home, notify: &Path, given: Vec<(String, OwnedFd)>) {
+    let names: Vec<&str> = given.iter().map(|(name, _)| name.as_str()).collect();
+    let raise = |(_, fd): &(String, OwnedFd)| fcntl(fd, FcntlArg::F_DUPFD(100)).expect("a duplicate");
+    let raised: Vec<i32> = given.iter().map(raise).collect();
+    let moves = (3..).zip(&raised).map(|(to, from)| format!("exec {to}<&{from} {from}<&-; "));
+    let script = format!("{}export LISTEN_PID=$$; exec \"$@\"", moves.collect::<String>());
+    home.daemon_as(&["bash", "-c", &script, "bash"], |command| {
         command.env("NOTIFY_SOCKET", notify);
         command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
-        let numbers: Vec<i32> = given.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
-        // SAFETY: only system calls between fork and exec; the fds live until the child was started.
-        unsafe {
-            command.pre_exec(move || {
-                let mut raised = [0; 64];
-                for (to, from) in raised.iter_mut().zip(&numbers) {
-                    *to = libc::fcntl(*from, libc::F_DUPFD_CLOEXEC, 500);
-                }
-                for (number, from) in (3..).zip(raised.iter().take(numbers.len())) {
-                    libc::dup2(*from, number);
-                }
-                Ok(())
-            });
-        }
     });
-    drop(given);
+    raised.into_iter().for_each(|number| close(number).expect("it was ours"));
 }
 
 /// Writes what it is told to, one file after the other, and ends with it.

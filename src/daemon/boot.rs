@@ -9,6 +9,7 @@ use std::os::fd::IntoRawFd;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -25,20 +26,18 @@ use crate::base::time::Monotonic;
 use crate::config::load::load;
 use crate::config::paths::{Asked as Places, Home, Surroundings as Around};
 use crate::daemon::adopt;
-use crate::daemon::containment::Containment;
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::files::{self, Reading, judge};
 use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Source, Tools, stamp};
 use crate::daemon::notify::NotifySocket;
-use crate::daemon::orphans::{self, Survey};
-use crate::daemon::pipes::Pipes;
+use crate::daemon::orphans::{self, Ground, Survey};
 use crate::daemon::plan::Surroundings;
 use crate::daemon::reload::Files;
 use crate::daemon::shell::{Ears, Ending, Shell};
 use crate::daemon::tag::Tag;
 use crate::engine::adopt::{Boot, Inheritance};
-use crate::engine::{Effects, Engine, Settings};
+use crate::engine::{Adopted, Effects, Engine, Settings};
 use crate::keeper;
 use crate::keeper::client::{Attached, Client};
 use crate::keeper::wire::TableRow;
@@ -51,6 +50,7 @@ use crate::sys::{clock, files as sys_files, process, socket};
 use crate::telemetry::journal::{FILE_NAME, Journal};
 use crate::telemetry::log_to_stderr;
 use crate::unit::daemon_file::DaemonSpec;
+use crate::unit::spec::UnitSpec;
 
 /// The daemon cannot be started.
 const EXIT_FAILED: i32 = 1;
@@ -78,9 +78,6 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// The file in the run directory that carries the lock of the home.
 const LOCK_FILE: &str = "lock";
-
-/// The same for the one engine of the home.
-const ENGINE_LOCK_FILE: &str = "engine.lock";
 
 /// How long an engine whose keeper died may take to be gone.
 const ENGINE_LOCK_MAX: Duration = Duration::from_secs(10);
@@ -271,20 +268,19 @@ fn engine(places: &Places) -> Result<(), String> {
     ended
 }
 
-/// One engine a home. An engine whose keeper dies is ended by the kernel, but a disk may hold it for a
+/// One engine a home, by a lock on the run directory itself. An engine whose keeper dies is ended by the kernel, but a disk may hold it for a
 /// moment: as long as it could write, the next one waits. Goes with its file, so with us.
 fn lock_of_engine(run_dir: &Path) -> Result<Lock, String> {
-    let path = run_dir.join(ENGINE_LOCK_FILE);
     let deadline = clock::monotonic() + ENGINE_LOCK_MAX;
     loop {
-        match Lock::take(&path) {
+        match Lock::take_directory(run_dir) {
             Ok(lock) => return Ok(lock),
             Err(LockError::Held { .. }) if clock::monotonic() < deadline => {
                 #[expect(clippy::disallowed_methods, reason = "nothing else can be done before it is ours")]
                 std::thread::sleep(ENGINE_LOCK_LOOK);
             }
             Err(error @ (LockError::Held { .. } | LockError::Io(_))) => {
-                return Err(format!("cannot take the lock {}: {error}", path.display()));
+                return Err(format!("cannot take the lock of {}: {error}", run_dir.display()));
             }
         }
     }
@@ -293,18 +289,13 @@ fn lock_of_engine(run_dir: &Path) -> Result<Lock, String> {
 /// Attaches, loads, adopts: the shell of an engine that goes on where the last one stopped.
 fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let begun = clock::monotonic();
-    let Attached { keeper_pid, engine_starts, started_at, rows, mut held, to_end } = client.attach()?;
+    let Attached { keeper_pid, engine_starts, started_at, mut rows, mut held, to_end } = client.attach()?;
     let (sources, heard) = mpsc::unbounded_channel();
     let (store, loaded) = open_store(&home, &sources)?;
-    let world = process::world();
-    let containment = Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid);
-    let pipes = Pipes::open(&home.run_dir);
-    let mut kept = orphans::kept_pipes(&mut held);
-    let remembered = &loaded.runs;
-    let survey = orphans::survey(remembered, &world, &rows, &containment, &pipes, &mut kept, &mut client);
+    let ground = Ground::open(&home, keeper_pid);
+    let mut survey = orphans::survey(&loaded.runs, &ground, &rows, &mut held, &mut client);
     let boot = boot_of(engine_starts, &loaded, &survey);
-    let mut rows = rows;
-    rows.extend(survey.rows);
+    rows.append(&mut survey.rows);
     // What the files say now, and what was in force when the last engine died.
     let reading = judge(load(&home), &loaded.last_good);
     let in_force = match boot {
@@ -321,32 +312,27 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         store,
         outbox,
         capture,
-        containment,
-        pipes,
+        containment: ground.containment,
+        pipes: ground.pipes,
         logs: home.log_dir.clone(),
         around: surroundings(&home, &loaded),
         sources,
         fresh: broadcast::Sender::new(FRESH_EVENTS_MAX),
         reserved_until: RunId(loaded.next_run.0 + RUNS_PER_RESERVE),
-        world,
+        world: ground.world,
     });
     hands.specs = in_force.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
     first.into_iter().for_each(|keep| hands.keep_of_outbox(keep, stamp(clock::monotonic())));
     let adopted = adopt::runs(rows, loaded.runs.clone(), &mut hands);
-    hands.let_go_of_kept(kept);
-    survey.adopted.iter().for_each(|(unit, pid)| hands.tools.containment.on_adopted(unit, *pid));
+    hands.settle_survey(&survey);
     adopt::stored(stored, &loaded.durable, &mut hands);
     let populated = adopt::populated(&mut hands, &adopted);
     let calls = serve(sockets.api, &in_force.daemon)?;
-    let next_run = adopt::next_run(loaded.next_run, &adopted);
     let settings = Settings { start_concurrency: in_force.daemon.start_concurrency, seed: begun.as_ns() };
     let now = clock::monotonic();
     let mut effects = Effects::default();
     let files = Files::new(&in_force);
-    let units = in_force.units;
-    let durable = loaded.durable.clone();
-    let engine = loaded.engine.clone();
-    let inherited = Inheritance { boot, units, durable, engine, adopted, populated, next_run };
+    let inherited = inherit(boot, in_force.units, &loaded, adopted, populated);
     let take_over = if to_end { Engine::new_to_end } else { Engine::new };
     let engine = take_over(now, settings, inherited, &mut effects);
     let mut shell = Shell {
@@ -366,13 +352,23 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
     };
     say_begin(&mut shell, boot, &loaded, begun);
     say_unproven(&mut shell, &survey.unproven);
-    for text in shell.files.keep_all(&loaded.last_good) {
-        shell.hands.keep(text);
-    }
+    shell.files.keep_all(&loaded.last_good).into_iter().for_each(|text| shell.hands.keep(text));
     shell.perform(stamp(now));
     shell.tell_ends()?;
     follow_at_boot(&mut shell, boot, reading, &loaded.engine.config_errors);
     Ok((shell, Ears { sources: heard, calls }))
+}
+
+fn inherit(
+    boot: Boot,
+    units: Vec<Arc<UnitSpec>>,
+    loaded: &Loaded,
+    adopted: Vec<Adopted>,
+    populated: BTreeSet<UnitName>,
+) -> Inheritance {
+    let next_run = adopt::next_run(loaded.next_run, &adopted);
+    let (durable, engine) = (loaded.durable.clone(), loaded.engine.clone());
+    Inheritance { boot, units, durable, engine, adopted, populated, next_run }
 }
 
 /// The fds that the keeper holds: our sockets, bound and held if they are new, and what

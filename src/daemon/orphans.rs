@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
+use crate::config::paths::Home;
 use crate::daemon::containment::Containment;
 use crate::daemon::hands::{Hands, Late, ask};
 use crate::daemon::pipes::{Name, Pipes};
@@ -21,7 +22,7 @@ use crate::keeper::wire::{HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT, Orphan, Requ
 use crate::logs::Stream;
 use crate::store::run::RunRow;
 use crate::store::writer::Write;
-use crate::sys::{clock, pidfd, proctree};
+use crate::sys::{clock, pidfd, process, proctree};
 
 /// The pipes that a run may have.
 const LABELS: [u8; 3] = [HOLD_STDOUT, HOLD_STDERR, HOLD_NOTIFY_FD];
@@ -33,39 +34,55 @@ pub struct Survey {
     pub rows: Vec<TableRow>,
     /// Those of them that live, and are the keeper's now.
     pub adopted: Vec<(UnitName, i32)>,
+    /// Runs of which systemd kept a pipe, and of which nothing is remembered.
+    pub kept: BTreeSet<RunId>,
     /// Live processes that cannot be proven to be who they should be, with the reason.
     pub unproven: Vec<(UnitName, i32, String)>,
 }
 
 /// Read ends that systemd kept while no keeper lived.
-pub type KeptPipes = BTreeMap<(RunId, u8), OwnedFd>;
+type KeptPipes = BTreeMap<(RunId, u8), OwnedFd>;
 
 /// Takes those out of what the keeper holds.
-pub fn kept_pipes(held: &mut Vec<(Vec<u8>, OwnedFd)>) -> KeptPipes {
+fn kept_pipes(held: &mut Vec<(Vec<u8>, OwnedFd)>) -> KeptPipes {
     let is_pipe = |(name, _): &mut (Vec<u8>, OwnedFd)| pipe_of(name).is_some();
     held.extract_if(.., is_pipe).filter_map(|(name, fd)| Some((pipe_of(&name)?, fd))).collect()
+}
+
+/// Where runs live: what makes their pids, their boundary and their pipes findable.
+pub struct Ground {
+    /// `sys::process::world`.
+    pub world: String,
+    pub containment: Containment,
+    pub pipes: Pipes,
+}
+
+impl Ground {
+    pub fn open(home: &Home, keeper_pid: i32) -> Ground {
+        let containment = Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid);
+        Ground { world: process::world(), containment, pipes: Pipes::open(&home.run_dir) }
+    }
 }
 
 /// Looks for every run that is remembered and not in `known`, and has the keeper adopt who lives.
 pub fn survey(
     remembered: &[RunRow],
-    world: &str,
+    ground: &Ground,
     known: &[TableRow],
-    containment: &Containment,
-    pipes: &Pipes,
-    kept: &mut KeptPipes,
+    held: &mut Vec<(Vec<u8>, OwnedFd)>,
     keeper: &mut Client,
 ) -> Survey {
     let known: BTreeSet<RunId> = known.iter().map(|row| row.run).collect();
+    let mut kept = kept_pipes(held);
     let mut survey = Survey::default();
-    for row in remembered.iter().filter(|row| row.world == world && !known.contains(&row.run)) {
+    for row in remembered.iter().filter(|row| row.world == ground.world && !known.contains(&row.run)) {
         let Some(Tag { unit, .. }) = Tag::from_bytes(&row.tag) else { continue };
         let pipe = |label: u8| {
-            let named = || pipes.reopen(&Name { unit: unit.clone(), run: row.run, label });
+            let named = || ground.pipes.reopen(&Name { unit: unit.clone(), run: row.run, label });
             Some((label, kept.remove(&(row.run, label)).or_else(named)?))
         };
         let held: Vec<(u8, OwnedFd)> = LABELS.into_iter().filter_map(pipe).collect();
-        let process = match find(row, &unit, containment) {
+        let process = match find(row, &unit, &ground.containment) {
             Ok(process) => Some(process),
             Err(Missing::Ended) => None,
             Err(Missing::Unproven(why)) => {
@@ -93,6 +110,7 @@ pub fn survey(
             held,
         });
     }
+    survey.kept = kept.into_keys().map(|(run, _)| run).collect();
     survey
 }
 
@@ -212,13 +230,15 @@ impl Hands {
         }
     }
 
-    /// Pipes that systemd kept for runs which nobody knows any more: read on by their names, and let go of.
-    pub fn let_go_of_kept(&mut self, kept: KeptPipes) {
-        let unknown: BTreeSet<RunId> = kept.into_keys().map(|(run, _)| run).collect();
-        for run in unknown {
-            if !self.runs.contains_key(&run) {
-                self.ask_keeper(Request::Release { run });
-            }
+    /// Tells whoever has to know who was adopted, and lets go of pipes of runs that nobody knows any more:
+    /// if somebody still writes into them, they are read by their names.
+    pub fn settle_survey(&mut self, survey: &Survey) {
+        for (unit, pid) in &survey.adopted {
+            self.tools.containment.on_adopted(unit, *pid);
+        }
+        for run in survey.kept.iter().filter(|run| !self.runs.contains_key(run)).copied().collect::<Vec<_>>()
+        {
+            self.ask_keeper(Request::Release { run });
         }
     }
 

@@ -130,7 +130,7 @@ mod tests {
         fs::File::from(write.try_clone().expect("dup")).write_all(b"x").expect("room");
         let later = Pipes::open(dir.path());
         fs::write(later.directory.join("what is that"), b"").expect("a stranger");
-        assert_eq!(later.all(), [name.clone()]);
+        assert_eq!(later.all(), std::slice::from_ref(&name));
         assert!(later.reopen(&name).is_some() && later.reopen(&other).is_none());
         drop(write);
         assert!(later.reopen(&name).is_none());

@@ -115,8 +115,10 @@ impl Engine {
             engine.adopt_unit(now, name, &own, rest, &mut ended, fx);
         }
         engine.pull();
-        if boot == Boot::Resumed {
-            engine.on_engine_death(now, fx);
+        match boot {
+            Boot::Fresh => {}
+            Boot::Resumed => engine.on_engine_death(now, fx),
+            Boot::KeeperDied => fx.mark(Mark::OutlivedKeeper),
         }
         ended.sort_by_key(|end| end.run);
         for end in ended {

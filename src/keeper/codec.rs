@@ -179,7 +179,6 @@ impl Body {
 /// # Errors
 /// InvalidInput for a tag, name or fd list above its bound; EMFILE, ENOMEM for the memfd.
 pub fn encode_request(request: Request) -> io::Result<Encoded> {
-    let too_long = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{what} is too long"));
     let mut fds = Vec::new();
     let body = match request {
         Request::Hello => Body::new(kind::HELLO),
@@ -210,27 +209,7 @@ pub fn encode_request(request: Request) -> io::Result<Encoded> {
             body.i32(pid);
             body
         }
-        Request::Adopt { orphan, process, held } => {
-            if orphan.tag.len() > TAG_LEN_MAX {
-                return Err(too_long("the tag of a run"));
-            }
-            if held.len() + 1 > FDS_MAX {
-                return Err(too_long("the fd list of a run"));
-            }
-            let mut body = of_run(kind::ADOPT, orphan.run);
-            body.text(&orphan.tag);
-            body.i32(orphan.pid);
-            body.time(orphan.spawned_at);
-            body.u8(u8::from(orphan.end_asked));
-            body.u8(u8::from(orphan.said_ready));
-            body.u8(u8::try_from(held.len()).unwrap_or(u8::MAX));
-            fds.push(process);
-            for (label, fd) in held {
-                body.u8(label);
-                fds.push(fd);
-            }
-            body
-        }
+        Request::Adopt { orphan, process, held } => return encode_adopt(&orphan, process, held),
         Request::Release { run } => of_run(kind::RELEASE, run),
         Request::Hold { name, fd } => {
             if name.len() > HOLD_NAME_LEN_MAX {
@@ -256,6 +235,32 @@ pub fn encode_request(request: Request) -> io::Result<Encoded> {
         }
     };
     Ok(Encoded { body, fds })
+}
+
+fn encode_adopt(orphan: &Orphan, process: OwnedFd, held: Vec<(u8, OwnedFd)>) -> io::Result<Encoded> {
+    if orphan.tag.len() > TAG_LEN_MAX {
+        return Err(too_long("the tag of a run"));
+    }
+    if held.len() + 1 > FDS_MAX {
+        return Err(too_long("the fd list of a run"));
+    }
+    let mut body = of_run(kind::ADOPT, orphan.run);
+    body.text(&orphan.tag);
+    body.i32(orphan.pid);
+    body.time(orphan.spawned_at);
+    body.u8(u8::from(orphan.end_asked));
+    body.u8(u8::from(orphan.said_ready));
+    body.u8(u8::try_from(held.len()).unwrap_or(u8::MAX));
+    let mut fds = vec![process];
+    for (label, fd) in held {
+        body.u8(label);
+        fds.push(fd);
+    }
+    Ok(Encoded { body, fds })
+}
+
+fn too_long(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("{what} is too long"))
 }
 
 /// The request in these bytes with the fds that came beside them.

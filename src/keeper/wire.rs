@@ -154,7 +154,6 @@ pub enum News {
 
 /// To the keeper.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack; a box would buy nothing")]
 pub enum Request {
     Hello,
     Spawn {
