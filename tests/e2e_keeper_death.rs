@@ -185,6 +185,19 @@ fn an_end_is_known_where_the_kernel_tells_and_counted_once_where_nobody_saw_it()
 }
 
 #[test]
+fn an_engine_that_is_stopped_ends_with_its_keeper() {
+    let mut home = Home::new();
+    home.unit("web", "[service]\ncommand = [\"sleep\", \"100000\"]\n");
+    home.daemon();
+    let web = home.await_state("web", "active", SOON)["pid"].clone();
+    let engine = home.list().expect("it answers")["daemon"]["engine_pid"].as_i64().expect("a pid");
+    kill(Pid::from_raw(i32::try_from(engine).expect("a pid")), Signal::SIGSTOP).expect("it lives");
+    home.kill_keeper();
+    home.daemon();
+    assert_eq!(home.status("web")["pid"], web);
+}
+
+#[test]
 fn an_order_that_was_under_way_is_carried_out_by_the_next_keeper() {
     let mut home = Home::new();
     let slow = "trap 'sleep 1; exit 3' TERM; while :; do sleep 0.05; done";
@@ -262,6 +275,34 @@ fn a_service_of_another_account_may_open_its_stdout_again() {
     assert_eq!(pipes, 1, "stderr goes where stdout goes");
     assert!(home.stop().success());
     assert!(!home.path().join("run/pipes").exists(), "pipes are left behind");
+}
+
+/// Without cgroups a keeper finds its own by their descent, which ends with the one that died.
+#[test]
+fn an_ordinary_user_s_services_are_adopted_with_their_children() {
+    if support::skip((!support::is_root()).then_some("root, to become somebody else")) {
+        return;
+    }
+    const NOBODY: u32 = 65_534;
+    let mut home = Home::new();
+    let family = "sleep 100000 & exec sleep 100000";
+    home.unit("family", &format!("[service]\nshell = true\ncommand = \"{family}\"\n"));
+    home.use_own_copy();
+    std::os::unix::fs::chown(home.path(), Some(NOBODY), Some(NOBODY)).expect("chown");
+    let id = NOBODY.to_string();
+    let prefix = ["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"];
+    home.daemon_through(&prefix);
+    home.await_state("family", "active", SOON);
+    let parent = home.pid("family");
+    let both = eventually("parent and child", SOON, || {
+        let all = proc::below(Pid::from_raw(parent));
+        (all.len() == 2 && all.iter().all(|process| process.name == "sleep")).then_some(all)
+    });
+    home.kill_keeper();
+    home.daemon_through(&prefix);
+    assert_eq!(home.pid("family"), parent);
+    home.upright_exits(&["stop", "family"], 0);
+    assert!(!both.iter().any(proc::Process::is_alive), "somebody is left: {both:?}");
 }
 
 /// What is changed in the store while no keeper lives.

@@ -99,10 +99,11 @@ fn last_words_survive_the_death_of_all_three() {
     });
     let log = home.path().join("log/doomed/current.log");
     eventually("its first words", SOON, || fs::read_to_string(&log).ok().filter(|text| text == "first\n"));
-    // The engine is held, so that the last words stay in the pipe; then nobody is left who has it.
+    // Nobody reads any more: the keeper is stopped, so that no engine follows the one that is killed.
     let pid = home.pid("doomed");
     let engine = home.list().expect("it answers")["daemon"]["engine_pid"].as_i64().expect("a pid");
-    kill(Pid::from_raw(i32::try_from(engine).expect("a pid")), Signal::SIGSTOP).expect("it lives");
+    kill(home.child(), Signal::SIGSTOP).expect("it lives");
+    kill(Pid::from_raw(i32::try_from(engine).expect("a pid")), Signal::SIGKILL).expect("it lives");
     let doomed_process = support::proc::find(Pid::from_raw(pid)).expect("it lives");
     fs::write(home.path().join("last"), "").expect("a word");
     eventually("it has ended", SOON, || {

@@ -79,7 +79,10 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// The file in the run directory that carries the lock of the home.
 const LOCK_FILE: &str = "lock";
 
-/// How long an engine whose keeper died may take to be gone.
+/// How long an engine whose keeper died may take to write down what it has.
+const END_MAX: Duration = Duration::from_secs(2);
+
+/// How long until it must be gone.
 const ENGINE_LOCK_MAX: Duration = Duration::from_secs(10);
 
 const ENGINE_LOCK_LOOK: Duration = Duration::from_millis(2);
@@ -247,11 +250,7 @@ fn engine(places: &Places) -> Result<(), String> {
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
     let client =
         Client::connect_inherited().map_err(|error| format!("cannot talk to the keeper: {error}"))?;
-    let keeper =
-        socket::peer_credentials(&client).map_err(|error| format!("cannot see the keeper: {error}"))?;
-    if !process::end_with_parent(keeper.pid) {
-        return Err("cannot take over: the keeper is gone".to_string());
-    }
+    end_without(&client).map_err(|error| format!("cannot watch the keeper: {error}"))?;
     let _lock = lock_of_engine(&home.run_dir)?;
     // The keeper ends an engine that hangs up. Ours stays on the line until we have ended
     // ourselves, so that what went wrong is said first and our exit code is known.
@@ -268,8 +267,23 @@ fn engine(places: &Places) -> Result<(), String> {
     ended
 }
 
-/// One engine a home, by a lock on the run directory itself. An engine whose keeper dies is ended by the kernel, but a disk may hold it for a
-/// moment: as long as it could write, the next one waits. Goes with its file, so with us.
+/// An engine ends by itself when its keeper is gone, and writes down what it still has to. One that is
+/// stopped is woken by the kernel for that, and one that hangs is ended by a thread of its own.
+fn end_without(keeper: &Client) -> io::Result<()> {
+    process::wake_with_parent();
+    let line = keeper.as_fd().try_clone_to_owned()?;
+    std::thread::Builder::new().name("keeper-watch".into()).spawn(move || {
+        socket::await_hang_up(&line);
+        #[expect(clippy::disallowed_methods, reason = "this thread has nothing else to do")]
+        std::thread::sleep(END_MAX);
+        #[expect(clippy::disallowed_methods, reason = "whoever should end this process does not")]
+        std::process::exit(EXIT_FAILED)
+    })?;
+    Ok(())
+}
+
+/// One engine a home, by a lock on the run directory itself. An engine whose keeper died may need a
+/// moment to end: as long as it could write, the next one waits. Goes with its file, so with us.
 fn lock_of_engine(run_dir: &Path) -> Result<Lock, String> {
     let deadline = clock::monotonic() + ENGINE_LOCK_MAX;
     loop {
@@ -350,8 +364,7 @@ fn begin(home: Home, mut client: Client) -> Result<(Shell, Ears), Box<dyn std::e
         requests: BTreeMap::new(),
         next_request: 0,
     };
-    say_begin(&mut shell, boot, &loaded, begun);
-    say_unproven(&mut shell, &survey.unproven);
+    say_begin(&mut shell, boot, &loaded, begun, &survey);
     shell.files.keep_all(&loaded.last_good).into_iter().for_each(|text| shell.hands.keep(text));
     shell.perform(stamp(now));
     shell.tell_ends()?;
@@ -450,7 +463,7 @@ fn say_unproven(shell: &mut Shell, unproven: &[(UnitName, i32, String)]) {
     }
 }
 
-fn say_begin(shell: &mut Shell, boot: Boot, loaded: &Loaded, begun: Monotonic) {
+fn say_begin(shell: &mut Shell, boot: Boot, loaded: &Loaded, begun: Monotonic, survey: &Survey) {
     if shell.fatal_stops > loaded.life.fatal_stops {
         let message = "the daemon had ended without stopping its units".to_string();
         shell.note(Level::Error, "daemon.fatal_stop", message, []);
@@ -477,6 +490,7 @@ fn say_begin(shell: &mut Shell, boot: Boot, loaded: &Loaded, begun: Monotonic) {
             shell.note(Level::Warn, "engine.restarted", message, data);
         }
     }
+    say_unproven(shell, &survey.unproven);
     let life = Life { phase: Phase::Running, fatal_stops: shell.fatal_stops };
     shell.hands.keep(Keep::Life(life));
 }

@@ -109,11 +109,15 @@ impl Manager {
     }
 
     pub(super) fn store_pipe(&mut self, run: RunId, label: u8, fd: BorrowedFd<'_>) {
-        self.store(&format!("{RUN}/{run}/{label}"), fd);
+        if self.socket.is_some() {
+            self.store(&format!("{RUN}/{run}/{label}"), fd);
+        }
     }
 
     pub(super) fn remove_pipe(&mut self, run: RunId, label: u8) {
-        self.send(Message { text: removal(&format!("{RUN}/{run}/{label}")), fd: None });
+        if self.socket.is_some() {
+            self.send(Message { text: removal(&format!("{RUN}/{run}/{label}")), fd: None });
+        }
     }
 
     /// In place of an older one of this name.
@@ -212,6 +216,9 @@ impl Keeper {
     pub(super) fn release(&mut self, run: RunId) {
         let place = self.tidings.table.of_run(run);
         let slot = place.and_then(|place| self.tidings.table.slot(place));
+        if place.is_some() && self.manager.socket.is_none() {
+            return self.tidings.table.release(run);
+        }
         let mut labels: Vec<u8> =
             slot.filter(|slot| slot.is_ended()).into_iter().flat_map(|s| s.labels()).collect();
         self.tidings.table.release(run);

@@ -23,8 +23,9 @@ use crate::sys::{clock, pidfd};
 pub(super) const MAIN_TOKEN: u64 = 1 << 33;
 
 /// How long its parent (init, mostly) may take to reap a main process that is not our child: only
-/// then does the kernel tell how it ended. One that never reaps must not hold a restart up.
-const REAP_MAX: Duration = Duration::from_millis(250);
+/// then does the kernel tell how it ended. One that never reaps must not hold a restart up: this is
+/// less than the first delay of a unit (5 s), which counts from the end itself.
+const REAP_MAX: Duration = Duration::from_secs(3);
 
 /// A main process that was seen to have ended at `seen_at`.
 pub(super) struct Unreaped {
@@ -122,16 +123,19 @@ impl Keeper {
             return;
         };
         let slot = self.tidings.table.slot(place);
-        let Some((run, main)) = slot.and_then(|slot| Some((slot.run, slot.main.as_ref()?))) else {
+        let Some((slot, main)) = slot.and_then(|slot| Some((slot, slot.main.as_ref()?))) else {
             return;
         };
         if !pidfd::has_ended(main) {
             return;
         }
+        let (run, end_asked) = (slot.run, slot.end_asked);
         let seen = self.unreaped.iter().position(|known| known.run == run);
         match pidfd::end_of(main) {
             End::Known(exit) => self.end_unreaped(place, seen, exit),
             End::Untold => self.end_unreaped(place, seen, Exit::Unknown),
+            // Nobody asks how it ended what was asked to.
+            End::NotReaped if end_asked => self.end_unreaped(place, seen, Exit::Unknown),
             End::NotReaped => {
                 // From now on only its hang-up is news.
                 let _ = self.epoll.modify(main, &mut EpollEvent::new(EpollFlags::empty(), token)); // it is in the set

@@ -52,11 +52,10 @@ pub fn execute_self(argv: &[CString], kept: BorrowedFd<'_>) -> io::Result<Infall
     Ok(refused?)
 }
 
-/// Ends us with SIGKILL when our parent ends (PR_SET_PDEATHSIG): one that is stopped or hung would not
-/// see it otherwise. Whether the parent was alive then.
-pub fn end_with_parent(parent: i32) -> bool {
-    let _ = prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL); // of every Linux
-    nix::unistd::getppid().as_raw() == parent
+/// Has the kernel wake us with SIGCONT when our parent ends (PR_SET_PDEATHSIG): one that is stopped
+/// would not see it otherwise. Nothing happens to one that runs.
+pub fn wake_with_parent() {
+    let _ = prctl::set_pdeathsig(nix::sys::signal::Signal::SIGCONT); // of every Linux
 }
 
 /// Where and for how long a pid is the name of one process: this boot of the kernel, and in it this
