@@ -192,7 +192,7 @@ fn a_stop_reaches_everything_that_was_ever_forked() {
 fn without_cgroups_the_walk_finds_them_too() {
     let mut keeper = Keeper::start(Parent::Clean);
     let (main, escaped) = grow(&mut keeper, vec![]);
-    let marks = Marks { unit: "deaf", keeper_pid: keeper.pid(), sessions: &[main] };
+    let marks = Marks { unit: "deaf", keeper_pid: keeper.pid(), sessions: &[main], orphans: &[] };
     let mut found = proctree::members(marks);
     found.sort_unstable();
     let mut both = [main, escaped];
@@ -200,7 +200,11 @@ fn without_cgroups_the_walk_finds_them_too() {
     assert_eq!(found, both);
     // By the session alone, and not below another keeper.
     assert_eq!(proctree::members(Marks { unit: "other", ..marks }), [main]);
-    assert!(proctree::is_empty(Marks { keeper_pid: keeper.engine_pid, ..marks }));
+    let elsewhere = Marks { keeper_pid: keeper.engine_pid, ..marks };
+    assert!(proctree::is_empty(elsewhere));
+    // What an earlier keeper left is below nobody: its session and its mark together tell.
+    assert_eq!(proctree::members(Marks { orphans: &[main], ..elsewhere }), [main]);
+    assert!(proctree::is_empty(Marks { unit: "other", orphans: &[main], ..elsewhere }));
     proctree::kill_all(marks).expect("kill");
     assert_eq!(keeper.await_exit(1), Exit::Signal { signal: Signal::KILL, core: false });
     await_that("both are gone", || !exists(main) && !exists(escaped));

@@ -14,7 +14,8 @@ use upright::keeper::codec::{
     encode_request,
 };
 use upright::keeper::wire::{
-    EngineEnd, FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Request, SpawnPlan, Stage, TAG_LEN_MAX, TableRow,
+    EngineEnd, FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Orphan, Request, SpawnPlan, Stage, TAG_LEN_MAX,
+    TableRow,
 };
 use upright::sys::pipe;
 
@@ -93,6 +94,14 @@ fn request() -> impl Strategy<Value = Request> {
         run().prop_map(|run| Request::NoteReady { run }),
         run().prop_map(|run| Request::Release { run }),
         (run(), any::<i32>()).prop_map(|(run, pid)| Request::NoteMain { run, pid, process: fd() }),
+        ((run(), bytes(TAG_LEN_MAX), any::<i32>(), any::<(bool, bool)>()), bytes(4)).prop_map(
+            |((run, tag, pid, (end_asked, said_ready)), labels)| {
+                let spawned_at = Monotonic::from_ns(run.0);
+                let orphan = Orphan { run, tag, pid, spawned_at, end_asked, said_ready };
+                let held = labels.into_iter().map(|label| (label, fd())).collect();
+                Request::Adopt { orphan, process: fd(), held }
+            }
+        ),
         bytes(HOLD_NAME_LEN_MAX).prop_map(|name| Request::Hold { name, fd: fd() }),
         bytes(HOLD_NAME_LEN_MAX).prop_map(|name| Request::LetGo { name }),
         any::<u8>().prop_map(|code| Request::End { code }),
@@ -115,17 +124,29 @@ fn news() -> impl Strategy<Value = News> {
         row.prop_map(|((run, tag, pid, spawned_at), (executed, end_asked), ended, labels)| {
             let held = labels.into_iter().map(|label| (label, fd())).collect();
             let said_ready = run.0 % 2 == 0;
-            News::Row(TableRow { run, tag, pid, spawned_at, executed, end_asked, said_ready, ended, held })
+            let identity = Some(run.0 / 2).filter(|inode| *inode > 0);
+            News::Row(TableRow {
+                run,
+                tag,
+                pid,
+                spawned_at,
+                executed,
+                end_asked,
+                said_ready,
+                identity,
+                ended,
+                held,
+            })
         }),
         bytes(HOLD_NAME_LEN_MAX).prop_map(|name| News::Held { name, fd: fd() }),
         Just(()).prop_map(|()| News::TableEnd),
         Just(()).prop_map(|()| News::Ping),
         (any::<i32>(), time(), exit(), any::<bool>())
             .prop_map(|(pid, at, exit, hung)| News::EngineEnded(EngineEnd { pid, at, exit, hung })),
-        (run(), any::<i32>()).prop_map(|(run, pid)| News::Spawned { run, pid }),
+        (run(), any::<i32>()).prop_map(|(run, pid)| News::Spawned { run, pid, identity: None }),
         (run(), any::<i32>()).prop_map(|(run, errno)| News::SpawnShort { run, errno }),
         run().prop_map(|run| News::Executed { run }),
-        (run(), any::<i32>()).prop_map(|(run, pid)| News::Main { run, pid }),
+        (run(), any::<i32>()).prop_map(|(run, pid)| News::Main { run, pid, identity: Some(u64::MAX) }),
         (run(), time(), exit()).prop_map(|(run, at, exit)| News::Exited { run, at, exit }),
         Just(()).prop_map(|()| News::OrphanReaped),
         (1..=64).prop_map(|n| News::Signalled { signal: Signal::from_number(n).expect("signal") }),

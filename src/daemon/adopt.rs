@@ -13,6 +13,7 @@ use crate::base::name::UnitName;
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::follow;
 use crate::daemon::hands::{Hands, Live};
+use crate::daemon::orphans::Facts;
 use crate::daemon::slate::Slate;
 use crate::daemon::tag::Tag;
 use crate::daemon::words::Handover;
@@ -21,6 +22,7 @@ use crate::engine::event::Rest;
 use crate::engine::{Adopted, Asked};
 use crate::keeper::wire::{HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT, Request, TableRow};
 use crate::logs::Stream;
+use crate::store::run::RunRow;
 use crate::sys::socket;
 use crate::unit::spec::ServiceType;
 
@@ -78,8 +80,12 @@ pub fn sockets(
 
 /// Enters the keeper's rows into the hands and says them as the engine wants them. Their
 /// pipes are read on from where the last engine left off.
-pub fn runs(rows: Vec<TableRow>, hands: &mut Hands, slate: &Slate) -> Vec<Adopted> {
+pub fn runs(rows: Vec<TableRow>, remembered: Vec<RunRow>, hands: &mut Hands, slate: &Slate) -> Vec<Adopted> {
+    let facts = |row: &TableRow| Facts { pid: row.pid, identity: row.identity, spawned_at: row.spawned_at };
+    let facts = rows.iter().map(|row| (row.run, facts(row))).collect();
     let mut adopted: Vec<Adopted> = rows.into_iter().filter_map(|row| run(row, hands, slate)).collect();
+    hands.adopt_remembered(remembered, &facts);
+    hands.capture_leftovers();
     adopted.iter_mut().for_each(|row| hold_end_back(row, hands));
     adopted
 }
@@ -104,7 +110,7 @@ fn hold_end_back(row: &mut Adopted, hands: &mut Hands) {
 }
 
 fn run(row: TableRow, hands: &mut Hands, slate: &Slate) -> Option<Adopted> {
-    let TableRow { run, tag, pid, spawned_at, executed, end_asked, said_ready, ended, held } = row;
+    let TableRow { run, tag, pid, spawned_at, executed, end_asked, said_ready, ended, held, .. } = row;
     let Some(Tag { unit, role, log_from }) = Tag::from_bytes(&tag) else {
         tracing::error!("run {run} (process {pid}) has the tag `{}`, which says nothing", tag.escape_ascii());
         return None;

@@ -25,12 +25,12 @@ use crate::base::time::Monotonic;
 use crate::config::load::load;
 use crate::config::paths::{Asked as Places, Home, Surroundings as Around};
 use crate::daemon::adopt;
-use crate::daemon::containment::Containment;
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::files::{self, Reading, judge};
 use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Source, Tools, stamp};
 use crate::daemon::notify::NotifySocket;
+use crate::daemon::orphans::{self, Ground, Survey};
 use crate::daemon::plan::Surroundings;
 use crate::daemon::reload::Files;
 use crate::daemon::shell::{Ears, Ending, Shell};
@@ -46,9 +46,10 @@ use crate::keeper::wire::{HOLD_NAME_LEN_MAX, Request, Stage, TableRow};
 use crate::logs::capture::Capture;
 use crate::store::open::{self, Life, Loaded, Phase, RUNS_PER_RESERVE};
 use crate::store::row::Level;
+use crate::store::run::RunRow;
 use crate::store::writer::{Store, Write as Keep};
 use crate::sys::lock::{Lock, LockError};
-use crate::sys::{clock, files as sys_files, process};
+use crate::sys::{clock, files as sys_files, process, socket};
 use crate::telemetry::journal::{self, FILE_NAME, Journal, Rotation};
 use crate::telemetry::log_to_stderr;
 use crate::telemetry::scribe::{self, ScribeHandle};
@@ -88,6 +89,14 @@ const BINARY_FLAG: &str = "--binary";
 
 /// The file in the run directory that carries the lock of the home.
 const LOCK_FILE: &str = "lock";
+
+/// How long an engine whose keeper died may take to write down what it has.
+const END_MAX: Duration = Duration::from_secs(2);
+
+/// How long until it must be gone.
+const ENGINE_LOCK_MAX: Duration = Duration::from_secs(10);
+
+const ENGINE_LOCK_LOOK: Duration = Duration::from_millis(2);
 
 /// The word that makes us the keeper, followed by the number of the lock's fd and the places.
 pub const KEEPER_WORD: &str = "keeper";
@@ -272,6 +281,8 @@ fn engine(places: &Places, binary: Option<PathBuf>) -> Result<(), String> {
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
     let client =
         Client::connect_inherited().map_err(|error| format!("cannot talk to the keeper: {error}"))?;
+    end_without(&client).map_err(|error| format!("cannot watch the keeper: {error}"))?;
+    let _lock = lock_of_engine(&home.run_dir)?;
     // The keeper ends an engine that hangs up. Ours stays on the line until we have ended
     // ourselves, so that what went wrong is said first and our exit code is known.
     let line = client.as_fd().try_clone_to_owned();
@@ -291,6 +302,39 @@ fn engine(places: &Places, binary: Option<PathBuf>) -> Result<(), String> {
     ended
 }
 
+/// An engine ends by itself when its keeper is gone, and writes down what it still has to. One that is
+/// stopped is woken by the kernel for that, and one that hangs is ended by a thread of its own.
+fn end_without(keeper: &Client) -> io::Result<()> {
+    process::wake_with_parent();
+    let line = keeper.as_fd().try_clone_to_owned()?;
+    std::thread::Builder::new().name("keeper-watch".into()).spawn(move || {
+        socket::await_hang_up(&line);
+        #[expect(clippy::disallowed_methods, reason = "this thread has nothing else to do")]
+        std::thread::sleep(END_MAX);
+        #[expect(clippy::disallowed_methods, reason = "whoever should end this process does not")]
+        std::process::exit(EXIT_FAILED)
+    })?;
+    Ok(())
+}
+
+/// One engine a home, by a lock on the run directory itself. An engine whose keeper died may need a
+/// moment to end: as long as it could write, the next one waits. Goes with its file, so with us.
+fn lock_of_engine(run_dir: &Path) -> Result<Lock, String> {
+    let deadline = clock::monotonic() + ENGINE_LOCK_MAX;
+    loop {
+        match Lock::take_directory(run_dir) {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::Held { .. }) if clock::monotonic() < deadline => {
+                #[expect(clippy::disallowed_methods, reason = "nothing else can be done before it is ours")]
+                std::thread::sleep(ENGINE_LOCK_LOOK);
+            }
+            Err(error @ (LockError::Held { .. } | LockError::Io(_))) => {
+                return Err(format!("cannot take the lock of {}: {error}", run_dir.display()));
+            }
+        }
+    }
+}
+
 /// Attaches, loads, adopts: the shell of an engine that goes on where the last one stopped.
 fn begin(
     home: Home,
@@ -298,14 +342,21 @@ fn begin(
     binary: Option<PathBuf>,
 ) -> Result<(Shell, Ears), Box<dyn std::error::Error>> {
     let begun = clock::monotonic();
-    let Attached { keeper_pid, engine_starts, started_at, ends, rows, mut held, to_end, upgrade } =
+    let Attached { keeper_pid, engine_starts, started_at, ends, mut rows, mut held, to_end, upgrade } =
         client.attach()?;
     let slate = open_slate(&mut held, &mut client)?;
     let deaths = slate.deaths(&ends);
     let (sources, heard) = mpsc::unbounded_channel();
     let (store, log, loaded) = open_store(&home, &sources)?;
     client.send(Request::Alive { stage: Stage::Beginning })?; // a large store may take a while
-    let boot = upgrade::boot_of(engine_starts, upgrade.as_ref(), loaded.upgrade_told.as_deref(), started_at);
+    let ground = Ground::open(&home, keeper_pid).map_err(at("look for the cgroups"))?;
+    let mut survey = orphans::survey(&loaded.runs, &ground, &rows, &mut held, &mut client);
+    let boot =
+        match upgrade::boot_of(engine_starts, upgrade.as_ref(), loaded.upgrade_told.as_deref(), started_at) {
+            Boot::Fresh => boot_of_first(&loaded, &survey),
+            later => later,
+        };
+    rows.append(&mut survey.rows);
     // What the files say now, and what was in force when the last engine died.
     let reading = judge(load(&home), &loaded.last_good);
     let in_force = in_force(boot, &home, &loaded, &rows, &reading);
@@ -323,17 +374,20 @@ fn begin(
         log,
         outbox,
         capture,
-        containment: contain(&home, keeper_pid).map_err(at("look for the cgroups"))?,
+        containment: ground.containment,
+        pipes: ground.pipes,
         logs: home.log_dir.clone(),
         _log_lock: log_lock,
         around: surroundings(&home, &loaded),
         sources,
         fresh: broadcast::Sender::new(FRESH_EVENTS_MAX),
         reserved_until: RunId(loaded.next_run.0 + RUNS_PER_RESERVE),
+        world: ground.world,
     });
     hands.specs = in_force.units.iter().map(|spec| (spec.name.clone(), spec.clone())).collect();
     first.into_iter().for_each(|keep| hands.keep_of_outbox(keep, stamp(clock::monotonic())));
-    let adopted = adopt_all(boot, rows, &mut hands, &slate)?;
+    let adopted = adopt_all(boot, rows, loaded.runs.clone(), &mut hands, &slate)?;
+    hands.settle_survey(&survey);
     adopt::stored(stored, &loaded.durable, &mut hands);
     let populated = adopt::populated(&mut hands, &adopted).map_err(at("list the cgroups"))?;
     let (calls, stop) =
@@ -363,10 +417,8 @@ fn begin(
         next_request: 0,
         upgrade: Upgrade::new(binary, loaded.schema, loaded.upgrade_told.clone(), stop),
     };
-    say_begin(&mut shell, boot, &loaded, begun);
-    for text in shell.files.keep_all(&loaded.last_good) {
-        shell.hands.keep(text);
-    }
+    say_begin(&mut shell, boot, &loaded, begun, &survey);
+    shell.files.keep_all(&loaded.last_good).into_iter().for_each(|text| shell.hands.keep(text));
     shell.perform(stamp(now));
     shell.tell_ends()?;
     follow_at_boot(&mut shell, boot, reading, &loaded.engine.config_errors);
@@ -388,20 +440,16 @@ fn open_slate(held: &mut Vec<(Vec<u8>, OwnedFd)>, client: &mut Client) -> io::Re
 fn adopt_all(
     boot: Boot,
     rows: Vec<TableRow>,
+    remembered: Vec<RunRow>,
     hands: &mut Hands,
     slate: &Slate,
 ) -> Result<Vec<Adopted>, String> {
     let told = rows.len();
-    let adopted = adopt::runs(rows, hands, slate);
+    let adopted = adopt::runs(rows, remembered, hands, slate);
     if boot == Boot::Relieved && adopted.len() < told {
         return Err(format!("{} of {told} runs are not understood", told - adopted.len()));
     }
     Ok(adopted)
-}
-
-/// The state directory outlives the daemon, and tells its cgroups from those of others.
-fn contain(home: &Home, keeper_pid: i32) -> io::Result<Containment> {
-    Containment::open(home.db.parent().unwrap_or(&home.run_dir), keeper_pid)
 }
 
 /// Which step of taking over it was that the system refused.
@@ -454,7 +502,7 @@ fn in_force(boot: Boot, home: &Home, loaded: &Loaded, rows: &[TableRow], reading
 fn follow_at_boot(shell: &mut Shell, boot: Boot, reading: Reading, told: &[String]) {
     match boot {
         Boot::Fresh => shell.judge_errors(reading.errors),
-        Boot::Resumed | Boot::Relieved => {
+        Boot::Resumed | Boot::Relieved | Boot::KeeperDied => {
             // The last engine told of them.
             let is_told = |error: &&ConfigError| told.contains(&files::sentence(error));
             shell.files.errors = reading.errors.iter().filter(is_told).cloned().collect();
@@ -464,15 +512,36 @@ fn follow_at_boot(shell: &mut Shell, boot: Boot, reading: Reading, told: &[Strin
     shell.watch_files();
 }
 
-/// The first engine of a keeper that finds a life without an end: the whole was cut down.
-fn count_fatal_stops(boot: Boot, life: Life) -> u64 {
-    match (boot, life.phase) {
-        (Boot::Fresh, Phase::Running) => life.fatal_stops + 1,
-        (Boot::Fresh, Phase::Ended) | (Boot::Resumed | Boot::Relieved, _) => life.fatal_stops,
+/// The first engine of a keeper whose predecessor left runs behind in this world goes on with them.
+fn boot_of_first(loaded: &Loaded, survey: &Survey) -> Boot {
+    match loaded.life.phase {
+        Phase::Running if !survey.rows.is_empty() => Boot::KeeperDied,
+        Phase::Running | Phase::Ended => Boot::Fresh,
     }
 }
 
-fn say_begin(shell: &mut Shell, boot: Boot, loaded: &Loaded, begun: Monotonic) {
+/// The first engine of a keeper that finds a life without an end: the whole was cut down.
+fn count_fatal_stops(boot: Boot, life: Life) -> u64 {
+    match (boot, life.phase) {
+        (Boot::Fresh | Boot::KeeperDied, Phase::Running) => life.fatal_stops + 1,
+        (Boot::Fresh | Boot::KeeperDied, Phase::Ended) | (Boot::Resumed | Boot::Relieved, _) => {
+            life.fatal_stops
+        }
+    }
+}
+
+fn say_unproven(shell: &mut Shell, unproven: &[(UnitName, i32, String)]) {
+    for (unit, pid, why) in unproven {
+        let message = format!(
+            "process {pid} may be the main process of {unit}, but {why}: it is left alone, and {unit} counts as \
+             ended, status unknown"
+        );
+        let data = [("unit", unit.as_str().into()), ("pid", (*pid).into())];
+        shell.note(Level::Error, "keeper.unproven", message, data);
+    }
+}
+
+fn say_begin(shell: &mut Shell, boot: Boot, loaded: &Loaded, begun: Monotonic, survey: &Survey) {
     if shell.fatal_stops > loaded.life.fatal_stops {
         let message = "the daemon had ended without stopping its units".to_string();
         shell.note(Level::Error, "daemon.fatal_stop", message, []);
@@ -485,6 +554,10 @@ fn say_begin(shell: &mut Shell, boot: Boot, loaded: &Loaded, begun: Monotonic) {
     let data = [("runs", runs.into()), ("took_us", took_us.into())];
     match boot {
         Boot::Fresh => shell.note(Level::Info, "daemon.started", "the daemon has started".to_string(), data),
+        Boot::KeeperDied => {
+            let message = format!("the keeper had died; another took over {runs} runs");
+            shell.note(Level::Warn, "keeper.restarted", message, data);
+        }
         Boot::Resumed => {
             let message = format!("the engine was restarted and took over {runs} runs");
             shell.note(Level::Warn, "engine.restarted", message, data);
@@ -494,6 +567,7 @@ fn say_begin(shell: &mut Shell, boot: Boot, loaded: &Loaded, begun: Monotonic) {
             shell.note(Level::Info, "engine.replaced", message, data);
         }
     }
+    say_unproven(shell, &survey.unproven);
     let life = Life { phase: Phase::Running, fatal_stops: shell.fatal_stops };
     shell.hands.keep(Keep::Life(life));
 }

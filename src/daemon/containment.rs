@@ -39,8 +39,16 @@ enum Kind {
     },
     /// Pids of the unit's runs since it was last seen empty: each began a session.
     Weak {
-        sessions: BTreeMap<UnitName, BTreeSet<i32>>,
+        sessions: BTreeMap<UnitName, Sessions>,
     },
+}
+
+/// Sessions of one unit.
+#[derive(Default)]
+struct Sessions {
+    all: BTreeSet<i32>,
+    /// Those that an earlier keeper began.
+    orphans: BTreeSet<i32>,
 }
 
 /// Wakes up when a unit may have become empty.
@@ -123,7 +131,15 @@ impl Containment {
     /// A run of the unit began its session.
     pub fn on_spawned(&mut self, unit: &UnitName, pid: i32) {
         if let Kind::Weak { sessions } = &mut self.kind {
-            sessions.entry(unit.clone()).or_default().insert(pid);
+            sessions.entry(unit.clone()).or_default().all.insert(pid);
+        }
+    }
+
+    /// The keeper adopted a run of the unit, which began its session under another one.
+    pub fn on_adopted(&mut self, unit: &UnitName, pid: i32) {
+        self.on_spawned(unit, pid);
+        if let Kind::Weak { sessions } = &mut self.kind {
+            sessions.entry(unit.clone()).or_default().orphans.insert(pid);
         }
     }
 
@@ -208,11 +224,20 @@ impl Containment {
             }
             Kind::Weak { sessions } => {
                 let shown = proctree::shown(pid, self.keeper_pid).filter(|_| process.is_none_or(alive))?;
-                let mut by_session = sessions.iter().filter(|(_, known)| known.contains(&shown.session));
+                let mut by_session = sessions.iter().filter(|(_, known)| known.all.contains(&shown.session));
                 let marked = || UnitName::parse(shown.mark.as_deref()?).ok();
                 by_session.next().map(|(unit, _)| unit.clone()).or_else(marked)
             }
         }
+    }
+
+    /// Whether this process belongs to the unit, also one that an earlier keeper spawned.
+    pub fn is_of(&self, unit: &UnitName, pid: i32, process: &OwnedFd) -> bool {
+        let marked = || match self.kind {
+            Kind::Groups { .. } => false,
+            Kind::Weak { .. } => proctree::is_marked(pid, unit.as_str()) && !pidfd::has_ended(process),
+        };
+        self.owner(pid, Some(process)).as_ref() == Some(unit) || marked()
     }
 
     /// The one process of the unit whose parent is the keeper: what a daemon that went to the
@@ -270,12 +295,15 @@ fn group_of<'g>(
     units.get_mut(unit).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-fn known_sessions(sessions: &BTreeMap<UnitName, BTreeSet<i32>>, unit: &UnitName) -> Vec<i32> {
-    sessions.get(unit).into_iter().flatten().copied().collect()
+/// (all, orphans)
+fn known_sessions(sessions: &BTreeMap<UnitName, Sessions>, unit: &UnitName) -> (Vec<i32>, Vec<i32>) {
+    let known = sessions.get(unit);
+    let list = |set: &BTreeSet<i32>| set.iter().copied().collect();
+    known.map_or_else(Default::default, |known| (list(&known.all), list(&known.orphans)))
 }
 
-fn marks<'a>(unit: &'a UnitName, keeper_pid: i32, sessions: &'a [i32]) -> Marks<'a> {
-    Marks { unit: unit.as_str(), keeper_pid, sessions }
+fn marks<'a>(unit: &'a UnitName, keeper_pid: i32, (all, orphans): &'a (Vec<i32>, Vec<i32>)) -> Marks<'a> {
+    Marks { unit: unit.as_str(), keeper_pid, sessions: all, orphans }
 }
 
 /// A control that the kernel does not have here (its controller is not enabled) is said and

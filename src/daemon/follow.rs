@@ -14,14 +14,16 @@ use tokio::task::AbortHandle;
 
 use crate::base::check::NetCheck;
 use crate::base::{exit::RunId, limits, name::UnitName};
+use crate::daemon::again::Again;
 use crate::daemon::containment::Watch;
-use crate::daemon::hands::Source;
+use crate::daemon::hands::{Hands, Source};
 use crate::engine::event::Event;
 use crate::logs::Stream;
 use crate::logs::read::LineMatcher;
 use crate::logs::spool::Spool;
 use crate::probe::probe;
 use crate::sys::watched::{Wake, watched_or_back};
+use crate::unit::spec::{HealthCheck, ReadyWhen, ResyncBy};
 
 /// Where the kernel gives no sign that a unit became empty, it is looked at this often, and
 /// only while somebody waits for it.
@@ -133,4 +135,45 @@ pub fn watch_emptiness(unit: UnitName, mut watch: Watch, sources: UnboundedSende
         }
     });
     looking.abort_handle()
+}
+
+impl Hands {
+    pub(crate) fn probe(&self, unit: &UnitName, run: RunId) {
+        let Some(spec) = self.specs.get(unit) else { return };
+        if let ReadyWhen::Net(check) = &spec.readiness.when {
+            let within = spec.readiness.timeout.unwrap_or(limits::READINESS_PROBE_TIMEOUT);
+            let timeout = within.min(limits::READINESS_PROBE_TIMEOUT);
+            run_probe(run, check.clone(), timeout, self.tools.sources.clone());
+        }
+    }
+
+    pub(crate) fn check(&self, unit: &UnitName, run: RunId) {
+        let Some(health) = self.specs.get(unit).and_then(|spec| spec.health.clone()) else { return };
+        if let HealthCheck::Net(check) = health.check {
+            run_check(run, check, health.timeout, self.tools.sources.clone());
+        }
+    }
+
+    pub(crate) fn resync(&mut self, unit: &UnitName, run: RunId) {
+        let Some(resync) = self.specs.get(unit).and_then(|spec| spec.resync.clone()) else { return };
+        if let ResyncBy::Net(request) = resync.by {
+            let sources = self.tools.sources.clone();
+            let asking = run_resync(run, request, resync.timeout, sources);
+            // An older one that the engine waits for no more (its requirement was lost again)
+            // must not be taken for the answer to this one.
+            if let Some(older) = self.resyncs.insert(unit.clone(), asking) {
+                older.abort();
+            }
+        }
+    }
+
+    pub(crate) fn watch_log(&mut self, unit: &UnitName, run: RunId) {
+        let Some(spec) = self.specs.get(unit).cloned() else { return };
+        let Some(from) = self.runs.get(&run).map(|live| live.log_from) else { return };
+        let ReadyWhen::Log(pattern) = &spec.readiness.when else { return };
+        match self.spool(unit, Stream::Stdout) {
+            Ok(spool) => watch_log(run, spool, from, pattern, self.tools.sources.clone()),
+            Err(_) => self.again(limits::SHORTAGE_RETRY, Again::WatchLog { unit: unit.clone(), run }),
+        }
+    }
 }

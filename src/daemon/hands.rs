@@ -15,12 +15,14 @@ use crate::alert::dispatch::{Dispatcher, Keep};
 use crate::api::call::Answer;
 use crate::base::exit::{Exit, RunId, SpawnStep};
 use crate::base::signal::Signal;
-use crate::base::{limits, name::UnitName, time::Monotonic};
+use crate::base::{name::UnitName, time::Monotonic};
 use crate::config::load::Loaded;
 use crate::daemon::again::Again;
 use crate::daemon::containment::Containment;
 use crate::daemon::fdstore::FdStore;
+use crate::daemon::launch::Maker;
 use crate::daemon::output::Output;
+use crate::daemon::pipes::Pipes;
 use crate::daemon::plan::{self, Refused, Surroundings};
 use crate::daemon::streams::History;
 use crate::daemon::tag::Tag;
@@ -36,11 +38,12 @@ use crate::logs::Stream;
 use crate::logs::capture::{Birth, Capture, News, Pipe};
 use crate::store::open::RUNS_PER_RESERVE;
 use crate::store::row::{EventRow, Level, NewEvent};
+use crate::store::run::RunRow;
 use crate::store::writer::{Batch, Committed, Store, Write};
 use crate::sys::{clock, lock::Lock};
 use crate::telemetry::observe::{Stamp, delivery_event, observe};
 use crate::telemetry::scribe::ScribeHandle;
-use crate::unit::spec::{HealthCheck, ReadyWhen, ResyncBy, StderrTo, UnitSpec};
+use crate::unit::spec::{StderrTo, UnitSpec};
 
 /// What the daemon's own threads and tasks tell the loop. As many as there are runs and
 /// commits under way: the channel has no bound of its own because its senders must not wait.
@@ -92,12 +95,24 @@ pub struct Live {
     /// The keeper knows that it said READY=1.
     pub said_ready: bool,
     pub handover: Handover,
+    /// What the store has of it, for a keeper that has to find it.
+    pub row: Option<RunRow>,
 }
 
 impl Live {
     pub fn new(unit: UnitName, role: Role, log_from: u64) -> Live {
         let handover = Handover::default();
-        Live { unit, role, pid: None, log_from, ended: false, end: None, said_ready: false, handover }
+        Live {
+            unit,
+            role,
+            pid: None,
+            log_from,
+            ended: false,
+            end: None,
+            said_ready: false,
+            handover,
+            row: None,
+        }
     }
 }
 
@@ -110,6 +125,7 @@ pub struct Tools {
     pub outbox: Dispatcher,
     pub capture: Capture,
     pub containment: Containment,
+    pub pipes: Pipes,
     pub logs: PathBuf,
     /// Held as long as we may write there.
     pub _log_lock: Lock,
@@ -118,6 +134,8 @@ pub struct Tools {
     pub fresh: broadcast::Sender<EventRow>,
     /// Run ids below this one are reserved in the store.
     pub reserved_until: RunId,
+    /// Where pids mean something (`sys::process::world`).
+    pub world: String,
 }
 
 pub struct Hands {
@@ -133,9 +151,9 @@ pub struct Hands {
     /// Units of which somebody waits to hear that they are empty.
     watched: BTreeMap<UnitName, AbortHandle>,
     /// The newest resync request of a unit.
-    resyncs: BTreeMap<UnitName, AbortHandle>,
+    pub(crate) resyncs: BTreeMap<UnitName, AbortHandle>,
     writes: Vec<Write>,
-    lates: Vec<Late>,
+    pub(crate) lates: Vec<Late>,
     pub(crate) waiting: VecDeque<(u64, Late)>,
     committed: u64,
 }
@@ -168,6 +186,7 @@ impl Hands {
                 if let Some(live) = self.runs.get_mut(&run) {
                     live.handover.end_asked = true;
                 }
+                self.remember(run, |row| row.end_asked = true);
                 self.ask_keeper(Request::SignalToEnd { run, signal });
                 if signal != Signal::KILL {
                     // One that is stopped (SIGSTOP, a debugger) would hear nothing but SIGKILL.
@@ -188,7 +207,7 @@ impl Hands {
                 }
                 self.watch_emptiness(unit);
             }
-            Effect::Release { run } => self.lates.push(Late::Release(run)),
+            Effect::Release { run } => self.forget_run(run),
             Effect::Probe { unit, run } => self.probe(&unit, run),
             Effect::Check { unit, run } => self.check(&unit, run),
             Effect::Resync { unit, run } => self.resync(&unit, run),
@@ -304,7 +323,11 @@ impl Hands {
 
     fn spawn(&mut self, unit: UnitName, run: RunId, role: Role, now: Monotonic) {
         self.reserve_runs(run);
-        match self.try_spawn(&unit, run, role) {
+        let spawned = self.try_spawn(&unit, run, role);
+        if spawned.is_err() {
+            self.tools.pipes.forget_run(&unit, run);
+        }
+        match spawned {
             Ok(()) => {}
             Err(refused) if is_shortage(refused.errno) => {
                 self.answers.push_back(Event::SpawnShort { run, errno: refused.errno });
@@ -332,8 +355,9 @@ impl Hands {
             StderrTo::Separate => self.spool_for_run(unit, Stream::Stderr)?,
         };
         let log_from = out.as_ref().map_or(0, |spool| spool.stored_bytes());
+        let maker = Maker { pipes: &self.tools.pipes, spec: &spec, run, ids: plan.ids.as_ref() };
         let mut prepared =
-            launch::fds(&spec, role, out, err, cgroup).map_err(refused_at(SpawnStep::Prepare))?;
+            launch::fds(&maker, role, out, err, cgroup).map_err(refused_at(SpawnStep::Prepare))?;
         if role == Role::Main {
             let stored = self.stored.duplicates(unit).map_err(refused_at(SpawnStep::Prepare))?;
             launch::give_back(&spec, stored, &mut plan, &mut prepared);
@@ -378,45 +402,6 @@ impl Hands {
             let until = RunId(run.0 + RUNS_PER_RESERVE);
             self.tools.reserved_until = until;
             self.writes.push(Write::ReserveRuns { until });
-        }
-    }
-
-    fn probe(&self, unit: &UnitName, run: RunId) {
-        let Some(spec) = self.specs.get(unit) else { return };
-        if let ReadyWhen::Net(check) = &spec.readiness.when {
-            let within = spec.readiness.timeout.unwrap_or(limits::READINESS_PROBE_TIMEOUT);
-            let timeout = within.min(limits::READINESS_PROBE_TIMEOUT);
-            follow::run_probe(run, check.clone(), timeout, self.tools.sources.clone());
-        }
-    }
-
-    fn check(&self, unit: &UnitName, run: RunId) {
-        let Some(health) = self.specs.get(unit).and_then(|spec| spec.health.clone()) else { return };
-        if let HealthCheck::Net(check) = health.check {
-            follow::run_check(run, check, health.timeout, self.tools.sources.clone());
-        }
-    }
-
-    fn resync(&mut self, unit: &UnitName, run: RunId) {
-        let Some(resync) = self.specs.get(unit).and_then(|spec| spec.resync.clone()) else { return };
-        if let ResyncBy::Net(request) = resync.by {
-            let sources = self.tools.sources.clone();
-            let asking = follow::run_resync(run, request, resync.timeout, sources);
-            // An older one that the engine waits for no more (its requirement was lost again)
-            // must not be taken for the answer to this one.
-            if let Some(older) = self.resyncs.insert(unit.clone(), asking) {
-                older.abort();
-            }
-        }
-    }
-
-    pub(crate) fn watch_log(&mut self, unit: &UnitName, run: RunId) {
-        let Some(spec) = self.specs.get(unit).cloned() else { return };
-        let Some(from) = self.runs.get(&run).map(|live| live.log_from) else { return };
-        let ReadyWhen::Log(pattern) = &spec.readiness.when else { return };
-        match self.spool(unit, Stream::Stdout) {
-            Ok(spool) => follow::watch_log(run, spool, from, pattern, self.tools.sources.clone()),
-            Err(_) => self.again(limits::SHORTAGE_RETRY, Again::WatchLog { unit: unit.clone(), run }),
         }
     }
 

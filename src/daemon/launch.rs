@@ -6,8 +6,10 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use crate::base::exit::RunId;
+use crate::daemon::pipes::{Name, Pipes};
 use crate::engine::effect::Role;
-use crate::keeper::wire::{FdUse, HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT, SpawnPlan};
+use crate::keeper::wire::{FdUse, HOLD_NOTIFY_FD, HOLD_STDERR, HOLD_STDOUT, Ids, SpawnPlan};
 use crate::logs::Stream;
 use crate::logs::spool::Spool;
 use crate::sys::pipe;
@@ -16,7 +18,17 @@ use crate::unit::spec::{ReadyWhen, UnitSpec};
 /// SD_LISTEN_FDS_START of sd_listen_fds(3).
 const LISTEN_FDS_START: i32 = 3;
 
+/// Whose pipes are made, and where.
+pub struct Maker<'a> {
+    pub pipes: &'a Pipes,
+    pub spec: &'a UnitSpec,
+    pub run: RunId,
+    /// The account of the child, if it is another one than ours.
+    pub ids: Option<&'a Ids>,
+}
+
 /// What goes to the keeper and what stays here.
+#[derive(Default)]
 pub struct Prepared {
     pub fds: Vec<(FdUse, OwnedFd)>,
     /// Read ends, for the capture.
@@ -39,23 +51,22 @@ pub fn label(stream: Stream) -> u8 {
 /// # Errors
 /// EMFILE, ENFILE.
 pub fn fds(
-    spec: &UnitSpec,
+    maker: &Maker<'_>,
     role: Role,
     out: Option<Arc<Spool>>,
     err: Option<Arc<Spool>>,
     cgroup: Option<OwnedFd>,
 ) -> io::Result<Prepared> {
-    let mut prepared =
-        Prepared { fds: vec![(FdUse::Child(0), pipe::null()?)], captured: Vec::new(), notify_fd: None };
-    let stdout = prepared.writer(Stream::Stdout, out)?;
+    let mut prepared = Prepared { fds: vec![(FdUse::Child(0), pipe::null()?)], ..Prepared::default() };
+    let stdout = prepared.writer(maker, Stream::Stdout, out)?;
     let stderr = match err {
-        Some(spool) => prepared.writer(Stream::Stderr, Some(spool))?,
+        Some(spool) => prepared.writer(maker, Stream::Stderr, Some(spool))?,
         None => stdout.try_clone()?,
     };
     prepared.fds.push((FdUse::Child(1), stdout));
     prepared.fds.push((FdUse::Child(2), stderr));
-    if let (ReadyWhen::NotifyFd(number), Role::Main) = (&spec.readiness.when, role) {
-        let (read, write) = pipe::pair()?;
+    if let (ReadyWhen::NotifyFd(number), Role::Main) = (&maker.spec.readiness.when, role) {
+        let (read, write) = maker.pipe(HOLD_NOTIFY_FD)?;
         prepared.fds.push((FdUse::Child(*number), write));
         prepared.fds.push((FdUse::Hold(HOLD_NOTIFY_FD), read.try_clone()?));
         prepared.notify_fd = Some(read);
@@ -87,11 +98,23 @@ pub fn give_back(
     prepared.fds.extend(numbered.map(|(number, (_, fd))| (FdUse::Child(number), fd)));
 }
 
+impl Maker<'_> {
+    fn pipe(&self, label: u8) -> io::Result<(OwnedFd, OwnedFd)> {
+        let name = Name { unit: self.spec.name.clone(), run: self.run, label };
+        self.pipes.make(&name, self.ids)
+    }
+}
+
 impl Prepared {
     /// The end that the child writes into.
-    fn writer(&mut self, stream: Stream, spool: Option<Arc<Spool>>) -> io::Result<OwnedFd> {
+    fn writer(
+        &mut self,
+        maker: &Maker<'_>,
+        stream: Stream,
+        spool: Option<Arc<Spool>>,
+    ) -> io::Result<OwnedFd> {
         let Some(spool) = spool else { return pipe::null() };
-        let (read, write) = pipe::pair()?;
+        let (read, write) = maker.pipe(label(stream))?;
         self.fds.push((FdUse::Hold(label(stream)), read.as_fd().try_clone_to_owned()?));
         self.captured.push((read, spool));
         Ok(write)

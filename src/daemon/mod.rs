@@ -18,6 +18,8 @@ mod launch;
 mod lines;
 mod notify;
 mod output;
+mod orphans;
+mod pipes;
 mod plan;
 mod reload;
 mod shell;

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use crate::base::{exit::RunId, name::UnitName};
 use crate::daemon::hands::{Hands, Source, stamp};
+use crate::daemon::launch;
 use crate::daemon::lines::LogSource;
-use crate::keeper::wire::Request;
+use crate::daemon::pipes::Name;
+use crate::keeper::wire::{HOLD_NOTIFY_FD, Request};
 use crate::logs::Stream;
 use crate::logs::capture::{self, End, News, Pipe};
 use crate::logs::spool::{Keep, Now, Pack, Spool, SpoolError};
@@ -29,11 +31,17 @@ const DRAIN_MAX: Duration = Duration::from_secs(1);
 pub struct Output {
     spools: BTreeMap<(UnitName, Stream), Arc<Spool>>,
     /// Pipes that the capture still reads.
-    pipes: BTreeMap<RunId, BTreeSet<Stream>>,
+    pipes: BTreeMap<RunId, Piped>,
     /// Runs whose end is being marked.
     releasing: BTreeSet<RunId>,
     /// Streams that cannot be written now.
     troubled: BTreeSet<(UnitName, Stream)>,
+}
+
+/// The pipes of a run, which may outlive it.
+struct Piped {
+    unit: UnitName,
+    streams: BTreeSet<Stream>,
 }
 
 impl Output {
@@ -102,7 +110,8 @@ impl Hands {
 
     /// Moves what the run writes into its spool from now on.
     pub fn capture(&mut self, pipe: Pipe) {
-        self.output.pipes.entry(pipe.run).or_default().insert(pipe.spool.stream());
+        let none = || Piped { unit: pipe.spool.unit().clone(), streams: BTreeSet::new() };
+        self.output.pipes.entry(pipe.run).or_insert_with(none).streams.insert(pipe.spool.stream());
         self.tools.capture.add(pipe);
     }
 
@@ -116,7 +125,7 @@ impl Hands {
             let ago_us = i64::try_from(ago.as_micros()).unwrap_or(0);
             End { spool, exit, ts_us: clock::wall().as_microsecond().saturating_sub(ago_us) }
         });
-        let open = self.output.pipes.get(&run).is_some_and(|open| !open.is_empty());
+        let open = self.output.pipes.get(&run).is_some_and(|open| !open.streams.is_empty());
         if end.is_none() && !open {
             return self.release_now(run);
         }
@@ -133,8 +142,10 @@ impl Hands {
         match news {
             News::Closed { run, stream } => {
                 if let Some(open) = self.output.pipes.get_mut(&run) {
-                    open.remove(&stream);
-                    if open.is_empty() {
+                    open.streams.remove(&stream);
+                    let label = launch::label(stream);
+                    self.tools.pipes.forget(&Name { unit: open.unit.clone(), run, label });
+                    if open.streams.is_empty() {
                         self.output.pipes.remove(&run);
                     }
                 }
@@ -151,7 +162,9 @@ impl Hands {
     }
 
     fn release_now(&mut self, run: RunId) {
-        self.runs.remove(&run);
+        if let Some(live) = self.runs.remove(&run) {
+            self.tools.pipes.forget(&Name { unit: live.unit, run, label: HOLD_NOTIFY_FD });
+        }
         self.ask_keeper(Request::Release { run });
     }
 

@@ -21,6 +21,7 @@ use crate::config::paths::Home;
 use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Late, Source, stamp};
 use crate::daemon::notify::NotifySocket;
+use crate::daemon::orphans::Facts;
 use crate::daemon::reload::{Files, Look, Reader};
 use crate::daemon::slate::Slate;
 use crate::daemon::upgrade::Upgrade;
@@ -285,21 +286,25 @@ impl Shell {
 
     fn on_news(&mut self, news: News) {
         match news {
-            News::Spawned { run, pid } => {
+            News::Spawned { run, pid, identity } => {
                 if let Some(live) = self.hands.runs.get_mut(&run) {
                     live.pid = Some(pid);
                     let unit = live.unit.clone();
                     self.hands.tools.containment.on_spawned(&unit, pid);
+                    let spawned_at = clock::monotonic();
+                    self.hands.remember_spawned(run, &Facts { pid, identity, spawned_at });
                 }
                 self.handle(Event::Spawned { run, pid });
             }
             News::Executed { run } => self.handle(Event::Executed { run }),
             News::SpawnShort { run, errno } => {
-                self.hands.runs.remove(&run);
+                if let Some(live) = self.hands.runs.remove(&run) {
+                    self.hands.tools.pipes.forget_run(&live.unit, run);
+                }
                 self.handle(Event::SpawnShort { run, errno });
             }
             News::Exited { run, at, exit } => self.on_run_exited(run, at, exit),
-            News::Main { run, pid } => self.on_main(run, pid),
+            News::Main { run, pid, identity } => self.on_main(run, pid, identity),
             News::OrphanReaped => self.hands.on_orphan_reaped(),
             News::Signalled { signal } => self.on_signal(signal),
             News::Upgrade(news) => self.on_upgrade_news(news),
@@ -460,6 +465,7 @@ impl Hands {
     /// Commits what waits, takes the cgroups away, and has the keeper end.
     fn leave(self) {
         self.tools.containment.remove();
+        self.tools.pipes.remove();
         let mut keeper = self.tools.keeper;
         drop(self.tools.store);
         say_last(&mut keeper, Request::End { code: 0 });

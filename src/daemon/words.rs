@@ -13,6 +13,7 @@ use crate::base::time::Monotonic;
 use crate::daemon::fdstore::{NAME_DEFAULT, Outcome};
 use crate::daemon::hands::{Hands, Live, ask};
 use crate::daemon::notify::Sent;
+use crate::daemon::orphans::Facts;
 use crate::daemon::shell::Shell;
 use crate::engine::effect::Role;
 use crate::engine::event::{Event, Said};
@@ -120,7 +121,7 @@ impl Shell {
     }
 
     /// The keeper says which process the run is.
-    pub(crate) fn on_main(&mut self, run: RunId, pid: i32) {
+    pub(crate) fn on_main(&mut self, run: RunId, pid: i32, identity: Option<u64>) {
         let Some(live) = self.hands.runs.get_mut(&run) else { return };
         live.handover.asked = live.handover.asked.saturating_sub(1);
         let unit = live.unit.clone();
@@ -129,6 +130,8 @@ impl Shell {
             live.pid = Some(pid);
             self.hands.tools.containment.on_spawned(&unit, pid);
             let guessed = live.handover.guessed_at.is_some();
+            let spawned_at = live.row.as_ref().map_or_else(clock::monotonic, |row| row.spawned_at);
+            self.hands.remember_spawned(run, &Facts { pid, identity, spawned_at });
             tracing::info!("process {pid} is the main process of {unit} now");
             self.handle(Event::Said { run, said: Said::MainPid(pid) });
             if guessed {
@@ -198,6 +201,7 @@ impl Hands {
             && !live.said_ready
         {
             live.said_ready = true;
+            self.remember(run, |row| row.said_ready = true);
             self.ask_keeper(Request::NoteReady { run });
         }
     }

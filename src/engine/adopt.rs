@@ -35,6 +35,9 @@ pub enum Boot {
     /// An engine went before this one and left, for this one to take its place: as `Resumed`,
     /// but nothing went wrong.
     Relieved,
+    /// The keeper before this one died, and services may have lived on: nothing starts over, and no
+    /// engine is to blame.
+    KeeperDied,
 }
 
 /// What an engine starts with: the files, the store's rows, the keeper's table, the cgroups.
@@ -128,6 +131,9 @@ impl Engine {
             engine.adopt_unit(now, name, &own, rest, &mut ended, fx);
         }
         engine.pull();
+        if boot == Boot::KeeperDied {
+            fx.mark(Mark::OutlivedKeeper);
+        }
         ended.sort_by_key(|end| end.run);
         for end in ended {
             engine.on_exited(now, end.run, end.at, end.exit, end.rest, fx);

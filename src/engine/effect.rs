@@ -500,6 +500,8 @@ marks! {
     AdoptedUnknownUnit,
     /// Neither the store nor the keeper knows how the run ended.
     VanishedWithKeeper,
+    /// The keeper died, and the services lived on.
+    OutlivedKeeper,
     Degraded,
     /// A degraded unit lost one more requirement.
     LostAnother,

@@ -13,7 +13,7 @@ use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::keeper::reader::Reader;
 use crate::keeper::wire::{
-    EngineEnd, FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Request, SpawnPlan, Stage, TAG_LEN_MAX,
+    EngineEnd, FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Orphan, Request, SpawnPlan, Stage, TAG_LEN_MAX,
     UpgradeNews,
 };
 use crate::sys::memfd;
@@ -43,6 +43,9 @@ pub enum CodecError {
     /// The new main process of a run did not arrive: we are out of fds.
     #[error("the main process of run {0} got lost")]
     MainLost(RunId),
+    /// The process of a run to be adopted did not arrive: we are out of fds.
+    #[error("the process of run {0} got lost")]
+    OrphanLost(RunId),
     /// The header of a spawn is sound, its plan is not.
     #[error("the plan of run {run} cannot be read")]
     Plan { run: RunId, errno: i32 },
@@ -70,6 +73,7 @@ pub struct RowHead<'a> {
     pub executed: bool,
     pub end_asked: bool,
     pub said_ready: bool,
+    pub identity: Option<u64>,
     pub ended: Option<(Monotonic, Exit)>,
 }
 
@@ -88,6 +92,7 @@ mod kind {
     pub const HEALTHY: u8 = 33;
     pub const UNFIT: u8 = 34;
     pub const ALIVE: u8 = 20;
+    pub const ADOPT: u8 = 21;
     pub const WELCOME: u8 = 64;
     pub const ROW: u8 = 65;
     pub const HELD: u8 = 66;
@@ -138,6 +143,11 @@ impl Body {
         self.put(&value.to_le_bytes());
     }
 
+    /// No inode is 0.
+    fn identity(&mut self, identity: Option<u64>) {
+        self.u64(identity.unwrap_or(0));
+    }
+
     fn run(&mut self, run: RunId) {
         self.u64(run.0);
     }
@@ -182,7 +192,6 @@ pub(crate) fn exit_bytes(exit: Exit) -> [u8; 6] {
 /// # Errors
 /// InvalidInput for a tag, name or fd list above its bound; EMFILE, ENOMEM for the memfd.
 pub fn encode_request(request: Request) -> io::Result<Encoded> {
-    let too_long = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{what} is too long"));
     let mut fds = Vec::new();
     let body = match request {
         Request::Hello => Body::new(kind::HELLO),
@@ -221,6 +230,7 @@ pub fn encode_request(request: Request) -> io::Result<Encoded> {
             body.i32(pid);
             body
         }
+        Request::Adopt { orphan, process, held } => return encode_adopt(&orphan, process, held),
         Request::Release { run } => of_run(kind::RELEASE, run),
         Request::Hold { name, fd } => {
             if name.len() > HOLD_NAME_LEN_MAX {
@@ -260,6 +270,32 @@ pub fn encode_request(request: Request) -> io::Result<Encoded> {
     Ok(Encoded { body, fds })
 }
 
+fn encode_adopt(orphan: &Orphan, process: OwnedFd, held: Vec<(u8, OwnedFd)>) -> io::Result<Encoded> {
+    if orphan.tag.len() > TAG_LEN_MAX {
+        return Err(too_long("the tag of a run"));
+    }
+    if held.len() + 1 > FDS_MAX {
+        return Err(too_long("the fd list of a run"));
+    }
+    let mut body = of_run(kind::ADOPT, orphan.run);
+    body.text(&orphan.tag);
+    body.i32(orphan.pid);
+    body.time(orphan.spawned_at);
+    body.u8(u8::from(orphan.end_asked));
+    body.u8(u8::from(orphan.said_ready));
+    body.u8(u8::try_from(held.len()).unwrap_or(u8::MAX));
+    let mut fds = vec![process];
+    for (label, fd) in held {
+        body.u8(label);
+        fds.push(fd);
+    }
+    Ok(Encoded { body, fds })
+}
+
+fn too_long(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("{what} is too long"))
+}
+
 /// The request in these bytes with the fds that came beside them.
 ///
 /// # Errors
@@ -270,6 +306,7 @@ pub fn decode_request(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, CodecE
         kind::HELLO => Request::Hello,
         kind::ALIVE => Request::Alive { stage: from.stage()? },
         kind::SPAWN => return decode_spawn(from, fds),
+        kind::ADOPT => return decode_adopt(from, fds),
         kind::SIGNAL => Request::Signal { run: from.run()?, signal: from.signal()? },
         kind::SIGNAL_TO_END => Request::SignalToEnd { run: from.run()?, signal: from.signal()? },
         kind::NOTE_READY => Request::NoteReady { run: from.run()? },
@@ -326,6 +363,21 @@ fn decode_spawn(mut from: Reader<'_>, fds: Vec<OwnedFd>) -> Result<Request, Code
     Ok(Request::Spawn { run, tag, plan, fds: uses.into_iter().zip(fds).collect() })
 }
 
+/// What was to be held and did not all arrive is let go of: the process counts for more.
+fn decode_adopt(mut from: Reader<'_>, fds: Vec<OwnedFd>) -> Result<Request, CodecError> {
+    let run = from.run()?;
+    let (tag, pid, spawned_at) = (from.text()?.to_vec(), from.i32()?, from.time()?);
+    let (end_asked, said_ready) = (from.flag()?, from.flag()?);
+    let count = usize::from(from.u8()?);
+    let labels = from.take(count)?;
+    from.end()?;
+    let mut fds = fds.into_iter();
+    let process = fds.next().ok_or(CodecError::OrphanLost(run))?;
+    let held = if fds.len() == count { labels.iter().copied().zip(fds).collect() } else { Vec::new() };
+    let orphan = Orphan { run, tag, pid, spawned_at, end_asked, said_ready };
+    Ok(Request::Adopt { orphan, process, held })
+}
+
 /// The bytes of this news; the fds of a row or a held name go beside them, in their order.
 pub fn encode_news(news: &News) -> Body {
     match news {
@@ -345,20 +397,23 @@ pub fn encode_news(news: &News) -> Body {
                 executed: row.executed,
                 end_asked: row.end_asked,
                 said_ready: row.said_ready,
+                identity: row.identity,
                 ended: row.ended,
             };
             encode_row(&head, row.held.iter().map(|(label, _)| *label))
         }
         News::Held { name, fd: _ } => encode_held(name),
         News::TableEnd => Body::new(kind::TABLE_END),
-        News::Spawned { run, pid } => {
+        News::Spawned { run, pid, identity } => {
             let mut body = of_run(kind::SPAWNED, *run);
             body.i32(*pid);
+            body.identity(*identity);
             body
         }
-        News::Main { run, pid } => {
+        News::Main { run, pid, identity } => {
             let mut body = of_run(kind::MAIN, *run);
             body.i32(*pid);
+            body.identity(*identity);
             body
         }
         News::SpawnShort { run, errno } => {
@@ -410,6 +465,7 @@ pub fn encode_row(head: &RowHead<'_>, labels: impl Iterator<Item = u8> + Clone) 
     body.u8(u8::from(head.executed));
     body.u8(u8::from(head.end_asked));
     body.u8(u8::from(head.said_ready));
+    body.identity(head.identity);
     body.u8(u8::from(head.ended.is_some()));
     if let Some((at, exit)) = head.ended {
         body.time(at);
@@ -449,10 +505,10 @@ pub fn decode_news(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<News, CodecError> 
             News::Held { name, fd }
         }
         kind::TABLE_END => News::TableEnd,
-        kind::SPAWNED => News::Spawned { run: from.run()?, pid: from.i32()? },
+        kind::SPAWNED => News::Spawned { run: from.run()?, pid: from.i32()?, identity: from.identity()? },
         kind::SPAWN_SHORT => News::SpawnShort { run: from.run()?, errno: from.i32()? },
         kind::EXECUTED => News::Executed { run: from.run()? },
-        kind::MAIN => News::Main { run: from.run()?, pid: from.i32()? },
+        kind::MAIN => News::Main { run: from.run()?, pid: from.i32()?, identity: from.identity()? },
         kind::EXITED => News::Exited { run: from.run()?, at: from.time()?, exit: from.exit()? },
         kind::ORPHAN_REAPED => News::OrphanReaped,
         kind::SIGNALLED => News::Signalled { signal: from.signal()? },

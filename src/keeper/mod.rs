@@ -11,6 +11,7 @@ mod talk;
 mod pulse;
 mod systemd;
 mod mains;
+pub mod fdstore_systemd;
 mod reader;
 mod state;
 pub mod upgrade;

@@ -72,6 +72,10 @@ impl<'a> Reader<'a> {
         Ok(given.then_some(value))
     }
 
+    pub(crate) fn identity(&mut self) -> Result<Option<u64>, CodecError> {
+        self.u64().map(|inode| Some(inode).filter(|inode| *inode != 0))
+    }
+
     pub(crate) fn run(&mut self) -> Result<RunId, CodecError> {
         self.u64().map(RunId)
     }
@@ -175,6 +179,7 @@ impl<'a> Reader<'a> {
         let executed = self.flag()?;
         let end_asked = self.flag()?;
         let said_ready = self.flag()?;
+        let identity = self.identity()?;
         let ended = if self.flag()? { Some((self.time()?, self.exit()?)) } else { None };
         let count = usize::from(self.u8()?);
         let labels = self.take(count)?;
@@ -182,6 +187,6 @@ impl<'a> Reader<'a> {
             return Err(CodecError::FdsLost(run));
         }
         let held = labels.iter().copied().zip(fds).collect();
-        Ok(TableRow { run, tag, pid, spawned_at, executed, end_asked, said_ready, ended, held })
+        Ok(TableRow { run, tag, pid, spawned_at, executed, end_asked, said_ready, identity, ended, held })
     }
 }

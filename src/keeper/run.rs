@@ -18,16 +18,17 @@ use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::keeper::codec::{CodecError, MESSAGE_BYTES_MAX, decode_request};
 use crate::keeper::engine::Engine;
-use crate::keeper::mains::{MAIN_TOKEN, signal_run};
+use crate::keeper::fdstore_systemd::Manager;
+use crate::keeper::mains::{MAIN_TOKEN, Unreaped, signal_run};
 use crate::keeper::systemd::Systemd;
-use crate::keeper::table::{HELD_MAX, Phase, Place, Slot, Table, Untold};
+use crate::keeper::table::{Phase, Place, Slot, Table, Untold};
 use crate::keeper::talk::{ENDS_MAX, HOLDS_MAX, Talk, Tidings};
 use crate::keeper::upgrade::{Expected, Upgrade};
 use crate::keeper::wire::{EngineEnd, FdUse, Request, SpawnPlan};
 use crate::sys::signals::{Signals, signal_child};
 use crate::sys::spawn::{ChildIds, ChildPlan, Outcome, read_outcome, spawn};
 use crate::sys::wait::{Reaped, reap};
-use crate::sys::{clock, process, socket};
+use crate::sys::{clock, pidfd, process, socket};
 
 const SIGNALS_TOKEN: u64 = 0;
 const ENGINE_TOKEN: u64 = 1;
@@ -87,6 +88,9 @@ pub(super) struct Keeper {
     /// Until then nothing is said to the engine, nor heard from it.
     pub(super) talk_at: Option<Monotonic>,
     pub(super) systemd: Systemd,
+    pub(super) manager: Manager,
+    /// Main processes that have ended, and of which nobody has said how.
+    pub(super) unreaped: Vec<Unreaped>,
     /// The engine's socket took nothing more.
     pub(super) blocked: bool,
     pub(super) ending: Ending,
@@ -103,7 +107,11 @@ pub(super) struct Keeper {
 /// called with, the file is our own.
 pub fn run(held: Vec<OwnedFd>, engine_argv: Vec<CString>) -> i32 {
     match Keeper::new(engine_argv) {
-        Ok(keeper) => Keeper { held, ..keeper }.go(),
+        Ok(mut keeper) => {
+            // Not again by the image that an upgrade executes: those fds have owners by then.
+            keeper.tidings.holds.extend(keeper.manager.inherited());
+            Keeper { held, ..keeper }.go()
+        }
         Err(error) => {
             say(&format!("cannot start: {error}"));
             EXIT_ABANDONED
@@ -118,9 +126,10 @@ impl Keeper {
         process::raise_nofile();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS_TOKEN))?;
+        let holds = Vec::with_capacity(HOLDS_MAX);
         let tidings = Tidings {
             table: Table::new(),
-            holds: Vec::with_capacity(HOLDS_MAX),
+            holds,
             started_at: clock::monotonic(),
             short: None,
             signals: 0,
@@ -138,6 +147,8 @@ impl Keeper {
             tidings,
             engine,
             systemd: Systemd::of_process(),
+            manager: Manager::of_environment(),
+            unreaped: Vec::new(),
             blocked: false,
             ending: Ending::No,
             look_at: None,
@@ -171,6 +182,8 @@ impl Keeper {
             }
         }
         self.look_at_outcomes();
+        self.give_up_unreaped(clock::monotonic());
+        self.manager.flush_if_due(clock::monotonic());
         self.feel_pulse();
         self.tell();
         self.go_on_upgrading();
@@ -203,7 +216,8 @@ impl Keeper {
             | Ending::Terminating { kill_at: at }
             | Ending::Killing { leave_at: at } => Some(at),
         };
-        let Some(at) = [at, self.talk_at, self.look_at].into_iter().flatten().min() else {
+        let all = [at, self.talk_at, self.look_at, self.unreaped_due(), self.manager.due()];
+        let Some(at) = all.into_iter().flatten().min() else {
             return EpollTimeout::NONE;
         };
         let left = at.since(clock::monotonic());
@@ -397,6 +411,7 @@ impl Keeper {
                     self.tidings.table.note(place, Untold::MAIN);
                 }
             }
+            Err(CodecError::OrphanLost(run)) => self.refuse_orphan(run, "we are out of file descriptors"),
             Err(CodecError::FdsLost(run)) => self.tidings.short = Some((run, libc::EMFILE)),
             Err(CodecError::Plan { run, errno: errno @ (libc::EMFILE | libc::ENFILE | libc::ENOMEM) }) => {
                 self.tidings.short = Some((run, errno));
@@ -445,13 +460,18 @@ impl Keeper {
                 }
             }
             Request::NoteMain { run, pid, process } => self.note_main(run, pid, process),
-            Request::Release { run } => self.tidings.table.release(run),
+            Request::Adopt { orphan, process, held } => self.adopt(&orphan, process, held),
+            Request::Release { run } => self.release(run),
             Request::Hold { name, fd } => {
+                self.manager.store_hold(&name, fd.as_fd());
                 if self.tidings.hold(name, fd).is_err() {
                     say(&format!("more than {HOLDS_MAX} held names: one is not held"));
                 }
             }
-            Request::LetGo { name } => self.tidings.let_go(&name),
+            Request::LetGo { name } => {
+                self.manager.remove_hold(&name);
+                self.tidings.let_go(&name);
+            }
             Request::End { code } => {
                 let kill_engine_at = clock::monotonic() + ENGINE_END_MAX;
                 self.ending = Ending::Asked { code, kill_engine_at };
@@ -492,16 +512,17 @@ impl Keeper {
         };
         let now = clock::monotonic();
         let mut slot = Slot::new(run, tag, born.pid, now, Phase::Executing { outcome: born.outcome });
+        // Not reaped before we do: the pid is that of our child.
+        slot.identity = pidfd::open(born.pid).ok().and_then(pidfd::identity);
         let holds = fds.into_iter().filter_map(|(use_of, fd)| match use_of {
             FdUse::Hold(label) => Some((label, fd)),
             FdUse::Child(_) | FdUse::Cgroup => None,
         });
-        for (place, hold) in slot.held.iter_mut().zip(holds.take(HELD_MAX)) {
-            *place = Some(hold);
-        }
+        slot.hold(holds);
         let Some(place) = self.tidings.table.insert(slot) else {
             return;
         };
+        self.store_pipes(run);
         self.tidings.table.note(place, Untold::SPAWNED);
         self.watch_outcome(place);
     }

@@ -69,6 +69,8 @@ struct Run {
     executed: bool,
     end_asked: bool,
     said_ready: bool,
+    /// 0 = none.
+    identity: u64,
     main: Option<RawFd>,
     held: Vec<(u8, RawFd)>,
 }
@@ -110,6 +112,9 @@ pub(super) fn encode(keeper: &Keeper) -> io::Result<Vec<u8>> {
         tidings,
         engine,
         systemd: _,
+        manager: _,
+        // They are met again: their pidfds are watched anew.
+        unreaped: _,
         blocked: _,
         ending: _,
         end_signals,
@@ -158,6 +163,7 @@ fn put_run(out: &mut Out, slot: &Slot) {
         executed,
         end_asked,
         said_ready,
+        identity,
         main,
         held,
         untold: _,
@@ -185,6 +191,7 @@ fn put_run(out: &mut Out, slot: &Slot) {
         }
     }
     [executed, end_asked, said_ready].into_iter().for_each(|flag| out.flag(*flag));
+    out.u64(identity.unwrap_or(0));
     out.flag(main.is_some());
     main.iter().for_each(|main| out.fd(main));
     let held: Vec<&(u8, OwnedFd)> = held.iter().flatten().collect();
@@ -256,6 +263,7 @@ fn read_run(from: &mut Reader<'_>) -> Result<Run, CodecError> {
         executed: from.flag()?,
         end_asked: from.flag()?,
         said_ready: from.flag()?,
+        identity: from.u64()?,
         main: if from.flag()? { Some(from.i32()?) } else { None },
         held: from.list(|from| Ok((from.u8()?, from.i32()?)))?,
     })
@@ -320,6 +328,7 @@ impl Run {
         slot.executed = self.executed;
         slot.end_asked = self.end_asked;
         slot.said_ready = self.said_ready;
+        slot.identity = Some(self.identity).filter(|identity| *identity != 0);
         slot.main = self.main.and_then(own);
         let held = self.held.into_iter().filter_map(|(label, fd)| Some((label, own(fd)?)));
         for (place, hold) in slot.held.iter_mut().zip(held.take(HELD_MAX)) {

@@ -15,7 +15,8 @@ use crate::sys::socket;
 
 /// Variables that are meant for us alone: neither the engine nor a service may take itself for the
 /// process that the manager watches.
-pub const OWN_VARIABLES: [&str; 3] = [NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID];
+pub const OWN_VARIABLES: [&str; 6] =
+    [NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 const WATCHDOG_USEC: &str = "WATCHDOG_USEC";

@@ -11,6 +11,7 @@ use crate::base::exit::{Exit, RunId};
 use crate::base::time::Monotonic;
 use crate::keeper::codec::RowHead;
 use crate::keeper::wire::TAG_LEN_MAX;
+use crate::sys::pidfd;
 
 /// Most runs at once, living or not yet released: 10,000 units and their hooks.
 pub const RUNS_MAX: usize = 16_384;
@@ -64,6 +65,8 @@ pub struct Slot {
     pub executed: bool,
     pub end_asked: bool,
     pub said_ready: bool,
+    /// What tells its process from all others of this boot.
+    pub identity: Option<u64>,
     /// Set when another process than the one that we forked is the run.
     pub main: Option<OwnedFd>,
     pub held: [Option<(u8, OwnedFd)>; HELD_MAX],
@@ -90,6 +93,7 @@ impl Slot {
             executed: false,
             end_asked: false,
             said_ready: false,
+            identity: None,
             main: None,
             held,
             untold,
@@ -122,7 +126,15 @@ impl Slot {
             executed: self.executed,
             end_asked: self.end_asked,
             said_ready: self.said_ready,
+            identity: self.identity,
             ended,
+        }
+    }
+
+    /// Keeps these until the release, at most `HELD_MAX`.
+    pub fn hold(&mut self, fds: impl IntoIterator<Item = (u8, OwnedFd)>) {
+        for (place, hold) in self.held.iter_mut().zip(fds) {
+            *place = Some(hold);
         }
     }
 
@@ -210,6 +222,7 @@ impl Table {
             return;
         };
         let before = std::mem::replace(&mut slot.pid, pid);
+        slot.identity = pidfd::identity(&process);
         slot.main = Some(process);
         slot.phase = Phase::Running;
         slot.untold.0 &= !Untold::EXITED.0;

@@ -188,13 +188,13 @@ impl Tidings {
         let Some(slot) = self.table.slot(place) else {
             return Ok(());
         };
-        let (run, pid, untold) = (slot.run, slot.pid, slot.untold());
+        let (run, pid, identity, untold) = (slot.run, slot.pid, slot.identity, slot.untold());
         let ended = match slot.phase {
             Phase::Ended { at, exit } => Some((at, exit)),
             Phase::Executing { .. } | Phase::Running | Phase::Failing { .. } => None,
         };
         if untold.has(Untold::SPAWNED) {
-            self.send(socket, &News::Spawned { run, pid })?;
+            self.send(socket, &News::Spawned { run, pid, identity })?;
             self.table.told(place, Untold::SPAWNED);
         }
         if untold.has(Untold::EXECUTED) {
@@ -202,7 +202,7 @@ impl Tidings {
             self.table.told(place, Untold::EXECUTED);
         }
         if untold.has(Untold::MAIN) {
-            self.send(socket, &News::Main { run, pid })?;
+            self.send(socket, &News::Main { run, pid, identity })?;
             self.table.told(place, Untold::MAIN);
         }
         if untold.has(Untold::EXITED) {

@@ -100,6 +100,8 @@ pub struct TableRow {
     pub end_asked: bool,
     /// It said that it is ready (`Request::NoteReady`).
     pub said_ready: bool,
+    /// What tells its process from all others of this boot (`sys::pidfd::identity`).
+    pub identity: Option<u64>,
     /// Set when the run has ended: when, and how.
     pub ended: Option<(Monotonic, Exit)>,
     /// (label, fd)
@@ -129,6 +131,18 @@ pub struct UpgradeNews {
     pub why: Vec<u8>,
 }
 
+/// A run of a keeper that died, as the next one gets it (`Request::Adopt`). Its process lived
+/// when the engine looked, and is who it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Orphan {
+    pub run: RunId,
+    pub tag: Vec<u8>,
+    pub pid: i32,
+    pub spawned_at: Monotonic,
+    pub end_asked: bool,
+    pub said_ready: bool,
+}
+
 /// From the keeper.
 #[derive(Debug)]
 pub enum News {
@@ -153,6 +167,8 @@ pub enum News {
     Spawned {
         run: RunId,
         pid: i32,
+        /// As in `TableRow`.
+        identity: Option<u64>,
     },
     /// fork refused: EAGAIN, ENOMEM, or the table is full (ENFILE).
     SpawnShort {
@@ -167,6 +183,8 @@ pub enum News {
     Main {
         run: RunId,
         pid: i32,
+        /// As in `TableRow`.
+        identity: Option<u64>,
     },
     Exited {
         run: RunId,
@@ -185,7 +203,6 @@ pub enum News {
 
 /// To the keeper.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack; a box would buy nothing")]
 pub enum Request {
     Hello,
     /// Before the hello, at each step of the beginning, and as the answer to `News::Ping`. It comes
@@ -215,6 +232,13 @@ pub enum Request {
         run: RunId,
         pid: i32,
         process: OwnedFd,
+    },
+    /// Take this run in: the keeper that spawned it died. `process` is its pidfd, opened before anybody
+    /// looked whether it is the one that was spawned; `held` as in `Spawn`.
+    Adopt {
+        orphan: Orphan,
+        process: OwnedFd,
+        held: Vec<(u8, OwnedFd)>,
     },
     /// Like `Signal`, to make it end: noted in its row, so that the next engine knows that the
     /// end was wanted.

@@ -285,6 +285,12 @@ impl Sim {
 
     fn start_engine(&mut self, boot: Boot) -> Result<(), Broken> {
         let bug = self.bug;
+        let boot = if std::mem::take(&mut self.world.keeper_died) {
+            self.world.outlive_keeper();
+            Boot::KeeperDied
+        } else {
+            boot
+        };
         let row = |(name, row): (&UnitName, &UnitDurable)| {
             (name.clone(), bug.map_or(row.clone(), |bug| bug.row(row.clone())))
         };
@@ -452,11 +458,16 @@ impl Sim {
         self.world.crash();
         self.oracle.on_crash(&self.world);
         if self.world.faults.keeper_loss && self.world.tape.chance(Domain::Crash, 100) {
-            self.say(|| "KEEPER LOST".to_string());
-            self.world.lose_keeper();
             self.world.deaths.clear();
-            self.oracle.on_keeper_loss();
-            self.oracle.quarantine.only(&self.world.engine_row);
+            if self.world.tape.chance(Domain::Crash, 500) {
+                self.say(|| "KEEPER KILLED".to_string());
+                self.world.keeper_died = true;
+            } else {
+                self.say(|| "KEEPER LOST".to_string());
+                self.world.lose_keeper();
+                self.oracle.on_keeper_loss();
+                self.oracle.quarantine.only(&self.world.engine_row);
+            }
         }
         self.oracle.on_commit(&self.world)
     }

@@ -151,6 +151,8 @@ pub struct World {
     pub woke_at: Monotonic,
     slept: Duration,
     pub engine: u64,
+    /// It died, and its services live on.
+    pub keeper_died: bool,
     pub run_max: u64,
     queue: BTreeMap<(Monotonic, u64), Happening>,
     sequence: u64,
@@ -182,6 +184,7 @@ impl World {
             woke_at: Monotonic::ZERO,
             slept: Duration::ZERO,
             engine: 0,
+            keeper_died: false,
             run_max: 0,
             queue: BTreeMap::new(),
             sequence: 0,
@@ -554,6 +557,27 @@ impl World {
     pub fn lose_keeper(&mut self) {
         self.table.clear();
         self.strays.clear();
+    }
+
+    /// The keeper dies alone, and the next engine finds by the store who lives. How the others ended nobody
+    /// knows; checks and the like are not remembered: those that live are nobody's run any more.
+    /// (What no commit kept of them is left to the tests with real processes.)
+    pub fn outlive_keeper(&mut self) {
+        let now = self.now;
+        for process in self.table.values_mut().filter(|process| !process.lives()) {
+            process.ended = Some((now, Exit::Unknown));
+        }
+        let is_forgotten = |_: &RunId, process: &mut Process| match process.role {
+            Role::ReloadCommand | Role::ReadyCheck | Role::HealthCheck | Role::Resync => true,
+            Role::Main | Role::StartPre(_) | Role::StartPost(_) | Role::StopPost(_) | Role::StopCommand => {
+                false
+            }
+        };
+        for (_, Process { unit, nature, .. }) in
+            self.table.extract_if(.., is_forgotten).filter(|(_, process)| process.lives())
+        {
+            self.strays.entry(unit).or_default().push(Stray { term: nature.term, kill: nature.kill });
+        }
     }
 
     pub fn release(&mut self, run: RunId) {

@@ -68,7 +68,12 @@ impl Kept {
             Write::Boot { id } => self.boot_id = Some(id.clone()),
             Write::UpgradeTold(id) => self.upgrade_told = Some(id.clone()),
             Write::Home { id } => self.home = id.clone(),
-            Write::Event(_) | Write::Alert { .. } | Write::Delivery { .. } => {}
+            // Of a run the keeper knows, and where it died, too, the database alone.
+            Write::Event(_)
+            | Write::Alert { .. }
+            | Write::Delivery { .. }
+            | Write::Run(_)
+            | Write::RunGone { .. } => {}
         }
     }
 
@@ -240,7 +245,11 @@ fn encode(write: &Write) -> Option<Value> {
         Write::Boot { id } => json!({ "boot": id }),
         Write::UpgradeTold(id) => json!({ "upgrade_told": id }),
         Write::Home { id } => json!({ "home": id }),
-        Write::Event(_) | Write::Alert { .. } | Write::Delivery { .. } => return None,
+        Write::Event(_)
+        | Write::Alert { .. }
+        | Write::Delivery { .. }
+        | Write::Run(_)
+        | Write::RunGone { .. } => return None,
     })
 }
 

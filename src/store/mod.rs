@@ -18,6 +18,7 @@ pub mod reconcile;
 pub mod row;
 pub mod schema;
 pub mod trouble;
+pub mod run;
 pub mod writer;
 
 use std::io;

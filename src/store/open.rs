@@ -19,6 +19,7 @@ use crate::store::base::Base;
 use crate::store::kept::{self, Kept, Mark};
 use crate::store::rebuild::{self, Aside, Newest};
 use crate::store::row::{EventQuery, EventRow};
+use crate::store::run::{self, RunRow};
 use crate::store::schema::{self, Schema};
 use crate::store::trouble::Trouble;
 use crate::store::writer::Write;
@@ -66,6 +67,8 @@ pub struct Loaded {
     pub engine: EngineDurable,
     /// File → the text of it that was in force last.
     pub last_good: BTreeMap<String, String>,
+    /// The runs that lived when this was last written, of any boot.
+    pub runs: Vec<RunRow>,
     /// Of the boot before this open; none in a new home.
     pub boot_id: Option<String>,
     /// No run of this home had this id or a greater one; `RUNS_PER_RESERVE` ids from here
@@ -139,6 +142,7 @@ pub fn open_beside(
     let (mut loaded, owed) = look(base.kept(), boot_id);
     loaded.last_event_id = base.last_event_id;
     loaded.logged = base.logged;
+    loaded.runs = base.db().and_then(run::load).unwrap_or_default();
     loaded.schema = base.schema;
     loaded.last_alert = base.last_alert;
     loaded.moved_aside = base.aside.clone();
@@ -220,6 +224,7 @@ fn look(kept: &Kept, boot_id: &str) -> (Loaded, Vec<Write>) {
         durable,
         engine,
         last_good: kept.last_good.clone(),
+        runs: Vec::new(),
         boot_id: kept.boot_id.clone(),
         next_run: RunId(next_run),
         last_event_id: 0,

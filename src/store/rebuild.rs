@@ -22,7 +22,7 @@ const ASIDE_MAX: usize = 8;
 
 /// What is looked through before the database is believed: all but history, which is large, and
 /// in which an unreadable page shows when it is read.
-const LOOKED_THROUGH: [&str; 5] = ["meta", "unit", "alert", "delivery", "last_good"];
+const LOOKED_THROUGH: [&str; 6] = ["meta", "unit", "alert", "delivery", "last_good", "run"];
 
 /// Asked for the newest events after an id, at most so many, oldest first: what stands in the log.
 pub type Newest<'a> = dyn FnMut(u64, usize) -> Vec<EventRow> + 'a;

@@ -12,8 +12,8 @@ use std::path::Path;
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use crate::store::StoreError;
 use crate::store::open::{read_meta, write_meta};
+use crate::store::{StoreError, run};
 
 /// Step k brings a file from schema k to k + 1.
 struct Step {
@@ -101,6 +101,7 @@ const STEPS: &[Step] = &[
     ) STRICT, WITHOUT ROWID;
 ",
     },
+    Step { compatible_from: 2, sql: run::MIGRATION },
 ];
 
 /// Key of `Schema::compatible_from`.

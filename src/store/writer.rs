@@ -21,6 +21,7 @@ use crate::store::alert::{self, AlertRow};
 use crate::store::base::Base;
 use crate::store::open::{Life, Opened};
 use crate::store::row::{EventQuery, EventRow, Level, NewEvent};
+use crate::store::run::RunRow;
 use crate::store::trouble::Trouble;
 use crate::store::{StoreError, open, rebuild, row};
 
@@ -66,6 +67,12 @@ pub enum Write {
     /// No run id below this one is given out after a crash.
     ReserveRuns {
         until: RunId,
+    },
+    /// This run lives; replaces its row.
+    Run(RunRow),
+    /// It is released: no keeper has to find it.
+    RunGone {
+        run: RunId,
     },
     /// The text of a file that is in force; None = none of it is any more.
     LastGood {
@@ -383,11 +390,19 @@ impl Writer {
     fn thin_out(&mut self) {
         let Some(&(number, _)) = self.pending.back() else { return };
         let mut units: BTreeMap<UnitName, Write> = BTreeMap::new();
+        let mut runs: BTreeMap<RunId, Write> = BTreeMap::new();
         let mut rest: VecDeque<Write> = VecDeque::new();
         for write in self.pending.drain(..).flat_map(|(_, batch)| batch.writes) {
             match &write {
                 Write::Save { unit, .. } | Write::Forget { unit } => {
                     units.insert(unit.clone(), write);
+                }
+                Write::Run(row) => _ = runs.insert(row.run, write),
+                // A row that stays behind is that of a process which is gone: that is seen.
+                Write::RunGone { run } => {
+                    if runs.remove(run).is_none() {
+                        rest.push_back(write);
+                    }
                 }
                 Write::Alert { .. }
                 | Write::Delivery { .. }
@@ -411,7 +426,8 @@ impl Writer {
                 None => break,
             }
         }
-        let writes: Vec<Write> = kept.into_iter().chain(units.into_values()).chain(rest).collect();
+        let writes: Vec<Write> =
+            kept.into_iter().chain(units.into_values()).chain(runs.into_values()).chain(rest).collect();
         self.pending_writes = writes.len();
         self.pending.push_back((number, Batch { writes }));
     }
@@ -563,6 +579,8 @@ fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option<Write> {
         | Write::Channels(_)
         | Write::SaveEngine(_)
         | Write::LastGood { .. }
+        | Write::Run(_)
+        | Write::RunGone { .. }
         | Write::ReserveRuns { .. }
         | Write::Life(_)
         | Write::Boot { .. }

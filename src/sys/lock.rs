@@ -51,6 +51,20 @@ impl Lock {
         Ok(Lock(file))
     }
 
+    /// Takes the lock of a directory without waiting.
+    ///
+    /// # Errors
+    /// `Held` when another open file description has it.
+    pub fn take_directory(path: &Path) -> Result<Lock, LockError> {
+        let flags = nix::libc::O_DIRECTORY | nix::libc::O_NOFOLLOW;
+        let directory = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        match directory.try_lock() {
+            Ok(()) => Ok(Lock(directory)),
+            Err(TryLockError::WouldBlock) => Err(LockError::Held { pid: None }),
+            Err(TryLockError::Error(error)) => Err(LockError::Io(error)),
+        }
+    }
+
     /// The lock that came with an fd through execve(2).
     ///
     /// # Errors
@@ -96,5 +110,9 @@ mod tests {
         assert!(matches!(Lock::inherited(other.into()), Err(LockError::Held { pid: None })));
         drop(kept);
         assert!(Lock::take(&path).is_ok());
+        let first = Lock::take_directory(dir.path()).expect("the directory is another lock");
+        assert!(matches!(Lock::take_directory(dir.path()), Err(LockError::Held { pid: None })));
+        drop(first);
+        assert!(Lock::take_directory(dir.path()).is_ok());
     }
 }

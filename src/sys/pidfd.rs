@@ -10,6 +10,10 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use nix::sys::stat::fstat;
+use nix::sys::statfs::{FsType, fstatfs};
+
+use crate::base::exit::Exit;
 use crate::base::signal::Signal;
 
 /// `PIDFD_GET_INFO` (linux/pidfd.h, 6.13): `_IOWR(0xFF, 11, struct pidfd_info)` with the 64
@@ -19,14 +23,29 @@ const INFO_CGROUP: u64 = 1 << 2;
 /// Asked for, a process that is reaped already is no error (6.15).
 const INFO_EXIT: u64 = 1 << 3;
 
+/// `PID_FS_MAGIC` (linux/magic.h): before 6.9 all pidfds share one inode, of another file system.
+const PIDFS: FsType = FsType(0x5049_4446);
+
 /// struct pidfd_info, first version.
 #[repr(C)]
 #[derive(Default)]
 struct Info {
     mask: u64,
     cgroup: u64,
-    /// pid, tgid, ppid, ids, exit code.
-    rest: [u32; 12],
+    /// pid, tgid, ppid, and eight ids.
+    ids: [u32; 11],
+    /// As wait(2) gives it.
+    exit_status: i32,
+}
+
+/// What the kernel says of the end of a process that may be nobody's child of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Known(Exit),
+    /// Its parent has not reaped it: to be asked again after the hang-up of the pidfd.
+    NotReaped,
+    /// This kernel does not tell (before 6.15), or it was reaped before anybody held it.
+    Untold,
 }
 
 /// The process with this pid now.
@@ -51,11 +70,48 @@ pub fn has_ended(process: impl AsFd) -> bool {
 /// gone the one that it was in. None where the kernel does not tell (before 6.13; of one that
 /// is reaped before 6.15).
 pub fn cgroup_id(process: impl AsFd) -> Option<u64> {
+    info(process).filter(|info| info.mask & INFO_CGROUP != 0).map(|info| info.cgroup)
+}
+
+/// A number that no other process of this boot has or had: the inode of its pidfd (6.9). None
+/// where pidfds have no inodes of their own; the kernel is asked, not its version.
+pub fn identity(process: impl AsFd) -> Option<u64> {
+    let own_inodes = fstatfs(process.as_fd()).is_ok_and(|found| found.filesystem_type() == PIDFS);
+    own_inodes.then(|| fstat(&process).ok().map(|found| found.st_ino)).flatten()
+}
+
+/// How a process ended, whosever child it was. Ask after `has_ended`.
+pub fn end_of(process: impl AsFd) -> End {
+    let gone = is_reaped(&process);
+    match info(process) {
+        Some(info) if info.mask & INFO_EXIT != 0 => End::Known(exit_of(info.exit_status)),
+        Some(_) if !gone => End::NotReaped,
+        Some(_) | None => End::Untold,
+    }
+}
+
+fn info(process: impl AsFd) -> Option<Info> {
     let mut info = Info { mask: INFO_CGROUP | INFO_EXIT, ..Info::default() };
     const { assert!(mem::size_of::<Info>() == 64) };
     // SAFETY: `info` has the size that the request's number says, and lives through the call.
     let done = unsafe { libc::ioctl(process.as_fd().as_raw_fd(), GET_INFO as _, &raw mut info) };
-    (done == 0 && info.mask & INFO_CGROUP != 0).then_some(info.cgroup)
+    (done == 0).then_some(info)
+}
+
+/// The pidfd has hung up.
+fn is_reaped(process: impl AsFd) -> bool {
+    let mut asked = [PollFd::new(process.as_fd(), PollFlags::empty())];
+    let looked = poll(&mut asked, PollTimeout::ZERO);
+    looked.is_ok() && asked[0].revents().is_some_and(|found| found.contains(PollFlags::POLLHUP))
+}
+
+/// What the status of wait(2) says.
+fn exit_of(status: i32) -> Exit {
+    if libc::WIFEXITED(status) {
+        return u8::try_from(libc::WEXITSTATUS(status)).map_or(Exit::Unknown, Exit::Code);
+    }
+    let signal = Signal::from_number(libc::WTERMSIG(status)).filter(|_| libc::WIFSIGNALED(status));
+    signal.map_or(Exit::Unknown, |signal| Exit::Signal { signal, core: libc::WCOREDUMP(status) })
 }
 
 /// Signals it; gone already is success.
@@ -75,6 +131,27 @@ pub fn signal(process: impl AsFd, signal: Signal) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_has_an_identity_and_an_end_that_the_kernel_may_tell() {
+        let end = |words: &str| {
+            let mut command = std::process::Command::new("sh");
+            let mut child = command.args(["-c", words]).spawn().expect("a child of this test");
+            let process = open(i32::try_from(child.id()).expect("pid")).expect("pidfd");
+            let identity = identity(&process);
+            let mut asked = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+            poll(&mut asked, PollTimeout::NONE).expect("it ends");
+            assert!(matches!(end_of(&process), End::NotReaped | End::Untold));
+            child.wait().expect("reaped");
+            (identity, end_of(&process))
+        };
+        let (first, how) = end("exit 37");
+        assert!(matches!(how, End::Known(Exit::Code(37)) | End::Untold), "{how:?}");
+        let (second, how) = end("kill -9 $$");
+        let killed = Exit::Signal { signal: Signal::KILL, core: false };
+        assert!(how == End::Known(killed) || how == End::Untold, "{how:?}");
+        assert!(first.is_none() == second.is_none() && (first != second || first.is_none()));
+    }
 
     #[test]
     fn a_process_is_held_beyond_its_end() {

@@ -1,6 +1,7 @@
 //! Our own process: who we are, how large, what we inherit and let nobody see.
 //!
-//! Refuses: other processes (`signals`, `cgroup`, `proctree`).
+//! Refuses: other processes (`signals`, `cgroup`, `proctree`), but for process 1, whose life is part
+//! of where we are.
 
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -14,6 +15,8 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{SFlag, fstat};
+
+use crate::sys::{clock, pidfd, proctree};
 
 /// Makes orphans of our descendants our children (PR_SET_CHILD_SUBREAPER, prctl(2)).
 ///
@@ -32,6 +35,9 @@ pub fn exe_path() -> io::Result<PathBuf> {
     fs::read_link("/proc/self/exe")
 }
 
+/// Most fds taken from systemd: what a full table of runs and all holds amount to.
+const LISTEN_FDS_MAX: i32 = 65_536;
+
 pub const SELF_EXE: &std::ffi::CStr = c"/proc/self/exe";
 
 /// Executes our own file again, in this process: pid, children and whatever is not CLOEXEC
@@ -44,6 +50,23 @@ pub fn execute_self(argv: &[CString], kept: BorrowedFd<'_>) -> io::Result<Infall
     let refused = nix::unistd::execv(SELF_EXE, argv);
     let _ = fcntl(kept, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)); // it was open a moment ago
     Ok(refused?)
+}
+
+/// Has the kernel wake us with SIGCONT when our parent ends (PR_SET_PDEATHSIG): one that is stopped
+/// would not see it otherwise. Nothing happens to one that runs.
+pub fn wake_with_parent() {
+    let _ = prctl::set_pdeathsig(nix::sys::signal::Signal::SIGCONT); // of every Linux
+}
+
+/// Where and for how long a pid is the name of one process: this boot of the kernel, and in it this
+/// life of process 1. A container that is started again has another one in the same boot.
+pub fn world() -> String {
+    let first = pidfd::open(1).ok().and_then(pidfd::identity).map(|inode| format!("pidfd-{inode}"));
+    let by_time = || {
+        let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        format!("{}-{}", namespace.display(), proctree::started(1).unwrap_or(0))
+    };
+    format!("{} {}", clock::boot_id(), first.unwrap_or_else(by_time))
 }
 
 /// What `ps` shows: the first 15 bytes count (PR_SET_NAME).
@@ -128,6 +151,21 @@ pub fn inherited_file(number: RawFd) -> io::Result<OwnedFd> {
     fcntl(found, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     // SAFETY: it is open (checked above), and by the contract nobody else in this process has it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// The fds that systemd passed, from 3 on (sd_listen_fds(3)), CLOEXEC from now on. Call it once, with
+/// `LISTEN_FDS` if `LISTEN_PID` is ours: the result owns them. Closed numbers are left out, and no more
+/// than `LISTEN_FDS_MAX` are taken.
+pub fn listen_fds(count: i32) -> Vec<OwnedFd> {
+    let numbers = (0..count.clamp(0, LISTEN_FDS_MAX)).map(|n| 3 + n);
+    let taken = numbers.filter_map(|number: RawFd| {
+        // SAFETY: only borrowed while it is looked at; a closed number makes the call fail.
+        let found = unsafe { BorrowedFd::borrow_raw(number) };
+        fcntl(found, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
+        // SAFETY: it is open (just seen), and by the contract nobody else in this process has it.
+        Some(unsafe { OwnedFd::from_raw_fd(number) })
+    });
+    taken.collect()
 }
 
 /// The socket that whoever executed us left on this number, CLOEXEC from now on. Call it

@@ -1,5 +1,5 @@
 //! What belongs to a unit where no cgroup tells: its sessions and its mark in the environment,
-//! among the descendants of the keeper.
+//! among the descendants of the keeper. What a keeper that died left behind is below nobody; there both must tell.
 //!
 //! Refuses: promises. A process can take another session and clear its environment; status
 //! calls this containment "weak".
@@ -27,6 +27,8 @@ pub struct Marks<'a> {
     pub keeper_pid: i32,
     /// Pids of the unit's runs, ended or not: each began its own session.
     pub sessions: &'a [i32],
+    /// Those of them that a keeper began which died: they live below somebody else now.
+    pub orphans: &'a [i32],
 }
 
 /// Pids of the unit's processes, zombies left out.
@@ -46,6 +48,16 @@ pub struct Shown {
 /// The parent of this process now.
 pub fn parent_of(pid: i32) -> Option<i32> {
     stat_of(pid).filter(|stat| stat.state != b'Z' && stat.state != b'X').map(|stat| stat.parent)
+}
+
+/// When this process began, ticks since boot (10 ms each, mostly).
+pub fn started(pid: i32) -> Option<u64> {
+    stat_of(pid).map(|stat| stat.started)
+}
+
+/// The environment of this process names the unit.
+pub fn is_marked(pid: i32, unit: &str) -> bool {
+    carries_mark(pid, unit)
 }
 
 /// What process `pid` shows; none when it does not live below the keeper. Reads only its own
@@ -142,10 +154,13 @@ fn parse_stat(bytes: &[u8]) -> Option<Stat> {
 
 fn belongs(marks: Marks<'_>, all: &HashMap<i32, Stat>, pid: i32, stat: Stat) -> bool {
     let dead = stat.state == b'Z' || stat.state == b'X';
-    if dead || pid <= 1 || pid == marks.keeper_pid || !descends(all, pid, marks.keeper_pid) {
+    if dead || pid <= 1 || pid == marks.keeper_pid {
         return false;
     }
-    marks.sessions.contains(&stat.session) || carries_mark(pid, marks.unit)
+    if descends(all, pid, marks.keeper_pid) {
+        return marks.sessions.contains(&stat.session) || carries_mark(pid, marks.unit);
+    }
+    marks.orphans.contains(&stat.session) && carries_mark(pid, marks.unit)
 }
 
 /// Bounded by the number of processes: the snapshot is not atomic, so it may hold a circle.

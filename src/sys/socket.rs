@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket, socketpair, sockopt,
 };
@@ -218,6 +219,12 @@ fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
 pub fn peer_credentials(socket: impl AsFd) -> io::Result<Credentials> {
     let found = getsockopt(&socket, sockopt::PeerCredentials)?;
     Ok(Credentials { pid: found.pid(), uid: found.uid(), gid: found.gid() })
+}
+
+/// Waits until the other end of a connected socket is closed.
+pub fn await_hang_up(socket: impl AsFd) {
+    let mut asked = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    while poll(&mut asked, PollTimeout::NONE) != Ok(1) {} // EINTR only
 }
 
 /// A non-blocking datagram socket at `path`, mode `mode`, that learns each sender's

@@ -285,7 +285,7 @@ impl Keeper {
         let mut known = 0;
         loop {
             match self.next() {
-                News::Spawned { run: RunId(found), pid } if found == run => known = pid,
+                News::Spawned { run: RunId(found), pid, .. } if found == run => known = pid,
                 News::Executed { run: RunId(found) } if found == run => return known,
                 News::Exited { run: RunId(found), exit, .. } if found == run => panic!("run {run} {exit}"),
                 _ => {}

@@ -147,7 +147,14 @@ impl Home {
 
     /// The same, through a program that executes its arguments: `["setpriv", …]`.
     pub fn daemon_through(&mut self, prefix: &[&str]) -> &mut Home {
-        let child = self.spawn(prefix);
+        self.daemon_as(prefix, |_| ())
+    }
+
+    /// The same, with the command changed before it runs.
+    pub fn daemon_as(&mut self, prefix: &[&str], change: impl FnOnce(&mut Command)) -> &mut Home {
+        let mut command = self.command(prefix);
+        change(&mut command);
+        let child = command.spawn().expect("the binary runs");
         self.daemon = Some(Daemon::watch(child));
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
@@ -174,20 +181,15 @@ impl Home {
             .expect("the binary runs")
     }
 
-    fn spawn(&self, prefix: &[&str]) -> Child {
+    fn command(&self, prefix: &[&str]) -> Command {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path().join("daemon.out"));
         let log = log.expect("daemon.out");
         let mut words = prefix.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
         words.push(self.exe.to_str().expect("UTF-8").to_owned());
-        Command::new(&words[0])
-            .args(&words[1..])
-            .args(["daemon", "--home"])
-            .arg(self.path())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a second handle"))
-            .stderr(log)
-            .spawn()
-            .expect("the binary runs")
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(["daemon", "--home"]).arg(self.path());
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+        command
     }
 
     /// What the daemon wrote on its own stdout and stderr.
@@ -317,6 +319,18 @@ impl Home {
             fits(&event).then_some(event)
         });
         found.unwrap_or_else(|cause| panic!("not within {within:?}: {what}: {cause}\n{}", self.said()))
+    }
+
+    /// SIGKILL to the keeper, and to nothing else; waits until it and its engine are gone.
+    pub fn kill_keeper(&mut self) {
+        let daemon = self.daemon.take().expect("a daemon runs");
+        let engines = proc::children(daemon.pid);
+        let engines: Vec<_> = engines.into_iter().filter(|child| child.name == "upright-engine").collect();
+        kill(daemon.pid, Signal::SIGKILL).expect("the keeper lives");
+        daemon.ended.recv_timeout(STOP_TIMEOUT).expect("SIGKILL ends it");
+        eventually("the engine ends with its keeper", STOP_TIMEOUT, || {
+            engines.iter().all(|engine| !engine.is_alive()).then_some(())
+        });
     }
 
     /// SIGTERM to the daemon, or to what it was started through; waits for its end.
