@@ -195,7 +195,9 @@ fn services_and_their_lines_outlive_every_killed_engine() {
     }
     signal(pids.1, Signal::SIGKILL);
     home.until("web recovered", |home| home.history().iter().any(|line| line["event"] == "unit.recovered"));
-    let text = fs::read_to_string(home.path("log/chatty/current.log")).expect("log");
+    let log = || fs::read_to_string(home.path("log/chatty/current.log")).expect("log");
+    home.until("it wrote a hundred lines", |_| log().lines().count() > 101);
+    let text = log();
     let numbers: Vec<u64> = text.lines().map(|line| line.parse().expect("a number")).collect();
     assert!(numbers.len() > 100, "{} lines", numbers.len());
     assert!(numbers.iter().copied().eq(1..=numbers.len() as u64), "no line is lost, none is doubled");

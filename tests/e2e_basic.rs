@@ -50,18 +50,21 @@ fn a_home_too_deep_for_its_socket_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn a_store_of_a_newer_version_ends_the_daemon_instead_of_being_tried_for_ever() {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    fs::create_dir_all(dir.path().join("state")).expect("made");
-    let db = rusqlite::Connection::open(dir.path().join("state/upright.db")).expect("opens");
+fn a_store_of_a_newer_version_stands_aside_and_units_are_supervised() {
+    let mut home = Home::new();
+    home.unit("a", sleeper());
+    fs::create_dir_all(home.path().join("state")).expect("made");
+    let db = rusqlite::Connection::open(home.path().join("state/upright.db")).expect("opens");
     db.pragma_update(None, "user_version", 9_999).expect("written");
     drop(db);
-    let mut daemon = Command::new("timeout");
-    daemon.args(["--kill-after=5", "30", UPRIGHT, "daemon", "--home"]).arg(dir.path());
-    let refused = daemon.output().expect("runs");
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(1), "{said}");
-    assert!(said.contains("newer") && said.contains("giving up"), "{said}");
+    home.daemon();
+    home.await_state("a", "active", SOON);
+    let health = home.get("/api/system/health");
+    assert_eq!(
+        (&health["status"], &health["troubles"][0]["code"]),
+        (&"yellow".into(), &"store.aside".into())
+    );
+    assert!(home.said().contains("schema 9999"), "{}", home.said());
 }
 
 #[test]

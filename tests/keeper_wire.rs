@@ -10,9 +10,9 @@ use upright::base::exit::{Exit, RunId, SpawnStep};
 use upright::base::signal::Signal;
 use upright::base::time::Monotonic;
 use upright::keeper::codec::{
-    CodecError, MESSAGE_BYTES_MAX, decode_news, decode_plan, decode_request, encode_news, encode_plan,
-    encode_request,
+    CodecError, MESSAGE_BYTES_MAX, decode_news, decode_request, encode_news, encode_request,
 };
+use upright::keeper::plan::{decode_plan, encode_plan};
 use upright::keeper::wire::{
     EngineEnd, FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Orphan, Request, SpawnPlan, Stage, TAG_LEN_MAX,
     TableRow,

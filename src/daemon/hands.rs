@@ -40,7 +40,7 @@ use crate::store::open::RUNS_PER_RESERVE;
 use crate::store::row::{EventRow, Level, NewEvent};
 use crate::store::run::RunRow;
 use crate::store::writer::{Batch, Committed, Store, Write};
-use crate::sys::{clock, lock::Lock};
+use crate::sys::clock;
 use crate::telemetry::observe::{Stamp, delivery_event, observe};
 use crate::telemetry::scribe::ScribeHandle;
 use crate::unit::spec::{StderrTo, UnitSpec};
@@ -127,8 +127,6 @@ pub struct Tools {
     pub containment: Containment,
     pub pipes: Pipes,
     pub logs: PathBuf,
-    /// Held as long as we may write there.
-    pub _log_lock: Lock,
     pub around: Surroundings,
     pub sources: mpsc::UnboundedSender<Source>,
     pub fresh: broadcast::Sender<EventRow>,

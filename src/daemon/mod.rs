@@ -25,6 +25,7 @@ mod reload;
 mod shell;
 mod slate;
 mod streams;
+mod takeover;
 mod upgrade;
 mod views;
 mod watch;

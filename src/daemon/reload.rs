@@ -12,16 +12,16 @@ use tokio::sync::oneshot;
 
 use crate::alert::Channels;
 use crate::api::call::{Answer, Peer};
-use crate::api::types::{ConfigApplied, ConfigError, ConfigPlan, PlannedKey, PlannedUnit, UnitOutcome};
+use crate::api::types::{ConfigApplied, ConfigError, ConfigPlan, PlannedKey, UnitOutcome};
 use crate::base::limits;
 use crate::base::name::UnitName;
 use crate::config::load::{Loaded, load};
 use crate::daemon::again::{Again, FILES_RETRY};
-use crate::daemon::boot::rotation_of;
 use crate::daemon::files::{Reading, judge, sentence};
 use crate::daemon::handlers::{Until, json, refuse};
 use crate::daemon::hands::Source;
 use crate::daemon::shell::Shell;
+use crate::daemon::takeover::rotation_of;
 use crate::daemon::views;
 use crate::daemon::watch::Watching;
 use crate::engine::effect::Outcome;
@@ -34,7 +34,7 @@ use crate::sys::clock;
 use crate::sys::threads::aside;
 use crate::unit::daemon_file::{DaemonSpec, Watch};
 use crate::unit::diff::{changed_daemon_keys, takes};
-use crate::unit::keys::{Key, Takes};
+use crate::unit::keys::Takes;
 use crate::unit::spec::UnitSpec;
 
 /// A mistake that was not there before is told when it is still there after this: a file may
@@ -459,7 +459,7 @@ impl Shell {
         let unchanged = changes.iter().filter(|(_, change)| *change == Change::Unchanged).count();
         let daemon = changed_daemon_keys(&self.files.daemon, &reading.daemon);
         ConfigPlan {
-            units: changes.iter().filter_map(|(unit, change)| planned(unit, change)).collect(),
+            units: changes.iter().filter_map(|(unit, change)| views::planned(unit, change)).collect(),
             unchanged: u64::try_from(unchanged).unwrap_or(u64::MAX),
             errors: reading.errors.clone(),
             warnings: reading.warnings.clone(),
@@ -581,24 +581,4 @@ fn goes_down(change: &Change) -> bool {
         },
         Change::Unchanged | Change::Added => false,
     }
-}
-
-fn planned(unit: &UnitName, change: &Change) -> Option<PlannedUnit> {
-    let (word, keys): (&str, &[&'static Key]) = match change {
-        Change::Unchanged => return None,
-        Change::Added => ("added", &[]),
-        Change::Removed => ("removed", &[]),
-        Change::Changed { keys, comes } => (
-            match comes {
-                Comes::Live => "live",
-                Comes::NextStart => "next-start",
-                Comes::Restart => "restart",
-                Comes::Start => "start",
-                Comes::Stop => "stop",
-            },
-            keys,
-        ),
-    };
-    let keys = keys.iter().map(|key| key.path()).collect();
-    Some(PlannedUnit { unit: unit.to_string(), change: word.to_string(), keys })
 }

@@ -5,14 +5,16 @@
 use std::collections::BTreeMap;
 
 use crate::alert::dispatch::Route;
-use crate::api::types::{AlertDelivery, AlertLine, EventLine, Unit, UnitOutcome};
+use crate::api::types::{AlertDelivery, AlertLine, EventLine, PlannedUnit, Unit, UnitOutcome};
 use crate::base::{name::UnitName, time::Monotonic};
 use crate::engine::effect::Outcome;
 use crate::engine::outbox::{DeliveryState, severity};
+use crate::engine::plan::{Change, Comes};
 use crate::engine::view::{StateWord, UnitView};
 use crate::store::alert::AlertRow;
 use crate::store::row::EventRow;
 use crate::sys::clock::rfc3339;
+use crate::unit::keys::Key;
 
 /// Both clocks, read at the same moment: what lies between `Monotonic` and a date.
 #[derive(Clone, Copy, Debug)]
@@ -157,6 +159,27 @@ pub fn event(row: &EventRow) -> EventLine {
         at_ns: event.at.as_ns(),
         data: event.data.clone(),
     }
+}
+
+/// What a reread would do to a unit; none when it is nothing.
+pub fn planned(unit: &UnitName, change: &Change) -> Option<PlannedUnit> {
+    let (word, keys): (&str, &[&'static Key]) = match change {
+        Change::Unchanged => return None,
+        Change::Added => ("added", &[]),
+        Change::Removed => ("removed", &[]),
+        Change::Changed { keys, comes } => (
+            match comes {
+                Comes::Live => "live",
+                Comes::NextStart => "next-start",
+                Comes::Restart => "restart",
+                Comes::Start => "start",
+                Comes::Stop => "stop",
+            },
+            keys,
+        ),
+    };
+    let keys = keys.iter().map(|key| key.path()).collect();
+    Some(PlannedUnit { unit: unit.to_string(), change: word.to_string(), keys })
 }
 
 #[cfg(test)]

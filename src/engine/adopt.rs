@@ -78,8 +78,7 @@ impl Engine {
     }
 
     fn take_over(self, now: Monotonic, inherited: Inheritance, fx: &mut Effects) -> Engine {
-        let Inheritance { boot, units, mut durable, engine: row, deaths, adopted, populated, next_run: _ } =
-            inherited;
+        let Inheritance { boot, units, mut durable, engine: row, deaths, adopted, populated, .. } = inherited;
         let mut engine = self;
         engine.durable = row.clone();
         engine.saved = row;

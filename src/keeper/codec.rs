@@ -11,9 +11,10 @@ use nix::libc;
 use crate::base::exit::{Exit, RunId};
 use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
+use crate::keeper::plan::{decode_plan, encode_plan};
 use crate::keeper::reader::Reader;
 use crate::keeper::wire::{
-    EngineEnd, FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, Ids, News, Orphan, Request, SpawnPlan, Stage, TAG_LEN_MAX,
+    EngineEnd, FDS_MAX, FdUse, HOLD_NAME_LEN_MAX, News, Orphan, Request, SpawnPlan, Stage, TAG_LEN_MAX,
     UpgradeNews,
 };
 use crate::sys::memfd;
@@ -203,24 +204,7 @@ pub fn encode_request(request: Request) -> io::Result<Encoded> {
             });
             body
         }
-        Request::Spawn { run, tag, plan, fds: given } => {
-            if tag.len() > TAG_LEN_MAX {
-                return Err(too_long("the tag of a run"));
-            }
-            if given.len() + 1 > FDS_MAX {
-                return Err(too_long("the fd list of a run"));
-            }
-            let mut body = Body::new(kind::SPAWN);
-            body.run(run);
-            body.text(&tag);
-            body.u8(u8::try_from(given.len()).unwrap_or(u8::MAX));
-            fds.push(memfd::sealed("upright-plan", &encode_plan(&plan))?);
-            for (use_of, fd) in given {
-                put_use(&mut body, use_of);
-                fds.push(fd);
-            }
-            body
-        }
+        Request::Spawn { run, tag, plan, fds } => return encode_spawn(run, &tag, &plan, fds),
         Request::Signal { run, signal } => of_signal(kind::SIGNAL, run, signal),
         Request::SignalToEnd { run, signal } => of_signal(kind::SIGNAL_TO_END, run, signal),
         Request::NoteReady { run } => of_run(kind::NOTE_READY, run),
@@ -267,6 +251,30 @@ pub fn encode_request(request: Request) -> io::Result<Encoded> {
             body
         }
     };
+    Ok(Encoded { body, fds })
+}
+
+fn encode_spawn(
+    run: RunId,
+    tag: &[u8],
+    plan: &SpawnPlan,
+    given: Vec<(FdUse, OwnedFd)>,
+) -> io::Result<Encoded> {
+    if tag.len() > TAG_LEN_MAX {
+        return Err(too_long("the tag of a run"));
+    }
+    if given.len() + 1 > FDS_MAX {
+        return Err(too_long("the fd list of a run"));
+    }
+    let mut body = Body::new(kind::SPAWN);
+    body.run(run);
+    body.text(tag);
+    body.u8(u8::try_from(given.len()).unwrap_or(u8::MAX));
+    let mut fds = vec![memfd::sealed("upright-plan", &encode_plan(plan))?];
+    for (use_of, fd) in given {
+        put_use(&mut body, use_of);
+        fds.push(fd);
+    }
     Ok(Encoded { body, fds })
 }
 
@@ -546,72 +554,4 @@ fn put_use(body: &mut Body, use_of: FdUse) {
     };
     body.u8(word);
     body.i32(value);
-}
-
-/// The plan as the bytes of its memfd.
-pub fn encode_plan(plan: &SpawnPlan) -> Vec<u8> {
-    let [m0, m1] = MAGIC;
-    let mut out = vec![m0, m1, VERSION, u8::from(plan.no_new_privs)];
-    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes();
-    let put_text = |out: &mut Vec<u8>, text: &[u8]| {
-        out.extend(count(text.len()));
-        out.extend(text);
-    };
-    put_text(&mut out, &plan.path);
-    for list in [&plan.argv, &plan.env, &plan.pid_env] {
-        out.extend(count(list.len()));
-        list.iter().for_each(|text| put_text(&mut out, text));
-    }
-    out.push(u8::from(plan.cwd.is_some()));
-    put_text(&mut out, plan.cwd.as_deref().unwrap_or(b""));
-    out.extend(plan.umask.to_le_bytes());
-    out.extend(count(plan.rlimits.len()));
-    for (resource, soft, hard) in &plan.rlimits {
-        out.extend(resource.to_le_bytes());
-        out.extend(soft.to_le_bytes());
-        out.extend(hard.to_le_bytes());
-    }
-    for number in [plan.nice, plan.oom_score_adj] {
-        out.push(u8::from(number.is_some()));
-        out.extend(number.unwrap_or(0).to_le_bytes());
-    }
-    out.push(u8::from(plan.ids.is_some()));
-    if let Some(ids) = &plan.ids {
-        out.extend(ids.uid.to_le_bytes());
-        out.extend(ids.gid.to_le_bytes());
-        out.extend(count(ids.groups.len()));
-        ids.groups.iter().for_each(|gid| out.extend(gid.to_le_bytes()));
-    }
-    out
-}
-
-/// The plan in the bytes of a memfd.
-///
-/// # Errors
-/// See `CodecError`.
-pub fn decode_plan(bytes: &[u8]) -> Result<SpawnPlan, CodecError> {
-    let mut from = Reader(bytes);
-    let no_new_privs = match from.kind()? {
-        0 => false,
-        1 => true,
-        _ => return Err(CodecError::Value("flag")),
-    };
-    let path = from.long_text()?;
-    let argv = from.list(|from| from.long_text())?;
-    let env = from.list(|from| from.long_text())?;
-    let pid_env = from.list(|from| from.long_text())?;
-    let has_cwd = from.flag()?;
-    let cwd = from.long_text()?;
-    let umask = from.u32()?;
-    let rlimits = from.list(|from| Ok((from.u32()?, from.u64()?, from.u64()?)))?;
-    let nice = from.optional_i32()?;
-    let oom_score_adj = from.optional_i32()?;
-    let ids = if from.flag()? {
-        Some(Ids { uid: from.u32()?, gid: from.u32()?, groups: from.list(|from| from.u32())? })
-    } else {
-        None
-    };
-    from.end()?;
-    let cwd = has_cwd.then_some(cwd);
-    Ok(SpawnPlan { path, argv, env, pid_env, cwd, ids, umask, rlimits, nice, oom_score_adj, no_new_privs })
 }

@@ -5,6 +5,8 @@
 
 pub mod wire;
 pub mod codec;
+pub mod plan;
+mod birth;
 pub mod table;
 mod engine;
 mod talk;

@@ -20,4 +20,5 @@ mod standby;
 pub mod tape;
 mod upset;
 pub mod timeline;
-pub mod world;
+mod talk;
+mod world;

@@ -42,7 +42,7 @@ pub struct Oracle {
     pub(crate) files: BTreeSet<UnitName>,
     pub(crate) cap: u32,
     /// Earliest next spawn: failure plus delay. Lifted by an operator.
-    not_before: BTreeMap<UnitName, (Monotonic, RunId)>,
+    pub(super) not_before: BTreeMap<UnitName, (Monotonic, RunId)>,
     /// When the unit was first asked to end, since it last came to rest.
     /// With the grace that was in force then.
     asked_at: BTreeMap<UnitName, (Monotonic, Duration)>,
@@ -76,7 +76,7 @@ pub struct Oracle {
     pub(crate) took_over_at: Monotonic,
     pub(crate) last: LastStep,
     /// Gave up, and no operator came since.
-    parked: BTreeSet<UnitName>,
+    pub(super) parked: BTreeSet<UnitName>,
     pub(crate) quarantine: Quarantine,
     /// The files have changed once: what is in force is what the engine goes by.
     pub(crate) reconfigured: bool,
@@ -298,13 +298,7 @@ impl Oracle {
                 self.on_scheduled(world, unit, record.run.unwrap_or(RunId(0)), *failures);
                 Ok(())
             }
-            RecordKind::GaveUp { .. } => {
-                self.not_before.remove(unit); // held: the next start is an operator's
-                if !self.quarantine.lifted.contains(unit) {
-                    self.parked.insert(unit.clone());
-                }
-                Ok(())
-            }
+            RecordKind::GaveUp { .. } => self.on_gave_up(unit),
             RecordKind::Shortage { .. } => {
                 self.short_at.insert(unit.clone(), world.now);
                 if let Some(starts) = self.starts.get_mut(unit) {

@@ -16,6 +16,14 @@ use crate::sim::world::World;
 use crate::unit::spec::RestartPolicy;
 
 impl Oracle {
+    pub(super) fn on_gave_up(&mut self, unit: &UnitName) -> Verdict {
+        self.not_before.remove(unit); // held: the next start is an operator's
+        if !self.quarantine.lifted.contains(unit) {
+            self.parked.insert(unit.clone());
+        }
+        Ok(())
+    }
+
     /// The engine says that the daemon may end.
     pub fn on_finished(&mut self, world: &World) -> Verdict {
         self.finished = true;

@@ -13,12 +13,12 @@ use crate::base::time::Monotonic;
 use crate::engine::adopt::Boot;
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::effect::{Alert, Effect, Record, Role};
-use crate::engine::event::{Event, Rest, Said};
+use crate::engine::event::{Event, Rest};
 use crate::engine::safe::Death;
 use crate::engine::{Adopted, Asked};
 use crate::sim::setup::Faults;
 use crate::sim::tape::{Domain, Tape};
-use crate::unit::spec::{HealthCheck, ReadyWhen, UnitSpec};
+use crate::unit::spec::{HealthCheck, UnitSpec};
 
 /// What a process will do, decided when it is born.
 #[derive(Clone, Copy, Debug)]
@@ -212,7 +212,7 @@ impl World {
         self.queue.first_key_value().map(|((at, _), _)| *at)
     }
 
-    fn rate(&mut self, domain: Domain, per_mille: u64) -> bool {
+    pub(crate) fn rate(&mut self, domain: Domain, per_mille: u64) -> bool {
         !self.healed && self.tape.chance(domain, per_mille)
     }
 
@@ -427,29 +427,6 @@ impl World {
             | crate::unit::spec::ReadyWhen::Net(_)
             | crate::unit::spec::ReadyWhen::Exec(_) => {}
         }
-    }
-
-    /// It says something of itself, besides that it is ready.
-    fn talks(&mut self, run: RunId) {
-        if !self.rate(Domain::Hook, self.faults.talk_per_mille) {
-            return;
-        }
-        let Some(process) = self.table.get(&run).cloned() else { return };
-        let Some(spec) = self.specs.get(&process.unit).cloned() else { return };
-        let said = match (self.tape.below(Domain::Hook, 7), spec.health.map(|health| health.check)) {
-            (0, _) => Said::Status("serving".to_string()),
-            (1, _) if process.ready && spec.readiness.when == ReadyWhen::Notify => {
-                self.tell(Event::NotifiedReady { run });
-                self.tell(Event::Said { run, said: Said::Reloading });
-                return self.tell(Event::NotifiedReady { run });
-            }
-            (2, _) => Said::Stopping,
-            (6, _) => return self.tell(Event::WatchdogTriggered { run }),
-            (3, _) => Said::ExtendTimeout(Duration::from_secs(30)),
-            (4, Some(HealthCheck::Watchdog(every))) => Said::WatchdogEvery(every * 3 / 2),
-            _ => Said::MainPid(process.pid.saturating_add(100_000)),
-        };
-        self.tell(Event::Said { run, said });
     }
 
     /// The shell has the keeper remember what a process said, before the engine hears it.

@@ -62,3 +62,14 @@ impl Trouble {
         Trouble { code, message, help: help.to_string() }
     }
 }
+
+pub(crate) const COPY: &str = "store.copy";
+
+/// The second copies are behind.
+pub(crate) fn copy_trouble(why: &str) -> Trouble {
+    Trouble {
+        code: COPY,
+        message: format!("a second copy of the database (alerts.jnl, state.jnl) cannot be written: {why}"),
+        help: "it is tried again every second; make room beside the database".to_string(),
+    }
+}

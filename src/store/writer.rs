@@ -22,7 +22,7 @@ use crate::store::base::Base;
 use crate::store::open::{Life, Opened};
 use crate::store::row::{EventQuery, EventRow, Level, NewEvent};
 use crate::store::run::RunRow;
-use crate::store::trouble::Trouble;
+use crate::store::trouble::{COPY, Trouble, copy_trouble};
 use crate::store::{StoreError, open, rebuild, row};
 
 /// Between two tries while the disk is full or somebody holds a lock.
@@ -542,16 +542,6 @@ impl Writer {
             message: format!("a database that could not be used stands aside as {path}"),
             help: "what it held is in use again (`upright events` tells); move or remove it when you have seen it".to_string(),
         }));
-    }
-}
-
-const COPY: &str = "store.copy";
-
-fn copy_trouble(why: &str) -> Trouble {
-    Trouble {
-        code: COPY,
-        message: format!("a second copy of the database (alerts.jnl, state.jnl) cannot be written: {why}"),
-        help: "it is tried again every second; make room beside the database".to_string(),
     }
 }
 

@@ -109,15 +109,7 @@ fn say(kind: &RecordKind) -> Said {
             said(Info, "unit.active", text, vec![("start_ms", (*start_ms).into())])
         }
         RecordKind::Failed { cause, failures, episode, blame } => failed(cause, *failures, *episode, blame),
-        RecordKind::RestartScheduled { at, delay_ms, failures } => {
-            let text = format!("will be restarted {} after failure {failures}", pretty(*delay_ms));
-            let data = vec![
-                ("delay_ms", (*delay_ms).into()),
-                ("failures", (*failures).into()),
-                ("due_ns", at.as_ns().into()),
-            ];
-            said(Info, "retry.scheduled", text, data)
-        }
+        RecordKind::RestartScheduled { at, delay_ms, failures } => scheduled(*at, *delay_ms, *failures),
         RecordKind::Restarted { failures, late_us } => {
             let data = vec![("failures", (*failures).into()), ("late_us", (*late_us).into())];
             said(Info, "unit.restarted", format!("was restarted after failure {failures}"), data)
@@ -167,6 +159,13 @@ fn say(kind: &RecordKind) -> Said {
         }
         RecordKind::QuarantineLeft => plain(Info, "unit.released", "is no longer in quarantine"),
     }
+}
+
+fn scheduled(at: Monotonic, delay_ms: u64, failures: u32) -> Said {
+    let text = format!("will be restarted {} after failure {failures}", pretty(delay_ms));
+    let data =
+        vec![("delay_ms", delay_ms.into()), ("failures", failures.into()), ("due_ns", at.as_ns().into())];
+    said(Level::Info, "retry.scheduled", text, data)
 }
 
 fn said(level: Level, event: &'static str, text: String, data: Vec<(&'static str, Value)>) -> Said {

@@ -63,7 +63,10 @@ pub fn files_below(dir: &Path, found: &mut Vec<String>) {
 }
 
 fn is_test_file(path: &str) -> bool {
-    path.starts_with("tests/") || path.ends_with("/tests.rs") || path.ends_with("_tests.rs")
+    path.starts_with("tests/")
+        || path.starts_with("benches/")
+        || path.ends_with("/tests.rs")
+        || path.ends_with("_tests.rs")
 }
 
 /// Where the first `word` is that is no part of a longer one, from `start`.

@@ -33,6 +33,8 @@ pub fn build(name: &str, version: &str, patches: &[Patch]) -> Option<PathBuf> {
         files.insert(PathBuf::from(file), fs::read(source.join(file)).expect("a file of the source"));
     }
     read_below(source, Path::new("src"), &mut files);
+    // Named in the manifest, so they have to be there.
+    read_below(source, Path::new("benches"), &mut files);
     let package = format!("name = \"upright\"\nversion = \"{version}\"");
     let own = [
         Patch { file: "Cargo.toml", text: PACKAGE, with: package.clone() },

@@ -54,7 +54,7 @@ pub fn sicken_keeper() {
     }
 }
 
-fn sicken(client: &Client) -> Result<(), Box<dyn std::error::Error>> {
+pub(super) fn sicken(client: &Client) -> Result<(), Box<dyn std::error::Error>> {
     if is_sick("refuses") {
         return Err("it does not feel well".into());
     }
@@ -74,7 +74,7 @@ fn sicken(client: &Client) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Attaches, loads, adopts"#;
+/// The daemon cannot be started."#;
 
 /// The second build: another version, another schema, sick on demand. None where it cannot be made.
 pub fn next_build() -> Option<&'static Path> {
@@ -94,13 +94,14 @@ fn make() -> Option<PathBuf> {
         },
         Patch {
             file: "src/daemon/boot.rs",
-            text: "\n/// Attaches, loads, adopts",
+            text: "\n/// The daemon cannot be started.",
             with: SICKNESS.to_string(),
         },
         Patch {
-            file: "src/daemon/boot.rs",
-            text: "    let begun = clock::monotonic();\n    let Attached",
-            with: "    sicken(&client)?;\n    let begun = clock::monotonic();\n    let Attached".to_string(),
+            file: "src/daemon/takeover.rs",
+            text: "    let begun = clock::monotonic();\n    let mut attached",
+            with: "    crate::daemon::boot::sicken(&client)?;\n    let begun = clock::monotonic();\n    let mut attached"
+                .to_string(),
         },
         Patch {
             file: "src/keeper/upgrade.rs",
