@@ -230,7 +230,7 @@ fn a_schema_that_cannot_be_used_stands_aside_and_what_was_asked_for_holds() {
     let path = dir.path().join("upright.db");
     keep(&path, vec![Write::Save { unit: unit("web"), durable: full_row() }]);
     let before = reopen(&path).1;
-    set_meta(&path, "PRAGMA user_version = 999");
+    set_meta(&path, "PRAGMA user_version = 999; UPDATE meta SET value = '999' WHERE key = 'compatible_from'");
     let (opened, loaded) = reopen(&path);
     let aside = loaded.moved_aside.clone().expect("moved");
     assert!(aside.why.contains("schema 999"), "{aside:?}");

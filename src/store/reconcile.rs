@@ -81,9 +81,12 @@ pub(crate) fn state(
     found: Option<&kept::Found>,
     same: bool,
 ) -> Result<(Kept, Mark, Lacks), StoreError> {
-    let (db, mark) = of_db;
+    let (mut db, mark) = of_db;
     let Some(found) = found else { return Ok((db, mark, Lacks::default())) };
-    if same && found.kept != db {
+    // Runs are reserved while nothing can be committed, too, and an id is never given back.
+    let unreserved = same && found.kept.next_run < db.next_run;
+    db.next_run = found.kept.next_run.max(db.next_run);
+    if unreserved || (same && found.kept != db) {
         return Err(rotten("units or their files"));
     }
     if found.mark.seq <= mark.seq && mark != Mark::default() {
