@@ -213,12 +213,16 @@ fn a_unit_that_the_engine_dies_of_is_left_alone_until_it_is_cleared() {
     home.daemon();
     let calm = home.await_state("calm", "active", SOON)["pid"].clone();
     let slate = Slate::of(home.child());
+    // A signal may come when the engine is already at something else: then it blames nobody.
     let (mut former, mut deaths) = (None, 0);
-    while deaths < 3 {
+    let quarantined = |home: &Home| home.events().iter().any(|event| event["event"] == "unit.quarantined");
+    while !quarantined(&home) {
+        assert!(deaths < 30, "{}", home.said());
         let pid = engine(&home, former);
         if kill_at(&slate, pid, "poison") {
             deaths += 1;
             former = Some(pid);
+            engine(&home, former);
         }
     }
     let left = |home: &Home| {
@@ -231,7 +235,7 @@ fn a_unit_that_the_engine_dies_of_is_left_alone_until_it_is_cleared() {
     let events = home.events();
     assert_eq!(of(&events, "unit.quarantined", "poison").len(), 1);
     let touched = events.iter().filter(|event| event["data"]["touched"] == "poison").count();
-    assert_eq!(touched, 3, "{events:?}");
+    assert!(touched >= 3, "{events:?}");
     let alerts = home.get("/v1/alerts");
     let raised = alerts["alerts"].as_array().expect("alerts");
     assert!(

@@ -203,14 +203,18 @@ fn read_only_while_an_engine_begins() {
     }
     let home = home_on_a_small_disk("state");
     fail_once(&home);
+    // The kernel refuses while threads of the killed engine are still on their way out.
     let remount = |how: &str| {
         let at = home.path().join("state");
-        let done = Command::new("nsenter")
-            .args(["-t", &home.child().to_string(), "-m", "mount", "-o", how])
-            .arg(at)
-            .stdin(Stdio::null())
-            .status();
-        assert!(done.expect("nsenter runs").success(), "{how}");
+        eventually(how, PATIENCE, || {
+            let done = Command::new("nsenter")
+                .args(["-t", &home.child().to_string(), "-m", "mount", "-o", how])
+                .arg(&at)
+                .stdin(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+            done.expect("nsenter runs").success().then_some(())
+        });
     };
     let web = home.pid("web");
     while_no_engine_lives(&home, || remount("remount,ro"));

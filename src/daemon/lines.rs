@@ -4,6 +4,7 @@
 //! are few, and one that is too slow is told what it missed: the files are the buffer.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -104,9 +105,61 @@ pub fn answer_logs(sources: Vec<LogSource>, query: LogQuery, reply: oneshot::Sen
     let (pieces, body) = mpsc::channel(PIECES_MAX);
     // Subscribed before anything is read: what comes in between is seen, not missed.
     let news = query.follow.then(|| News::of(&sources));
-    if reply.send(Answer::Pieces(of, body)).is_ok() {
-        tokio::spawn(write_answer(sources, places, asked, query.form, news, pieces));
-    }
+    tokio::spawn(async move {
+        match begin_answer(sources, places, asked, query.form, pieces).await {
+            Ok(writer) => {
+                if reply.send(Answer::Pieces(of, body)).is_ok() {
+                    write_answer(writer, news).await;
+                }
+            }
+            Err(why) => {
+                tracing::warn!("{why}");
+                let help = Some("supervision goes on; try again".to_string());
+                let _ = reply.send(refuse(503, "logs.unreadable", why, help)); // whoever asked has left
+            }
+        }
+    });
+}
+
+/// Finds where to begin. No lines would say that nothing was written: what cannot be read for want
+/// of fds or memory, or for a disk that errs, is told instead.
+async fn begin_answer(
+    sources: Vec<LogSource>,
+    places: Option<Places>,
+    asked: Asked,
+    form: LogForm,
+    pieces: mpsc::Sender<Bytes>,
+) -> Result<Writer, String> {
+    let begun = aside("logs", move || {
+        let (inputs, names) = inputs_of(sources, places.as_ref());
+        let left = {
+            let pieces = pieces.clone();
+            move || pieces.is_closed()
+        };
+        let mut reader =
+            Reader::begin(inputs, asked, &left).map_err(|_: Left| "the reader has left".to_string())?;
+        for (number, error) in reader.troubles() {
+            let what = names
+                .get(number)
+                .map_or("a log".to_string(), |name| format!("{} of {}", name.stream.as_str(), name.unit));
+            let why = format!("cannot read {what}: {error}");
+            if passes(&error) {
+                return Err(why);
+            }
+            tracing::warn!("{why}");
+        }
+        let mut writer =
+            Writer { reader, names, form, pieces, piece: Vec::new(), items: 0, ids: Vec::new(), bytes: None };
+        writer.begin();
+        Ok(writer)
+    });
+    let begun = begun.map_err(|error| format!("no thread to read logs with: {error}"))?;
+    begun.await.map_err(|_| "the reader of the log has ended".to_string())?
+}
+
+fn passes(error: &io::Error) -> bool {
+    use nix::libc::{EAGAIN, EIO, EMFILE, ENFILE, ENOMEM};
+    error.raw_os_error().is_some_and(|errno| [EAGAIN, EIO, EMFILE, ENFILE, ENOMEM].contains(&errno))
 }
 
 fn asked_of(query: &LogQuery) -> Result<Asked, Box<Answer>> {
@@ -179,38 +232,17 @@ impl Fresh {
 }
 
 /// Reads, and hands over pieces, until everything is told or the reader has left.
-async fn write_answer(
-    sources: Vec<LogSource>,
-    places: Option<Places>,
-    asked: Asked,
-    form: LogForm,
-    news: Option<News>,
-    pieces: mpsc::Sender<Bytes>,
-) {
+async fn write_answer(mut writer: Writer, news: Option<News>) {
     let fresh = news.as_ref().map(|news| Arc::clone(&news.fresh));
     let follows = fresh.clone();
-    let leaving = pieces.clone();
-    let begun = aside("logs", move || {
-        let (inputs, names) = inputs_of(sources, places.as_ref());
-        let left = {
-            let pieces = pieces.clone();
-            move || pieces.is_closed()
-        };
-        let reader = Reader::begin(inputs, asked, &left)?;
-        let mut writer =
-            Writer { reader, names, form, pieces, piece: Vec::new(), items: 0, ids: Vec::new(), bytes: None };
-        writer.begin();
-        Ok::<Writer, Left>(writer)
-    });
-    // Without a thread the answer breaks off here, and whoever asked takes it up by its places.
-    let Ok(begun) = begun else { return };
-    let Ok(Ok(mut writer)) = begun.await else { return };
+    let leaving = writer.pieces.clone();
     loop {
         let fresh = fresh.clone();
         let written = aside("logs", move || {
             writer.write(fresh.as_deref())?;
             Ok::<Writer, Left>(writer)
         });
+        // Without a thread the answer breaks off here, and whoever asked takes it up by its places.
         let Ok(written) = written else { return };
         let Ok(Ok(back)) = written.await else { return };
         writer = back;

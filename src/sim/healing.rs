@@ -65,7 +65,7 @@ impl Oracle {
             HealthCheck::Net(_) | HealthCheck::Exec(_) => Duration::ZERO,
         };
         let short = self.short_at.get(&view.name).copied().unwrap_or(Monotonic::ZERO);
-        let woke = world.woke_at;
+        let woke = world.woke_at.max(self.quarantine.taken_over_at(&view.name));
         let begun = sick.max(self.took_over_at).max(view.since).max(short).max(woke) + health.grace;
         // Each hung check of a shorter interval than its timeout puts the next one off.
         let each = health.interval.max(health.timeout);

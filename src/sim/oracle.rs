@@ -552,8 +552,9 @@ impl Oracle {
         }
         let starting = views.iter().filter(|view| view.state == StateWord::Activating).count();
         // An engine may inherit more than the cap (a start whose end was not committed is
-        // taken up again), but it must not add to them.
+        // taken up again), or take such a one over from quarantine; but it must not add to them.
         let before = self.starting.replace(starting).unwrap_or(usize::MAX);
+        let before = before.saturating_add(self.quarantine.lifted.len());
         if starting > usize::try_from(self.cap).unwrap_or(usize::MAX) && starting > before {
             return broken(promises::I34, &any, format!("{starting} starting, cap {}", self.cap));
         }

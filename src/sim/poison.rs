@@ -3,7 +3,7 @@
 //!
 //! Refuses: the engine's own count. The oracle counts by the same rule, from the same deaths.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::base::exit::Exit;
@@ -33,10 +33,16 @@ pub(crate) struct Quarantine {
     units: BTreeSet<UnitName>,
     /// Taken over in this step, because an operator has come.
     pub(crate) lifted: BTreeSet<UnitName>,
+    /// When each was taken over last: for it that is as if the engine had begun then.
+    taken_over: BTreeMap<UnitName, Monotonic>,
     forgiven: Monotonic,
 }
 
 impl Quarantine {
+    pub(crate) fn taken_over_at(&self, unit: &UnitName) -> Monotonic {
+        self.taken_over.get(unit).copied().unwrap_or(Monotonic::ZERO)
+    }
+
     /// The keeper is gone, and with it what it knew of deaths: what was committed holds.
     pub(crate) fn only(&mut self, row: &EngineDurable) {
         self.units.retain(|unit| row.quarantined.contains_key(unit));
@@ -129,6 +135,7 @@ impl Oracle {
     pub(crate) fn on_quarantine_left(&mut self, now: Monotonic, unit: &UnitName) -> Verdict {
         self.quarantine.forgiven = now;
         self.quarantine.lifted.insert(unit.clone());
+        self.quarantine.taken_over.insert(unit.clone(), now);
         Ok(())
     }
 

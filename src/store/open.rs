@@ -193,7 +193,10 @@ fn try_connect(path: &Path) -> Result<Connection, StoreError> {
 pub(crate) fn create_private(path: &Path) -> Result<(), StoreError> {
     let made = || match OpenOptions::new().write(true).create_new(true).mode(0o640).open(path) {
         Ok(file) => file.set_permissions(fs::Permissions::from_mode(0o640)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        // Of a file system that is read-only SQLite says no more than that it cannot open.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            OpenOptions::new().write(true).open(path).map(drop)
+        }
         Err(error) => Err(error),
     };
     if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
