@@ -95,6 +95,7 @@ fn handler(calls: Calls) -> impl Fn(Peer, Call) -> std::future::Ready<Answer> + 
 
 fn answer(call: Call) -> Answer {
     match call {
+        Call::Metrics => Answer::Metrics("# EOF\n".into()),
         Call::Livez | Call::Readyz => Answer::Plain(200, "ok"),
         // Says nothing, and does not end.
         Call::Logs(LogQuery { units, follow: true, .. }) if units == ["quiet"] => {

@@ -458,6 +458,7 @@ async fn canned(call: Call, list: UnitList) -> Answer {
         Call::Alerts { .. } => json(&AlertList { alerts: vec![] }),
         Call::Livez
         | Call::Readyz
+        | Call::Metrics
         | Call::Health
         | Call::ConfigErrors
         | Call::ConfigPlan

@@ -413,9 +413,10 @@ fn what_cannot_take_over_is_refused_before_anything_is_touched() {
     let says = |card: &str| format!("#!/bin/sh\ncat <<'END'\n{card}END\n");
     let schema = card.lines().find_map(|line| line.strip_prefix("schema ")).expect("a schema");
     let schema: i64 = schema.parse().expect("a number");
+    let open_to = card.lines().find(|line| line.starts_with("schema-compatible-from ")).expect("a line");
     let far = card
         .replace(&format!("\nschema {schema}"), "\nschema 900")
-        .replace(&format!("schema-compatible-from {schema}"), "schema-compatible-from 900");
+        .replace(open_to, "schema-compatible-from 900");
     let old = card.replace(&format!("\nschema {schema}"), "\nschema 1");
     let talk = card.replace("\nwire ", "\nwire 9");
     let cases: [(&str, String, u32, &str); 8] = [

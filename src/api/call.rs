@@ -47,6 +47,7 @@ impl Verb {
 pub enum Call {
     Livez,
     Readyz,
+    Metrics,
     Health,
     Units,
     Unit {
@@ -150,6 +151,8 @@ pub enum Answer {
     Json(Bytes),
     /// A status and one line of text (`/livez`, `/readyz`).
     Plain(u16, &'static str),
+    /// 200 with numbers in the OpenMetrics text format.
+    Metrics(String),
     /// `text/event-stream`; each item is the JSON of one `data:` line. Ends when the sender
     /// is dropped. The channel is bounded: a slow reader loses its own lines, nobody else's.
     Stream(mpsc::Receiver<Bytes>),

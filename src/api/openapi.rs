@@ -121,6 +121,9 @@ fn param_schema(param: Param) -> Value {
 fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
     let schema = match route.target {
         Target::Livez | Target::Readyz => return json!({ "text/plain": { "schema": { "type": "string" } } }),
+        Target::Metrics => {
+            return json!({ "application/openmetrics-text": { "schema": { "type": "string" } } });
+        }
         Target::OpenApi => json!({ "type": "object" }),
         Target::Health => to_value(schemas.subschema_for::<SystemHealth>()),
         Target::Units => to_value(schemas.subschema_for::<UnitList>()),
@@ -160,6 +163,7 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         }
         Target::Livez
         | Target::Readyz
+        | Target::Metrics
         | Target::Health
         | Target::Units
         | Target::Unit

@@ -83,6 +83,7 @@ pub fn parse(
         Target::OpenApi => return Ok(None),
         Target::Livez => Call::Livez,
         Target::Readyz => Call::Readyz,
+        Target::Metrics => Call::Metrics,
         Target::Health => Call::Health,
         Target::Units => Call::Units,
         Target::ConfigErrors => Call::ConfigErrors,

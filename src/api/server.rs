@@ -336,6 +336,10 @@ fn denied(peer: Peer, need: Need) -> Refusal {
 fn from_answer(answer: Answer, limits: &Limits) -> Response<ReplyBody> {
     match answer {
         Answer::Json(bytes) => json(StatusCode::OK, bytes),
+        Answer::Metrics(text) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            with_head(StatusCode::OK, kind, ReplyBody::whole(Bytes::from(text)))
+        }
         Answer::Plain(code, text) => {
             with_head(status(code), "text/plain; charset=utf-8", ReplyBody::whole(format!("{text}\n")))
         }

@@ -20,6 +20,7 @@ use crate::engine::safe::Mode;
 use crate::engine::view::{StateWord, UnitView};
 use crate::store::row::{EventQuery, Level, Pick};
 use crate::sys::clock;
+use crate::telemetry::metrics::{self, Metrics};
 
 /// Last log lines and last events on a unit's card.
 const CARD_LINES: u64 = 10;
@@ -70,6 +71,7 @@ impl Shell {
         let answer = match call {
             Call::Livez => Answer::Plain(200, "ok"),
             Call::Readyz => Answer::Plain(200, "ready"),
+            Call::Metrics => Answer::Metrics(metrics::text(&self.metrics())),
             Call::Health => json(&self.health()),
             Call::Units => json(&self.unit_list()),
             Call::ConfigErrors => json(&self.config_health()),
@@ -293,6 +295,23 @@ impl Shell {
             fatal_stops: self.fatal_stops,
             uptime_s: uptime.as_secs_f64(),
             troubles: self.troubles(),
+        }
+    }
+
+    fn metrics(&self) -> Metrics {
+        let logs = self.hands.tools.capture.counts();
+        let views = self.engine.view();
+        let of = |word: &StateWord| views.iter().filter(|view| view.state == *word).count();
+        let units = StateWord::ALL.iter().map(|word| (word.as_str(), u64::try_from(of(word)).unwrap_or(0)));
+        Metrics {
+            version: env!("CARGO_PKG_VERSION"),
+            units: units.collect(),
+            fatal_stops: self.fatal_stops,
+            log_stored_bytes: logs.stored_bytes,
+            log_dropped_bytes: logs.dropped_bytes,
+            log_rotations: logs.rotations,
+            log_blocked: logs.in_trouble,
+            troubles: u64::try_from(self.troubles().len()).unwrap_or(0),
         }
     }
 

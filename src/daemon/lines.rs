@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -36,6 +37,9 @@ const PLACES_IN_ID_MAX: usize = 8;
 
 /// Places in one of the ids that a followed log of many streams begins with.
 const PLACES_PER_EVENT: usize = 64;
+
+/// When there was no thread to read with, it is tried again after this.
+const THREAD_RETRY: Duration = Duration::from_millis(20);
 
 /// One stream of one unit, and its open spool when somebody may write to it.
 pub struct LogSource {
@@ -232,24 +236,29 @@ impl Fresh {
 }
 
 /// Reads, and hands over pieces, until everything is told or the reader has left.
-async fn write_answer(mut writer: Writer, news: Option<News>) {
+async fn write_answer(writer: Writer, news: Option<News>) {
     let fresh = news.as_ref().map(|news| Arc::clone(&news.fresh));
     let follows = fresh.clone();
     let leaving = writer.pieces.clone();
+    let slot = Arc::new(Mutex::new(Some(writer)));
     loop {
-        let fresh = fresh.clone();
+        let (fresh, taken) = (fresh.clone(), Arc::clone(&slot));
         let written = aside("logs", move || {
+            let mut writer = taken.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or(Left)?;
             writer.write(fresh.as_deref())?;
             Ok::<Writer, Left>(writer)
         });
-        // Without a thread the answer breaks off here, and whoever asked takes it up by its places.
-        let Ok(written) = written else { return };
-        let Ok(Ok(back)) = written.await else { return };
-        writer = back;
+        let Ok(written) = written else {
+            // No thread to be had now. An answer that was begun is not broken off for that.
+            tokio::time::sleep(THREAD_RETRY).await;
+            continue;
+        };
+        let Ok(Ok(mut writer)) = written.await else { return };
         let Some(follows) = &follows else {
             let _ = writer.end(); // it has left
             return;
         };
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
         tokio::select! {
             () = follows.wake.notified() => {}
             () = leaving.closed() => return,

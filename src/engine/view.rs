@@ -25,6 +25,17 @@ pub enum StateWord {
 }
 
 impl StateWord {
+    pub const ALL: [StateWord; 8] = [
+        StateWord::Inactive,
+        StateWord::Waiting,
+        StateWord::Activating,
+        StateWord::Active,
+        StateWord::Degraded,
+        StateWord::Backoff,
+        StateWord::Deactivating,
+        StateWord::Failed,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             StateWord::Inactive => "inactive",

@@ -26,6 +26,9 @@ const LAG_KEPT_BYTES: u64 = 1024 * 1024;
 /// In a gap that is not larger somebody counts the lines: 30 ms of memory bandwidth.
 const COUNT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
+/// The writer may begin a new file while they are counted; a flood does so some times a second.
+const COUNT_TRIES: usize = 3;
+
 /// Longest pattern, bytes.
 pub const PATTERN_BYTES_MAX: usize = 256;
 
@@ -373,6 +376,23 @@ impl Source {
         }
     }
 
+    /// Lines between two positions. None: not all of it can be read any more.
+    fn count(&mut self, from: u64, to: u64) -> io::Result<Option<u64>> {
+        for _ in 0..COUNT_TRIES {
+            let (mut read, mut newlines) = (0, 0);
+            self.scan.stored().read_range(from, to, |block| {
+                read += block.len();
+                newlines += block.iter().filter(|byte| **byte == b'\n').count();
+            })?;
+            if u64::try_from(read).is_ok_and(|read| read == to - from) {
+                return Ok(u64::try_from(newlines).ok());
+            }
+            // A file has got another name meanwhile.
+            self.scan.stored_mut().look()?;
+        }
+        Ok(None)
+    }
+
     /// Moves a follower forward that is too far behind.
     fn catch_up(&mut self) -> io::Result<Option<Item>> {
         let Some(spool) = self.spool.as_ref().filter(|_| self.live && self.limit == u64::MAX) else {
@@ -391,16 +411,7 @@ impl Source {
         let Some(bytes) = next.position.checked_sub(at.position).filter(|bytes| *bytes > 0) else {
             return Ok(None);
         };
-        let mut lines = None;
-        if bytes <= COUNT_BYTES_MAX {
-            let (mut read, mut newlines) = (0, 0);
-            self.scan.stored().read_range(at.position, next.position, |block| {
-                read += block.len();
-                newlines += block.iter().filter(|byte| **byte == b'\n').count();
-            })?;
-            let whole = u64::try_from(read).is_ok_and(|read| read == bytes);
-            lines = u64::try_from(newlines).ok().filter(|_| whole);
-        }
+        let lines = if bytes <= COUNT_BYTES_MAX { self.count(at.position, next.position)? } else { None };
         self.told = next;
         Ok(Some(Item { ts_us, run, at, next, said: Said::Missed { bytes, lines } }))
     }

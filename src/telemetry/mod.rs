@@ -6,6 +6,7 @@
 pub mod journal;
 #[cfg(test)]
 mod journal_tests;
+pub mod metrics;
 pub mod observe;
 pub mod scribe;
 
