@@ -458,7 +458,9 @@ impl Sim {
         self.world.crash();
         self.oracle.on_crash(&self.world);
         if self.world.faults.keeper_loss && self.world.tape.chance(Domain::Crash, 100) {
+            // In both cases what it knew of deaths is gone.
             self.world.deaths.clear();
+            self.oracle.quarantine.only(&self.world.engine_row);
             if self.world.tape.chance(Domain::Crash, 500) {
                 self.say(|| "KEEPER KILLED".to_string());
                 self.world.keeper_died = true;
@@ -466,7 +468,6 @@ impl Sim {
                 self.say(|| "KEEPER LOST".to_string());
                 self.world.lose_keeper();
                 self.oracle.on_keeper_loss();
-                self.oracle.quarantine.only(&self.world.engine_row);
             }
         }
         self.oracle.on_commit(&self.world)
