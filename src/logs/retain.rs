@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -29,10 +29,9 @@ const SLEEP_MAX: Duration = Duration::from_secs(3_600);
 /// What packing is not finished yet is called so.
 const PART: &str = ".part";
 
-/// The handle of the thread; dropping it ends the thread after the file it is at.
+/// The handle of the thread; dropping the last of it ends the thread after the file it is at.
 pub struct Retention {
-    /// None once it is being dropped. Behind a lock, because the capture's thread shares it.
-    looks: Mutex<Option<Sender<Arc<Spool>>>>,
+    looks: Sender<Arc<Spool>>,
 }
 
 impl Retention {
@@ -42,15 +41,12 @@ impl Retention {
         let (looks, asked) = mpsc::channel();
         // Not joined: it may be packing, which the next start finishes.
         std::thread::Builder::new().name("log-retention".into()).spawn(move || run(&asked))?;
-        Ok(Retention { looks: Mutex::new(Some(looks)) })
+        Ok(Retention { looks })
     }
 
     /// Has the older files of this stream looked at.
     pub fn look(&self, spool: &Arc<Spool>) {
-        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(looks) = looks.as_ref() {
-            let _ = looks.send(Arc::clone(spool)); // the thread has ended with its process
-        }
+        let _ = self.looks.send(Arc::clone(spool)); // the thread has ended with its process
     }
 }
 

@@ -252,7 +252,8 @@ impl Home {
     }
 
     pub fn pid(&self, unit: &str) -> i32 {
-        let status = self.status(unit);
+        let status =
+            self.await_unit(unit, "it has a process", ANSWER_TIMEOUT, |status| pid_of(status).is_some());
         pid_of(&status).unwrap_or_else(|| panic!("{unit} has no process: {status}"))
     }
 

@@ -145,7 +145,12 @@ pub fn check_alerts(events: &[Value], rows: &[AlertRow]) -> Vec<String> {
     if unique.len() != raised.len() {
         wrong.push(format!("an alert was raised twice: {raised:?}"));
     }
-    if unique != kept.iter().map(|key| key.as_str()).collect() {
+    // Killed between the second copy of an alert and its commit, the row is there and its record is not.
+    // What is about a unit is judged again by the next engine, under the same key; what is about the
+    // engine's own death need not be: five deaths are told as safe mode.
+    let kept_keys: BTreeSet<&str> = kept.iter().map(|key| key.as_str()).collect();
+    let unrecorded = kept_keys.difference(&unique).any(|key| !key.starts_with("upright/engine-restarted/"));
+    if !unique.is_subset(&kept_keys) || unrecorded {
         wrong.push(format!("the records name {unique:?}, the rows {kept:?}"));
     }
     wrong
