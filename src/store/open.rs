@@ -193,9 +193,13 @@ fn try_connect(path: &Path) -> Result<Connection, StoreError> {
 pub(crate) fn create_private(path: &Path) -> Result<(), StoreError> {
     let made = || match OpenOptions::new().write(true).create_new(true).mode(0o640).open(path) {
         Ok(file) => file.set_permissions(fs::Permissions::from_mode(0o640)),
-        // Of a file system that is read-only SQLite says no more than that it cannot open.
+        // Of a file system that is read-only SQLite says no more than that it cannot open. What else
+        // stands there is judged by whoever opens it.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            OpenOptions::new().write(true).open(path).map(drop)
+            match OpenOptions::new().write(true).open(path) {
+                Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Err(error),
+                Ok(_) | Err(_) => Ok(()),
+            }
         }
         Err(error) => Err(error),
     };
