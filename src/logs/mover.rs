@@ -6,6 +6,10 @@
 //!
 //! Pipes are of 64 KiB. One that was found full grows to 1 MiB, as long as there are few such:
 //! a service that floods then fills it while we are asleep, and ten thousand quiet ones cost nothing.
+//!
+//! splice(2) holds the pipe's lock while it copies, and so does whoever writes: to take bytes while more
+//! are coming makes both spin. So a turn takes once what is there, and `Gather` lets the
+//! next one find pipes about half full ([0020](../../docs/decisions/0020-gathering.md)).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{File, OpenOptions};
@@ -38,13 +42,12 @@ const TURN_BYTES_MAX: usize = 1024 * 1024;
 /// there. Where two runs share a file they then meet between whole writes, not inside a line.
 const SPLICE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// After a turn that moved less than this, small writes are left to gather for `GATHER`.
-const GATHER_BELOW_BYTES: usize = 64 * 1024;
+/// Longest that bytes are left to gather in their pipes before the next turn: what a follower and the
+/// times of the index may lag behind. The first write after silence is moved at once.
+const GATHER_US_MAX: u64 = 1_000;
 
-/// How long. The first write after silence is moved at once; a stream of small ones costs
-/// 2,000 turns a second instead of one for each write. (With a millisecond, writes of 64 KiB reached
-/// 513 MB/s where `cat >file` had 813.)
-const GATHER: Duration = Duration::from_micros(500);
+/// Shorter sleeps are not worth their wake-up (about 25 µs on a virtual machine).
+const GATHER_US_MIN: u64 = 30;
 
 /// A pipe whose file cannot be written (disk full, I/O error) is tried again after this.
 /// Meanwhile the pipe fills and its writer blocks.
@@ -52,6 +55,9 @@ const STALL_RETRY: Duration = Duration::from_secs(1);
 
 /// Most pipes looked at in one turn; the kernel hands out ready ones round-robin.
 const EVENTS_PER_TURN: usize = 64;
+
+/// What a pipe holds at first (pipe(7), since Linux 2.6.11; less when the user has too many pages in pipes).
+const PIPE_BYTES_USUAL: u64 = 64 * 1024;
 
 /// What a flooding pipe grows to (F_SETPIPE_SZ of pipe(7); /proc/sys/fs/pipe-max-size is 1 MiB).
 const PIPE_BYTES_GROWN: i32 = 1024 * 1024;
@@ -94,6 +100,31 @@ enum Size {
     Grown,
     /// The kernel did not allow it.
     Refused,
+}
+
+impl Size {
+    fn bytes(self) -> u64 {
+        match self {
+            Size::Usual | Size::Refused => PIPE_BYTES_USUAL,
+            Size::Grown => u64::from(PIPE_BYTES_GROWN.unsigned_abs()),
+        }
+    }
+}
+
+/// How long the next bytes are left to gather: shorter while pipes come full (their writers would
+/// block), longer while they do not.
+struct Gather {
+    us: u64,
+}
+
+impl Gather {
+    /// What follows a turn whose fullest pipe was so full.
+    fn after(&mut self, fullest_percent: u64) -> Duration {
+        self.us = if fullest_percent > 50 { self.us / 2 } else { self.us + self.us / 4 };
+        self.us = self.us.clamp(GATHER_US_MIN, GATHER_US_MAX);
+        let blocked = self.us == GATHER_US_MIN && fullest_percent > 50;
+        Duration::from_micros(if blocked { 0 } else { self.us })
+    }
 }
 
 /// Whether somebody waits to hear that the pipe is empty.
@@ -149,6 +180,7 @@ pub(super) struct Mover {
     stalled: Vec<u64>,
     finishing: BTreeMap<RunId, Finishing>,
     grown: usize,
+    gather: Gather,
     /// Streams whose files are open, in the order of their opening.
     open: VecDeque<Weak<Spool>>,
     counters: Arc<Counters>,
@@ -180,6 +212,7 @@ impl Mover {
             stalled: Vec::new(),
             finishing: BTreeMap::new(),
             grown: 0,
+            gather: Gather { us: GATHER_US_MAX },
             open: VecDeque::new(),
             counters,
             retention,
@@ -194,7 +227,7 @@ impl Mover {
             let ready = self.epoll.wait(&mut events, EpollTimeout::NONE).unwrap_or(0);
             self.counters.turns.fetch_add(1, Ordering::Relaxed);
             let now = now();
-            let mut moved_bytes = 0;
+            let mut fullest_percent = 0;
             for event in &events[..ready] {
                 match event.data() {
                     ORDERS => {
@@ -203,12 +236,13 @@ impl Mover {
                         }
                     }
                     RETRY => self.resume_stalled(now),
-                    token => moved_bytes += self.turn(token, now),
+                    token => fullest_percent = fullest_percent.max(self.turn(token, now)),
                 }
             }
-            if moved_bytes < as_u64(GATHER_BELOW_BYTES) {
+            let gather = self.gather.after(fullest_percent);
+            if !gather.is_zero() {
                 #[expect(clippy::disallowed_methods, reason = "to let small writes gather is the purpose")]
-                std::thread::sleep(GATHER);
+                std::thread::sleep(gather);
             }
         }
     }
@@ -279,7 +313,7 @@ impl Mover {
         (self.told)(News::Finished(run));
     }
 
-    /// One pipe's share. Says how many bytes were moved.
+    /// One pipe's share. Says how full the pipe was, percent.
     fn turn(&mut self, token: u64, now: Now) -> u64 {
         let Some(watched) = self.pipes.get_mut(&token) else {
             return 0; // closed earlier in this turn
@@ -310,6 +344,7 @@ impl Mover {
             watched.grow();
             self.grown += usize::from(watched.size == Size::Grown);
         }
+        let full_percent = moved_bytes.saturating_mul(100) / watched.size.bytes();
         let (run, spool) = (watched.pipe.run, Arc::clone(&watched.pipe.spool));
         self.rotate(&spool, now);
         if !was_open {
@@ -321,7 +356,7 @@ impl Mover {
             Turn::Empty | Turn::More if drained => self.drained(run, token, now),
             Turn::Empty | Turn::More => {}
         }
-        moved_bytes
+        full_percent
     }
 
     fn rotate(&mut self, spool: &Arc<Spool>, now: Now) {
@@ -476,7 +511,7 @@ impl Watched {
                 Ok(0) => return (as_u64(moved_bytes), Turn::Closed),
                 Ok(moved) => {
                     moved_bytes += moved;
-                    if moved < GATHER_BELOW_BYTES && matches!(self.drain, Drain::NotAsked) {
+                    if matches!(self.drain, Drain::NotAsked) {
                         // Going on would chase the writer, one call of ours for each of its own.
                         return (as_u64(moved_bytes), Turn::More);
                     }
