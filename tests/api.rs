@@ -125,7 +125,7 @@ fn answer(call: Call) -> Answer {
         | Call::Logs(_)
         | Call::Events { .. }
         | Call::ConfigErrors
-        | Call::Alerts { .. }
+        | Call::Alerts(_)
         | Call::ConfigPlan
         | Call::ConfigApply { .. }
         | Call::Upgrade
@@ -188,6 +188,8 @@ fn ask_as(peer: Peer, access: &Access, request: &[u8]) -> (Reply, Vec<Call>) {
 fn valid_body(pattern: &str) -> &'static str {
     if pattern.ends_with("/signal") {
         r#"{"signal":"HUP"}"#
+    } else if pattern.ends_with("/mute") {
+        r#"{"for_s":60}"#
     } else if pattern.starts_with("/v1/actions/") {
         r#"{"units":["web"]}"#
     } else {

@@ -93,30 +93,36 @@ fn stream_of(home: &Home, unit: &str, stream: &str) -> Vec<u8> {
     bytes
 }
 
-/// How many lines each run (by pid) has in this stream. Panics at the first that is lost, doubled
+/// The name that the writer with this pid gives itself; it lives.
+fn writer_name(pid: i32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    Some(format!("{pid}-{}", fields.split_whitespace().nth(19)?))
+}
+
+/// How many lines each writer has in this stream. Panics at the first that is lost, doubled
 /// or out of order.
-fn count_lines(bytes: &[u8], what: &str) -> BTreeMap<i32, u64> {
+fn count_lines(bytes: &[u8], what: &str) -> BTreeMap<String, u64> {
     assert!(bytes.is_empty() || bytes.ends_with(b"\n"), "{what} ends in the middle of a line");
-    let mut next: BTreeMap<i32, u64> = BTreeMap::new();
+    let mut next: BTreeMap<String, u64> = BTreeMap::new();
     for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let text =
             std::str::from_utf8(line).unwrap_or_else(|_| panic!("{what}: torn: {}", line.escape_ascii()));
         let mut words = text.split(' ');
         let mut word = || words.next().unwrap_or_else(|| panic!("{what}: torn: {text}"));
-        let (pid, _, n, dots) = (word(), word(), word(), word());
-        let pid = pid.parse().unwrap_or_else(|_| panic!("{what}: torn: {text}"));
+        let (name, _, n, dots) = (word(), word(), word(), word());
         let n: u64 = n.parse().unwrap_or_else(|_| panic!("{what}: torn: {text}"));
-        let expected = next.entry(pid).or_default();
-        assert_eq!(n, *expected, "{what}: process {pid}: line {n} where {expected} should be");
+        let expected = next.entry(name.to_string()).or_default();
+        assert_eq!(n, *expected, "{what}: writer {name}: line {n} where {expected} should be");
         assert_eq!(u64::try_from(dots.len()).expect("length"), n % 41, "{what}: torn: {text}");
         *expected += 1;
     }
     next
 }
 
-/// What process `pid` noted that it had written.
-fn noted(home: &Home, pid: i32, stream: &str) -> u64 {
-    let text = fs::read_to_string(home.path().join(format!("notes/{pid}.{stream}"))).unwrap_or_default();
+/// What this writer noted that it had written.
+fn noted(home: &Home, name: &str, stream: &str) -> u64 {
+    let text = fs::read_to_string(home.path().join(format!("notes/{name}.{stream}"))).unwrap_or_default();
     text.trim().parse().unwrap_or(0)
 }
 
@@ -167,18 +173,19 @@ fn no_line_is_lost_or_doubled_however_often_the_engine_dies() {
         former = Some(pid);
     }
     engine(&home, former);
-    for pid in pids {
+    let names = pids.map(|pid| writer_name(pid).expect("it lives"));
+    for name in &names {
         eventually("it has written all its lines", Duration::from_secs(600), || {
-            home.path().join(format!("notes/{pid}.done")).exists().then_some(())
+            home.path().join(format!("notes/{name}.done")).exists().then_some(())
         });
     }
     assert_eq!(["one", "two"].map(|unit| home.pid(unit)), pids, "a service was touched");
     assert!(home.stop().success());
     let mut total = 0;
-    for (unit, pid) in ["one", "two"].into_iter().zip(pids) {
+    for (unit, name) in ["one", "two"].into_iter().zip(names) {
         for stream in ["1", "2"] {
             let counted = count_lines(&stream_of(&home, unit, stream), &format!("{unit} {stream}"));
-            assert_eq!(counted, BTreeMap::from([(pid, each)]), "{unit} {stream}");
+            assert_eq!(counted, BTreeMap::from([(name.clone(), each)]), "{unit} {stream}");
             total += each;
         }
     }
@@ -197,21 +204,23 @@ fn last_words_are_kept_when_engine_and_service_die_together() {
     let mut home = Home::new();
     writer_unit(&home, "mortal", u64::MAX >> 1, 20, "max_size = \"256KiB\"\nmax_files = 1000");
     home.daemon();
-    let mut dead: Vec<i32> = Vec::new();
+    let mut dead: Vec<String> = Vec::new();
     let mut former = None;
     for _ in 0..deaths {
         let engine_pid = engine(&home, former);
-        let last = dead.last().copied();
+        let last = dead.last().cloned();
         let status = home.await_unit("mortal", "mortal runs anew", SOON, |status| {
             let pid = status["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
-            pid.is_some_and(|pid| Some(pid) != last && noted(&home, pid, "2") > 0)
+            let name = pid.and_then(writer_name);
+            name.is_some_and(|name| Some(&name) != last.as_ref() && noted(&home, &name, "2") > 0)
         });
         let pid = i32::try_from(status["pid"].as_i64().expect("pid")).expect("pid");
+        let name = writer_name(pid).expect("it lives");
         std::thread::sleep(Duration::from_millis(luck.below(MOMENT_MS_MAX)));
         // In either order.
         let order = if luck.below(2) == 0 { [engine_pid, pid] } else { [pid, engine_pid] };
         order.into_iter().for_each(sigkill);
-        dead.push(pid);
+        dead.push(name);
         former = Some(engine_pid);
     }
     engine(&home, former);
@@ -220,12 +229,12 @@ fn last_words_are_kept_when_engine_and_service_die_together() {
     let mut total = 0;
     for stream in ["1", "2"] {
         let counted = count_lines(&stream_of(&home, "mortal", stream), stream);
-        for pid in &dead {
-            let (found, noted) = (counted.get(pid).copied().unwrap_or(0), noted(&home, *pid, stream));
+        for name in &dead {
+            let (found, noted) = (counted.get(name).copied().unwrap_or(0), noted(&home, name, stream));
             // The last write may have returned without being noted.
             assert!(
                 (noted..=noted + 20).contains(&found),
-                "process {pid}, {stream}: {found} lines, noted {noted}"
+                "writer {name}, {stream}: {found} lines, noted {noted}"
             );
             total += found;
         }

@@ -86,6 +86,7 @@ fn demo() -> UnitList {
         started_at: "2026-11-21T19:59:50Z".into(),
         containment: "cgroup".into(),
         troubles: Vec::new(),
+        mutes: vec![],
     };
     let reason = "was killed (SIGKILL); failure 1 in a row";
     let backend = Unit {

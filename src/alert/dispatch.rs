@@ -14,7 +14,7 @@ use crate::alert::file::FileSink;
 use crate::alert::{Channels, Way};
 use crate::base::time::Monotonic;
 use crate::engine::outbox::{
-    Before, Delivery, DeliveryState, Effect, Effects, Event, Outbox, Outcome, Row, Settings, Takes,
+    Before, Delivery, DeliveryState, Effect, Effects, Event, Outbox, Outcome, Quiet, Row, Settings, Takes,
     WINDOW_ROWS,
 };
 use crate::store::writer::Reader;
@@ -46,6 +46,8 @@ pub struct Inheritance {
     /// Of the jitter's luck.
     pub seed: u64,
     pub reader: Reader,
+    /// What is not to be told.
+    pub quiet: Quiet,
 }
 
 /// The way to the dispatcher. Cheap to clone; nothing here blocks.
@@ -98,7 +100,7 @@ impl Dispatcher {
     /// any alert of this engine is, or a new channel could not tell which are older than it.
     /// `keep` gets the rest; it must not block.
     pub fn start(inherited: Inheritance, keep: impl FnMut(Keep) + Send + 'static) -> (Dispatcher, Vec<Keep>) {
-        let Inheritance { channels, known, last_alert, seed, reader } = inherited;
+        let Inheritance { channels, known, last_alert, seed, reader, quiet } = inherited;
         let (told, heard) = unbounded_channel();
         let routes = Arc::new(Mutex::new(Vec::new()));
         let dispatcher = Dispatcher { told: told.clone(), routes: Arc::clone(&routes) };
@@ -113,6 +115,7 @@ impl Dispatcher {
             routes,
             sends: BTreeMap::new(),
         };
+        task.step(Event::Quieted { quiet });
         match channels {
             Some(channels) => task.configure(channels),
             None => {
@@ -144,6 +147,11 @@ impl Dispatcher {
                 let _ = self.told.send(Told::Event(Event::Kept { channel, row })); // as above
             }
         }
+    }
+
+    /// What is not to be told from now on.
+    pub fn quieted(&self, quiet: Quiet) {
+        let _ = self.told.send(Told::Event(Event::Quieted { quiet })); // as above
     }
 
     /// Which alerts are for which channel now.

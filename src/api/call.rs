@@ -2,6 +2,8 @@
 //!
 //! Refuses: a request that is not on the list (reliability A1: closed enum of routes).
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
@@ -80,9 +82,7 @@ pub enum Call {
         follow: bool,
     },
     ConfigErrors,
-    Alerts {
-        limit: u32,
-    },
+    Alerts(AlertCall),
     /// What a reread of the files would do.
     ConfigPlan,
     /// Reread the files and do it.
@@ -94,6 +94,23 @@ pub enum Call {
     Upgrade,
     /// Swap the daemon for the binary on disk; answered when the new one is about to take over.
     BeginUpgrade,
+}
+
+/// What can be asked about alerts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AlertCall {
+    /// The newest.
+    List { limit: u32 },
+    /// Raise an alert to see whether it arrives; none = every channel.
+    Test {
+        channels: Vec<String>,
+        /// false: answered when it is raised; else when it arrived everywhere, or 30 s later.
+        wait: bool,
+    },
+    /// Units or ids of alerts that somebody has taken.
+    Ack { names: Vec<String> },
+    /// Tell nothing of these units (none = all) for so long; None = no longer.
+    Mute { units: Vec<String>, wait: Option<Duration> },
 }
 
 /// Which lines are wanted, and how.

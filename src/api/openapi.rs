@@ -7,8 +7,9 @@ use serde_json::{Map, Value, json};
 
 use crate::api::routes::{Need, Param, ROUTES, Route, Target};
 use crate::api::types::{
-    ActionReply, ActionRequest, AlertList, ConfigApplied, ConfigHealth, ConfigPlan, ErrorReply, EventList,
-    LogLines, RecoveryRequest, SignalRequest, SystemHealth, UnitCard, UnitList, UpgradeStatus,
+    AckRequest, ActionReply, ActionRequest, AlertLine, AlertList, ConfigApplied, ConfigHealth, ConfigPlan,
+    ErrorReply, EventList, LogLines, MuteList, MuteRequest, RecoveryRequest, SignalRequest, SystemHealth,
+    TestRequest, UnitCard, UnitList, UpgradeStatus,
 };
 
 /// The document as JSON text, with a newline at its end.
@@ -135,9 +136,12 @@ fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         Target::ConfigPlan => to_value(schemas.subschema_for::<ConfigPlan>()),
         Target::ConfigApply => to_value(schemas.subschema_for::<ConfigApplied>()),
         Target::Upgrade | Target::BeginUpgrade => to_value(schemas.subschema_for::<UpgradeStatus>()),
+        Target::AlertTest => to_value(schemas.subschema_for::<AlertLine>()),
+        Target::AlertMute => to_value(schemas.subschema_for::<MuteList>()),
         Target::UnitAct(_)
         | Target::UnitSignal
         | Target::Act(_)
+        | Target::AlertAck
         | Target::RecoveryRestart
         | Target::RecoveryResync => to_value(schemas.subschema_for::<ActionReply>()),
     };
@@ -158,6 +162,9 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         Target::RecoveryRestart | Target::RecoveryResync => {
             (to_value(schemas.subschema_for::<RecoveryRequest>()), false)
         }
+        Target::AlertTest => (to_value(schemas.subschema_for::<TestRequest>()), false),
+        Target::AlertAck => (to_value(schemas.subschema_for::<AckRequest>()), false),
+        Target::AlertMute => (to_value(schemas.subschema_for::<MuteRequest>()), true),
         Target::UnitAct(_) | Target::ConfigPlan | Target::ConfigApply | Target::BeginUpgrade => {
             (json!({ "type": "object", "maxProperties": 0 }), false)
         }

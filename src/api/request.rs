@@ -2,11 +2,15 @@
 //!
 //! Refuses: unknown parameters and fields that do not fit; nothing is guessed.
 
+use std::time::Duration;
+
 use serde::de::DeserializeOwned;
 
-use crate::api::call::{Call, LogForm, LogQuery, Verb};
+use crate::api::call::{AlertCall, Call, LogForm, LogQuery, Verb};
 use crate::api::routes::{Param, ROUTES, Route, Target};
-use crate::api::types::{ActionRequest, ErrorBody, RecoveryRequest, SignalRequest};
+use crate::api::types::{
+    AckRequest, ActionRequest, ErrorBody, MuteRequest, RecoveryRequest, SignalRequest, TestRequest,
+};
 use crate::base::limits;
 use crate::base::name::UnitName;
 use crate::base::signal::Signal;
@@ -15,6 +19,9 @@ use crate::base::signal::Signal;
 pub const LINES_MAX: u32 = 100_000;
 const LINES_DEFAULT: u32 = 10;
 const EVENTS_DEFAULT: u32 = 1_000;
+
+/// The longest mute: what is forgotten for longer is configured.
+const MUTE_S_MAX: u64 = 365 * 24 * 3_600;
 
 /// A request that is answered with an error instead of being passed on.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,7 +94,7 @@ pub fn parse(
         Target::Health => Call::Health,
         Target::Units => Call::Units,
         Target::ConfigErrors => Call::ConfigErrors,
-        Target::Alerts => Call::Alerts { limit: query.limit.unwrap_or(EVENTS_DEFAULT) },
+        Target::Alerts => Call::Alerts(AlertCall::List { limit: query.limit.unwrap_or(EVENTS_DEFAULT) }),
         Target::Unit => Call::Unit { name: name()? },
         Target::UnitLogs => Call::Logs(log_query(query, heads, Some(name()?))?),
         Target::Logs => Call::Logs(log_query(query, heads, None)?),
@@ -105,6 +112,14 @@ pub fn parse(
             parse_nothing(body)?;
             Call::ConfigApply { wait }
         }
+        Target::AlertTest => {
+            let TestRequest { channels } = parse_json_or_default(body)?;
+            Call::Alerts(AlertCall::Test { channels, wait })
+        }
+        Target::AlertAck => {
+            Call::Alerts(AlertCall::Ack { names: parse_json_or_default::<AckRequest>(body)?.alerts })
+        }
+        Target::AlertMute => parse_mute(parse_json(body)?)?,
         Target::Upgrade => Call::Upgrade,
         Target::BeginUpgrade => {
             parse_nothing(body)?;
@@ -171,6 +186,16 @@ fn parse_action(verb: Verb, request: ActionRequest, wait: bool) -> Result<Call, 
     }
     let units = request.units.iter().map(|unit| unit_name(unit)).collect::<Result<_, _>>()?;
     Ok(Call::Act { verb, units, all: request.all, wait })
+}
+
+fn parse_mute(request: MuteRequest) -> Result<Call, Refusal> {
+    if request.for_s > MUTE_S_MAX {
+        let message = format!("`for_s` must be a whole number from 0 to {MUTE_S_MAX} (a year)");
+        return Err(malformed(message, None));
+    }
+    let units = request.units.iter().map(|unit| unit_name(unit)).collect::<Result<_, _>>()?;
+    let wait = (request.for_s > 0).then(|| Duration::from_secs(request.for_s));
+    Ok(Call::Alerts(AlertCall::Mute { units, wait }))
 }
 
 fn malformed(message: impl Into<String>, help: impl Into<Option<String>>) -> Refusal {

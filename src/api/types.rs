@@ -27,6 +27,9 @@ pub struct DaemonInfo {
     /// What ails the daemon itself, the worst first; empty when all is well.
     #[serde(default)]
     pub troubles: Vec<Trouble>,
+    /// What people are not told of now, and until when.
+    #[serde(default)]
+    pub mutes: Vec<MuteLine>,
 }
 
 /// One thing of the daemon's own that is not as it should be.
@@ -111,6 +114,53 @@ pub struct EventList {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct AlertList {
     pub alerts: Vec<AlertLine>,
+    #[serde(default)]
+    pub mutes: Vec<MuteLine>,
+}
+
+/// A mute that is in force.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct MuteLine {
+    /// None: of every unit, and of the daemon.
+    pub unit: Option<String>,
+    /// RFC 3339.
+    pub until: String,
+}
+
+/// The mutes that are in force: the answer to `POST /v1/alerts/mute`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct MuteList {
+    pub mutes: Vec<MuteLine>,
+}
+
+/// Body of `POST /v1/alerts/mute`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct MuteRequest {
+    /// None = every unit, and what the daemon has to say of itself.
+    #[serde(default)]
+    pub units: Vec<String>,
+    /// For so many seconds, at most a year; 0 = no longer.
+    #[schemars(range(min = 0, max = 31_536_000))]
+    pub for_s: u64,
+}
+
+/// Body of `POST /v1/alerts/ack`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct AckRequest {
+    /// Units, or ids of alerts; none = every unit that people were alerted of.
+    #[serde(default)]
+    pub alerts: Vec<String>,
+}
+
+/// Body of `POST /v1/alerts/test`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct TestRequest {
+    /// Names of channels; none = every channel.
+    #[serde(default)]
+    pub channels: Vec<String>,
 }
 
 /// Something that people were to be told, and whether they were.
@@ -123,7 +173,7 @@ pub struct AlertLine {
     /// None: of the daemon itself.
     pub unit: Option<String>,
     /// failing | recovered | gave-up | stuck | resync-failed | engine-restarted | quarantined |
-    /// safe-mode | config-error | config-mended
+    /// safe-mode | config-error | config-mended | test
     pub kind: String,
     /// critical | warning | info
     pub severity: String,
@@ -132,6 +182,9 @@ pub struct AlertLine {
     pub episode: u64,
     /// Units that need this one.
     pub affected: Vec<String>,
+    /// Somebody has taken it: its repeats are not told.
+    #[serde(default)]
+    pub acknowledged: bool,
     /// Empty: no channel takes it.
     pub channels: Vec<AlertDelivery>,
 }
@@ -140,7 +193,7 @@ pub struct AlertLine {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct AlertDelivery {
     pub channel: String,
-    /// pending | delivered | parked (refused for good, or the channel is gone)
+    /// pending | delivered | parked (refused for good, or the channel is gone) | muted
     pub state: String,
     /// Sends so far.
     pub attempts: u32,

@@ -12,7 +12,7 @@ use crate::api::types::{AlertDelivery, AlertLine, AlertList};
 use crate::cli::args::AlertListArgs;
 use crate::cli::context::{Context, Fail, Form, now};
 use crate::cli::render::{Look, color, cut, escape_line};
-use crate::cli::when;
+use crate::cli::{quiet, when};
 
 const HEADER: [&str; 6] = ["ID", "WHEN", "UNIT", "WHAT", "CHANNELS", "MESSAGE"];
 const GAP: usize = 2;
@@ -37,7 +37,7 @@ pub fn list(context: &mut Context, args: &AlertListArgs) -> Result<u8, Fail> {
 /// The table, newest first; below it why something did not arrive.
 pub fn render_table(list: &AlertList, now: Timestamp, look: &Look) -> String {
     if list.alerts.is_empty() {
-        return "no alerts\n".to_string();
+        return "no alerts\n".to_string() + &quiet::render_mutes(&list.mutes, look);
     }
     let mut rows: Vec<[String; 6]> = list.alerts.iter().map(|alert| cells(alert, now)).collect();
     fit(&mut rows, look.width);
@@ -67,7 +67,7 @@ pub fn render_table(list: &AlertList, now: Timestamp, look: &Look) -> String {
         }
         text.push('\n');
     }
-    text + &notes(list)
+    text + &notes(list) + &quiet::render_mutes(&list.mutes, look)
 }
 
 fn cells(alert: &AlertLine, now: Timestamp) -> [String; 6] {
@@ -75,10 +75,15 @@ fn cells(alert: &AlertLine, now: Timestamp) -> [String; 6] {
         escape_line(&alert.id),
         when::ago(&alert.ts, now),
         alert.unit.as_deref().map_or_else(|| "-".to_string(), escape_line),
-        escape_line(&alert.kind),
+        kind(alert),
         channels(alert),
         escape_line(&alert.message),
     ]
+}
+
+fn kind(alert: &AlertLine) -> String {
+    let taken = if alert.acknowledged { " (taken)" } else { "" };
+    format!("{}{taken}", escape_line(&alert.kind))
 }
 
 fn channels(alert: &AlertLine) -> String {
@@ -97,7 +102,8 @@ fn channels(alert: &AlertLine) -> String {
 }
 
 fn is_well(alert: &AlertLine) -> bool {
-    !alert.channels.is_empty() && alert.channels.iter().all(|channel| channel.state == "delivered")
+    !alert.channels.is_empty()
+        && alert.channels.iter().all(|channel| matches!(channel.state.as_str(), "delivered" | "muted"))
 }
 
 /// Cuts the messages, so that a row is one line of the terminal.

@@ -111,12 +111,12 @@ pub enum Command {
         after_help = "Examples:\n  upright events --since 10m\n  upright events --since 2026-11-21T20:00:00Z\n  upright events -f --json"
     )]
     Events(EventsArgs),
-    /// Show what people were to be told, and whether they were
+    /// Show what people were to be told, try whether it arrives, have less told
     #[command(
         subcommand,
         subcommand_value_name = "VERB",
         disable_help_subcommand = true,
-        after_help = "Examples:\n  upright alert list          the newest alerts, each with its channels\n  upright alert list --json | jq '.alerts[] | select(.channels == [])'"
+        after_help = "Examples:\n  upright alert list          the newest alerts, each with its channels\n  upright alert test          does an alert arrive?\n  upright alert ack backend   I take it: no repeats\n  upright alert mute --for 1h\n  upright alert list --json | jq '.alerts[] | select(.channels == [])'"
     )]
     Alert(AlertCommand),
     /// Show who needs whom, with states
@@ -351,6 +351,52 @@ pub enum AlertCommand {
     /// Show the newest alerts, newest first, each with its channels
     #[command(after_help = "Examples:\n  upright alert list -n 5")]
     List(AlertListArgs),
+    /// Raise an alert and tell where it arrived
+    #[command(after_help = "Examples:\n  upright alert test\n  upright alert test ops pager")]
+    Test(AlertTestArgs),
+    /// Take a trouble: its repeats are not told, its end is
+    #[command(
+        after_help = "Examples:\n  upright alert ack backend\n  upright alert ack backend/3/failing/4\n  upright alert ack --all"
+    )]
+    Ack(AlertAckArgs),
+    /// Have nothing told for a time; then the newest alert of each unit is
+    #[command(
+        after_help = "Examples:\n  upright alert mute --for 1h              everything\n  upright alert mute backend --for 30m\n  upright alert mute --off"
+    )]
+    Mute(AlertMuteArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct AlertTestArgs {
+    /// Names of channels; none = every channel
+    #[arg(value_name = "CHANNEL")]
+    pub channels: Vec<String>,
+    /// Return when it is raised
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct AlertAckArgs {
+    /// Names of units, or ids of alerts
+    #[arg(value_name = "UNIT|ID", required_unless_present = "all", conflicts_with = "all")]
+    pub alerts: Vec<String>,
+    /// Every unit that people were alerted of
+    #[arg(long)]
+    pub all: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct AlertMuteArgs {
+    /// Names of units; none = every unit, and the daemon itself
+    #[arg(value_name = "UNIT")]
+    pub units: Vec<String>,
+    /// For so long, at most 365d
+    #[arg(long = "for", value_name = "DURATION", value_parser = positive_duration, required_unless_present = "off")]
+    pub wait: Option<Duration>,
+    /// No longer
+    #[arg(long, conflicts_with = "wait")]
+    pub off: bool,
 }
 
 #[derive(Debug, ClapArgs)]

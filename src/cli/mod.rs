@@ -22,6 +22,7 @@ pub mod check;
 pub mod simulate;
 pub mod schema;
 pub mod plan;
+pub mod quiet;
 pub mod apply;
 pub mod upgrade;
 
@@ -84,6 +85,9 @@ fn dispatch(args: &Args) -> Result<u8, Fail> {
         Command::Upgrade(args) => upgrade::run(&mut context()?, args),
         Command::Logs(logs) => logs::run(&mut context()?, logs),
         Command::Alert(AlertCommand::List(list)) => alert::list(&mut context()?, list),
+        Command::Alert(AlertCommand::Test(test)) => quiet::test(&mut context()?, test),
+        Command::Alert(AlertCommand::Ack(ack)) => quiet::ack(&mut context()?, ack),
+        Command::Alert(AlertCommand::Mute(mute)) => quiet::mute(&mut context()?, mute),
         Command::Events(events) => events::run(&mut context()?, events),
         Command::Graph(graph) => graph::run(&mut context()?, graph.form()),
     }

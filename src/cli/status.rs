@@ -13,7 +13,7 @@ use crate::api::types::{ConfigHealth, DaemonInfo, Unit, UnitCard, UnitList};
 use crate::cli::context::{Context, EXIT_FAILED, EXIT_NOT_ACTIVE, Fail, Form, now};
 use crate::cli::render::{Look, cut, escape_line, mark};
 use crate::cli::when;
-use crate::cli::{events, plan};
+use crate::cli::{events, plan, quiet};
 
 const HEADER: [&str; 7] = ["UNIT", "STATE", "SINCE", "PID", "RESTARTS", "HEALTH", "REASON"];
 const GAP: usize = 2;
@@ -137,7 +137,7 @@ pub fn render_table(list: &UnitList, now: Timestamp, look: &Look) -> String {
         }
         text.push('\n');
     }
-    text + &notes(&list.daemon, list.units.len())
+    text + &notes(&list.daemon, list.units.len(), look)
 }
 
 /// What is to be known about the files: nothing where all is well.
@@ -183,7 +183,7 @@ fn fit(rows: &mut [[String; 7]], width: Option<usize>) {
     }
 }
 
-fn notes(daemon: &DaemonInfo, units: usize) -> String {
+fn notes(daemon: &DaemonInfo, units: usize, look: &Look) -> String {
     let mut text = String::new();
     if units == 0 {
         text.push_str("no units; put a file into the unit directory, then look at it with `upright check`\n");
@@ -199,6 +199,9 @@ fn notes(daemon: &DaemonInfo, units: usize) -> String {
         let (code, message, help) =
             (escape_line(&trouble.code), escape_line(&trouble.message), escape_line(&trouble.help));
         text.push_str(&format!("note: {code}: {message}; {help}\n"));
+    }
+    for line in quiet::render_mutes(&daemon.mutes, look).lines() {
+        text.push_str(&format!("note: {line}; `upright alert mute --off` ends it\n"));
     }
     if daemon.containment == "weak" {
         text.push_str(

@@ -44,7 +44,7 @@ pub enum Until {
 }
 
 impl Until {
-    fn from_wait(wait: bool) -> Until {
+    pub(crate) fn from_wait(wait: bool) -> Until {
         if wait { Until::Done } else { Until::Taken }
     }
 }
@@ -124,10 +124,7 @@ impl Shell {
                     Err(answer) => *answer,
                 }
             }
-            Call::Alerts { limit } => {
-                let routes = self.hands.tools.outbox.routes();
-                return streams::answer_alerts(&self.hands.history().reader, routes, limit, reply);
-            }
+            Call::Alerts(call) => return self.on_alert_call(peer, call, reply),
             Call::Events { after_id, since, limit, follow } => {
                 let query = streams::EventsAsked { after_id, since, limit, follow };
                 return streams::answer_events(&self.hands.history(), query, reply);
@@ -233,7 +230,7 @@ impl Shell {
     }
 
     /// Every name as a unit, or the answer that says which is none.
-    fn known(&self, names: &[String]) -> Result<Vec<UnitName>, Box<Answer>> {
+    pub(crate) fn known(&self, names: &[String]) -> Result<Vec<UnitName>, Box<Answer>> {
         names.iter().map(|name| self.known_unit(name)).collect()
     }
 
@@ -271,6 +268,7 @@ impl Shell {
             started_at: self.clocks().date(self.started_at),
             containment: self.hands.containment_word().to_string(),
             troubles: self.troubles(),
+            mutes: self.mutes(),
         }
     }
 

@@ -21,6 +21,7 @@ mod output;
 mod orphans;
 mod pipes;
 mod plan;
+mod quiet;
 mod reload;
 mod shell;
 mod slate;

@@ -29,6 +29,7 @@ use crate::daemon::views::Clocks;
 use crate::daemon::words::DATAGRAMS_PER_TURN;
 use crate::engine::effect::Effect;
 use crate::engine::event::{Event, Order, RequestId};
+use crate::engine::outbox::Quiet;
 use crate::engine::{Effects, Engine};
 use crate::keeper::client::Client;
 use crate::keeper::wire::{News, Request, Stage};
@@ -63,6 +64,8 @@ pub struct Shell {
     pub(crate) requests: BTreeMap<RequestId, oneshot::Sender<Answer>>,
     pub(crate) next_request: u64,
     pub(crate) upgrade: Upgrade,
+    /// What people asked not to be told of.
+    pub(crate) quiet: Quiet,
 }
 
 /// How far the end of everything is.

@@ -8,9 +8,10 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::alert::dispatch::Route;
 use crate::api::call::Answer;
-use crate::api::types::{AlertList, EventList};
+use crate::api::types::{AlertList, EventList, MuteLine};
 use crate::daemon::handlers::{json, refuse};
 use crate::daemon::views;
+use crate::engine::outbox::Quiet;
 use crate::store::StoreError;
 use crate::store::row::{EventQuery, EventRow};
 use crate::store::writer::Reader;
@@ -95,13 +96,19 @@ pub fn answer_events(history: &History, asked: EventsAsked, reply: oneshot::Send
 }
 
 /// Answers with the newest alerts, each with how far it is with its channels.
-pub fn answer_alerts(reader: &Reader, routes: Vec<Route>, limit: u32, reply: oneshot::Sender<Answer>) {
+pub fn answer_alerts(
+    reader: &Reader,
+    routes: Vec<Route>,
+    (mutes, quiet): (Vec<MuteLine>, Quiet),
+    limit: u32,
+    reply: oneshot::Sender<Answer>,
+) {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     reader.alerts(limit, move |rows| {
         let answer = match rows {
             Ok(rows) => {
-                let alerts = rows.iter().map(|row| views::alert(row, &routes)).collect();
-                json(&AlertList { alerts })
+                let alerts = rows.iter().map(|row| views::alert(row, &routes, &quiet)).collect();
+                json(&AlertList { alerts, mutes })
             }
             Err(error) => {
                 let help = Some("supervision goes on; try again".to_string());

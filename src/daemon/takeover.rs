@@ -23,7 +23,6 @@ use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::config::load::load;
 use crate::config::paths::Home;
-use crate::daemon::adopt;
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::files::{self, Reading, judge};
 use crate::daemon::handlers::{Asked, refuse};
@@ -36,7 +35,10 @@ use crate::daemon::shell::{Ears, Ending, Shell};
 use crate::daemon::slate::{self, Slate};
 use crate::daemon::tag::Tag;
 use crate::daemon::upgrade::{self, Heard, Milestone, Upgrade};
+use crate::daemon::views::Clocks;
+use crate::daemon::{adopt, quiet};
 use crate::engine::adopt::{Boot, Inheritance};
+use crate::engine::outbox::Quiet;
 use crate::engine::{Adopted, Effects, Engine, Settings};
 use crate::keeper::client::{Attached, Client};
 use crate::keeper::wire::{Request, Stage, TableRow};
@@ -104,6 +106,7 @@ pub(super) fn begin(
         requests: BTreeMap::new(),
         next_request: 0,
         upgrade: Upgrade::new(binary, loaded.schema, loaded.upgrade_told.clone(), stop),
+        quiet: quiet_of(&loaded),
     };
     say_begin(&mut shell, boot, &loaded, begun, &survey);
     shell.files.keep_all(&loaded.last_good).into_iter().for_each(|text| shell.hands.keep(text));
@@ -392,9 +395,15 @@ fn start_outbox(
         last_alert: loaded.last_alert,
         seed: clock::monotonic().as_ns(),
         reader: store.reader().clone(),
+        quiet: quiet_of(loaded),
     };
     let keep = sources.clone();
     Dispatcher::start(inherited, move |wanted| drop(keep.send(Source::Outbox(wanted))))
+}
+
+fn quiet_of(loaded: &Loaded) -> Quiet {
+    let wall_us = clock::wall().as_microsecond();
+    quiet::from_text(&loaded.quiet, Clocks { now: clock::monotonic(), wall_us })
 }
 
 fn surroundings(home: &Home, loaded: &Loaded) -> Surroundings {

@@ -8,7 +8,7 @@ use crate::alert::dispatch::Route;
 use crate::api::types::{AlertDelivery, AlertLine, EventLine, PlannedUnit, Unit, UnitOutcome};
 use crate::base::{name::UnitName, time::Monotonic};
 use crate::engine::effect::Outcome;
-use crate::engine::outbox::{DeliveryState, severity};
+use crate::engine::outbox::{DeliveryState, Quiet, severity};
 use crate::engine::plan::{Change, Comes};
 use crate::engine::view::{StateWord, UnitView};
 use crate::store::alert::AlertRow;
@@ -112,7 +112,7 @@ fn unit_outcome(
 }
 
 /// An alert with each channel that has it or will get it.
-pub fn alert(found: &AlertRow, routes: &[Route]) -> AlertLine {
+pub fn alert(found: &AlertRow, routes: &[Route], quiet: &Quiet) -> AlertLine {
     let AlertRow { row, deliveries } = found;
     let tried = deliveries.iter().map(|(delivery, ts_us)| AlertDelivery {
         channel: delivery.channel.clone(),
@@ -141,6 +141,7 @@ pub fn alert(found: &AlertRow, routes: &[Route]) -> AlertLine {
         failures: alert.failures,
         episode: alert.episode,
         affected: alert.affected.iter().map(UnitName::to_string).collect(),
+        acknowledged: quiet.is_acked(alert),
         channels: tried.chain(untried).collect(),
     }
 }

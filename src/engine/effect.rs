@@ -285,10 +285,12 @@ pub enum AlertKind {
     SafeMode,
     ConfigError,
     ConfigMended,
+    /// An operator wants to see whether alerts arrive.
+    Test,
 }
 
 impl AlertKind {
-    pub const ALL: [AlertKind; 10] = [
+    pub const ALL: [AlertKind; 11] = [
         AlertKind::Failing,
         AlertKind::Recovered,
         AlertKind::GaveUp,
@@ -299,6 +301,7 @@ impl AlertKind {
         AlertKind::SafeMode,
         AlertKind::ConfigError,
         AlertKind::ConfigMended,
+        AlertKind::Test,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -313,6 +316,7 @@ impl AlertKind {
             AlertKind::SafeMode => "safe-mode",
             AlertKind::ConfigError => "config-error",
             AlertKind::ConfigMended => "config-mended",
+            AlertKind::Test => "test",
         }
     }
 }

@@ -11,6 +11,7 @@
 //! stand between `Channel::pick` and `Effect::Send`).
 
 mod channel;
+mod quiet;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use crate::base::time::Monotonic;
 use crate::engine::effect::{Alert, AlertKind};
 use crate::engine::outbox::channel::{Channel, Presence, Reading};
+pub use crate::engine::outbox::quiet::{ACKNOWLEDGED, MUTED, Quiet};
 
 /// A send without an answer is given up after this. Sinks answer within a second; a TCP
 /// connection to a host that is gone takes minutes to say so.
@@ -87,17 +89,20 @@ pub enum DeliveryState {
     Delivered,
     /// Refused for good, or its channel is gone: not tried again.
     Parked,
+    /// People asked not to be told.
+    Muted,
 }
 
 impl DeliveryState {
-    pub const ALL: [DeliveryState; 3] =
-        [DeliveryState::Pending, DeliveryState::Delivered, DeliveryState::Parked];
+    pub const ALL: [DeliveryState; 4] =
+        [DeliveryState::Pending, DeliveryState::Delivered, DeliveryState::Parked, DeliveryState::Muted];
 
     pub fn as_str(self) -> &'static str {
         match self {
             DeliveryState::Pending => "pending",
             DeliveryState::Delivered => "delivered",
             DeliveryState::Parked => "parked",
+            DeliveryState::Muted => "muted",
         }
     }
 }
@@ -145,6 +150,8 @@ pub enum Event {
     LoadFailed { channel: String },
     /// The answer to `Effect::Send`.
     Answered { channel: String, row: u64, attempt: u32, outcome: Outcome },
+    /// What is not to be told now; replaces what was said before.
+    Quieted { quiet: Quiet },
     /// A final `Effect::Keep` is on the disk.
     Kept { channel: String, row: u64 },
 }
@@ -232,6 +239,10 @@ marks! {
     LoadFailed,
     /// A row that an earlier engine left.
     TakenUp,
+    /// A mute ended, and older rows of a unit gave way to its newest.
+    MuteEnded,
+    /// A repeated failure of an episode that somebody has taken.
+    Acknowledged,
 }
 
 /// What is the same for all channels.
@@ -250,6 +261,7 @@ pub struct Outbox {
     channels: BTreeMap<String, Channel>,
     /// The newest row there is.
     last_row: u64,
+    quiet: Quiet,
 }
 
 impl Outbox {
@@ -260,18 +272,20 @@ impl Outbox {
             let reading = Reading::Behind { after: *since, at: Monotonic::ZERO };
             (name.clone(), Channel::new(name, Takes::Named, *since, reading, settings.seed))
         };
-        Outbox { settings, channels: known.iter().map(channel).collect(), last_row }
+        Outbox { settings, channels: known.iter().map(channel).collect(), last_row, quiet: Quiet::default() }
     }
 
     /// Takes one event; says in order what must be done. Never blocks, never fails.
     pub fn step(&mut self, now: Monotonic, event: Event, fx: &mut Effects) {
+        let was = self.quiet.clone();
         match event {
             Event::Tick => {}
+            Event::Quieted { quiet } => self.quiet = quiet,
             Event::Configured { channels } => self.on_configured(&channels, fx),
             Event::Committed { rows } => rows.iter().for_each(|row| self.on_committed(row, fx)),
             Event::Loaded { channel, rows, full } => {
                 if let Some(channel) = self.channels.get_mut(&channel) {
-                    channel.on_loaded(now, rows, full, fx);
+                    channel.on_loaded(now, rows, full, &self.quiet, fx);
                 }
             }
             Event::LoadFailed { channel } => {
@@ -289,8 +303,12 @@ impl Outbox {
                 }
             }
         }
+        self.quiet.expire(now);
         for channel in self.channels.values_mut() {
-            channel.advance(now, self.settings.window_rows.max(1), fx);
+            if self.quiet != was {
+                channel.on_quieted(&was, &self.quiet, fx);
+            }
+            channel.advance(now, self.settings.window_rows.max(1), &self.quiet, fx);
         }
         let before = self.channels.len();
         self.channels.retain(|_, channel| !channel.has_left());
@@ -302,7 +320,9 @@ impl Outbox {
     /// When to tick at the latest.
     pub fn next_deadline(&self) -> Option<Monotonic> {
         let window = self.settings.window_rows.max(1);
-        self.channels.values().filter_map(|channel| channel.next_deadline(window)).min()
+        let channels =
+            self.channels.values().filter_map(|channel| channel.next_deadline(window, &self.quiet));
+        channels.chain(self.quiet.next_end()).min()
     }
 
     /// Each channel with the last row that is not for it, and what it takes: what an alert
@@ -352,7 +372,7 @@ impl Outbox {
         let window = self.settings.window_rows.max(1);
         let mut taken = false;
         for channel in self.channels.values_mut().filter(|channel| channel.presence == Presence::Here) {
-            taken |= channel.on_committed(row, window, fx);
+            taken |= channel.on_committed(row, window, &self.quiet, fx);
         }
         if !taken {
             fx.mark(Mark::NoChannel);
@@ -370,6 +390,6 @@ pub fn severity(kind: AlertKind) -> &'static str {
         | AlertKind::Quarantined
         | AlertKind::SafeMode => "critical",
         AlertKind::EngineRestarted | AlertKind::ConfigError => "warning",
-        AlertKind::Recovered | AlertKind::ConfigMended => "info",
+        AlertKind::Recovered | AlertKind::ConfigMended | AlertKind::Test => "info",
     }
 }

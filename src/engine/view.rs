@@ -64,6 +64,8 @@ pub struct UnitView {
     pub run: Option<RunId>,
     pub restarts: u64,
     pub failures: u32,
+    /// The episode that people were alerted of, while it lasts.
+    pub alerted_episode: Option<u64>,
     /// None: no `[health]`, not active, or not checked yet.
     pub healthy: Option<bool>,
     pub next_retry_at: Option<Monotonic>,
@@ -105,6 +107,7 @@ fn view(unit: &Unit) -> UnitView {
         run: unit.main,
         restarts: unit.durable.restarts,
         failures: unit.durable.failures,
+        alerted_episode: unit.durable.alerted.then_some(unit.durable.episode),
         healthy: match &unit.state {
             State::Active(active) => active.health.as_ref().and_then(|watch| watch.healthy),
             State::Inactive { .. }

@@ -17,12 +17,12 @@ use std::time::Duration;
 use crate::base::luck::Luck;
 use crate::base::time::Monotonic;
 use crate::engine::outbox::{
-    Delivery, DeliveryState, Effect, Effects, Event, Mark, Outbox, Outcome, Row, Settings, Takes,
+    Delivery, DeliveryState, Effect, Effects, Event, Mark, Outbox, Outcome, Quiet, Row, Settings, Takes,
 };
 use crate::sim::outbox::bug::Bug;
 use crate::sim::outbox::oracle::Oracle;
 pub use crate::sim::outbox::oracle::{Broken, PROMISES};
-use crate::sim::outbox::setup::{Change, Setup};
+use crate::sim::outbox::setup::{Change, Setup, Wish};
 
 /// After healing, the time in which everything must be delivered: the longest wait with its
 /// jitter (6 min), what a sink may ask for here (2 min), a hung send (30 s), and the rows.
@@ -141,6 +141,7 @@ enum Happening {
     Crash(Duration),
     Starts,
     Changes(Change),
+    Wishes(Wish),
     Heal,
 }
 
@@ -237,6 +238,9 @@ impl Sim {
         for (at, change) in self.setup.changes.clone() {
             self.after(at, Happening::Changes(change));
         }
+        for (at, wish) in self.setup.wishes.clone() {
+            self.after(at, Happening::Wishes(wish));
+        }
         self.after(self.setup.chaos, Happening::Heal);
         let end = self.now + self.setup.chaos + LIVENESS;
         while let Some(((at, _), happening)) = self.queue.pop_first() {
@@ -283,6 +287,7 @@ impl Sim {
             Happening::Crash(down) => self.crash(down),
             Happening::Starts => return self.start(),
             Happening::Changes(change) => return self.change(change),
+            Happening::Wishes(wish) => return self.wish(wish),
             Happening::Heal => self.healed = true,
             Happening::Told(..) | Happening::Tick(_) | Happening::Loads { .. } | Happening::Keeps { .. } => {}
         }
@@ -303,6 +308,7 @@ impl Sim {
         let last_row = self.rows.last().map_or(0, |row| row.id);
         self.oracle.told_last = last_row;
         self.outbox = Some(Outbox::new(settings, &self.known, last_row));
+        self.tell_quiet()?;
         self.configure()
     }
 
@@ -323,6 +329,21 @@ impl Sim {
             Change::Remove(name) => _ = self.configured.remove(&name),
         }
         if self.outbox.is_some() { self.configure() } else { Ok(()) }
+    }
+
+    fn wish(&mut self, wish: Wish) -> Result<(), Broken> {
+        match wish {
+            Wish::Mute(units, wait) => self.oracle.quiet.mute(&units, wait.map(|wait| self.now + wait)),
+            Wish::Ack(unit) => self.oracle.quiet.ack(&unit, 1),
+        }
+        if self.outbox.is_some() { self.tell_quiet() } else { Ok(()) }
+    }
+
+    fn tell_quiet(&mut self) -> Result<(), Broken> {
+        self.oracle.quiet.expire(self.now);
+        let quiet = self.oracle.quiet.clone();
+        let quiet = if self.bug == Some(Bug::MuteIgnored) { Quiet::default() } else { quiet };
+        self.step(Event::Quieted { quiet })
     }
 
     /// kill -9: of what was not committed, some reached the disk, in order.

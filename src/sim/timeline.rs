@@ -131,7 +131,8 @@ impl About {
             | AlertKind::Quarantined
             | AlertKind::SafeMode
             | AlertKind::ConfigError
-            | AlertKind::ConfigMended => About::Else(kind.as_str()),
+            | AlertKind::ConfigMended
+            | AlertKind::Test => About::Else(kind.as_str()),
         }
     }
 

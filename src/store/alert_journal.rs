@@ -77,7 +77,7 @@ pub(crate) fn delivery_record(delivery: &Delivery, ts_us: i64) -> Option<Value> 
     let Delivery { row, channel, state, attempts, error } = delivery;
     match state {
         DeliveryState::Pending => None,
-        DeliveryState::Delivered | DeliveryState::Parked => Some(json!({
+        DeliveryState::Delivered | DeliveryState::Parked | DeliveryState::Muted => Some(json!({
             "of": row,
             "channel": channel,
             "state": state.as_str(),

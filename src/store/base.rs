@@ -174,6 +174,7 @@ impl Base {
         if brought.aside.is_some() {
             self.aside_at = Some(now);
         }
+        self.news.extend(brought.unsaid);
         self.tell(brought.aside.as_ref(), brought.mended);
         self.aside = brought.aside.or(self.aside.take());
         (self.state, self.alerts) = (brought.state, brought.alerts);

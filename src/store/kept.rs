@@ -49,6 +49,8 @@ pub(crate) struct Kept {
     pub life: Life,
     pub boot_id: Option<String>,
     pub upgrade_told: Option<String>,
+    /// What is not to be told of; empty = nothing.
+    pub quiet: String,
 }
 
 impl Kept {
@@ -67,6 +69,7 @@ impl Kept {
             Write::Life(life) => self.life = *life,
             Write::Boot { id } => self.boot_id = Some(id.clone()),
             Write::UpgradeTold(id) => self.upgrade_told = Some(id.clone()),
+            Write::Quiet(text) => self.quiet = text.clone(),
             Write::Home { id } => self.home = id.clone(),
             // Of a run the keeper knows, and where it died, too, the database alone.
             Write::Event(_)
@@ -93,6 +96,7 @@ impl Kept {
         writes.push(Write::Life(self.life));
         writes.extend(self.boot_id.clone().map(|id| Write::Boot { id }));
         writes.extend(self.upgrade_told.clone().map(Write::UpgradeTold));
+        writes.push(Write::Quiet(self.quiet.clone()));
         writes.push(Write::Home { id: self.home.clone() });
         writes
     }
@@ -112,6 +116,9 @@ impl Kept {
         self.life.fatal_stops = self.life.fatal_stops.max(older.life.fatal_stops);
         self.boot_id = self.boot_id.take().or(older.boot_id);
         self.upgrade_told = self.upgrade_told.take().or(older.upgrade_told);
+        if self.quiet.is_empty() {
+            self.quiet = older.quiet;
+        }
         if self.home.is_empty() {
             self.home = older.home;
         }
@@ -244,6 +251,7 @@ fn encode(write: &Write) -> Option<Value> {
         }
         Write::Boot { id } => json!({ "boot": id }),
         Write::UpgradeTold(id) => json!({ "upgrade_told": id }),
+        Write::Quiet(text) => json!({ "quiet": text }),
         Write::Home { id } => json!({ "home": id }),
         Write::Event(_)
         | Write::Alert { .. }
@@ -296,6 +304,9 @@ fn decode(record: &Value) -> Option<Write> {
     }
     if object.contains_key("boot") {
         return Some(Write::Boot { id: text(record, "boot")? });
+    }
+    if object.contains_key("quiet") {
+        return Some(Write::Quiet(text(record, "quiet")?));
     }
     if object.contains_key("upgrade_told") {
         return Some(Write::UpgradeTold(text(record, "upgrade_told")?));
@@ -411,6 +422,7 @@ mod tests {
             life: Life { phase: Phase::Running, fatal_stops: 2 },
             boot_id: Some("boot".into()),
             upgrade_told: Some("upgrade".into()),
+            quiet: "{}".into(),
         }
     }
 

@@ -39,6 +39,9 @@ pub const RUNS_PER_RESERVE: u64 = 1_000;
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 const BUSY_TIMEOUT_AT_OPEN: Duration = Duration::from_millis(100);
 
+/// Key of `Loaded::quiet`.
+pub(crate) const QUIET: &str = "alert_quiet";
+
 /// Key of `Loaded::upgrade_told`.
 pub(crate) const UPGRADE_TOLD: &str = "upgrade_told";
 
@@ -85,6 +88,8 @@ pub struct Loaded {
     pub schema: Schema,
     /// The newest upgrade whose outcome is on record.
     pub upgrade_told: Option<String>,
+    /// What people asked not to be told of, as last kept (`Write::Quiet`); empty = nothing.
+    pub quiet: String,
     /// Why nothing can be written now; run ids are not reserved then. It is tried again.
     pub trouble: Option<Trouble>,
     /// The file could not be used: what stands here is of its second copies.
@@ -241,6 +246,7 @@ fn look(kept: &Kept, boot_id: &str) -> (Loaded, Vec<Write>) {
         life: kept.life,
         schema: schema::of_this_build(),
         upgrade_told: kept.upgrade_told.clone(),
+        quiet: kept.quiet.clone(),
         trouble: None,
         moved_aside: None,
     };
@@ -266,6 +272,7 @@ pub(crate) fn read_kept(db: &Connection) -> Result<(Kept, Mark), StoreError> {
         life: read_life(db)?,
         boot_id: read_meta(db, "boot_id")?,
         upgrade_told: read_meta(db, UPGRADE_TOLD)?,
+        quiet: read_meta(db, QUIET)?.unwrap_or_default(),
     };
     let committed = read_meta(db, "committed")?.unwrap_or_default();
     Ok((kept, Mark { seq: number(read_meta(db, "seq")?), committed }))

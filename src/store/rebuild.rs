@@ -13,7 +13,7 @@ use rusqlite::{Connection, ErrorCode};
 use crate::store::alert_journal::{self, AlertJournal};
 use crate::store::kept::{self, Kept, Mark, StateJournal};
 use crate::store::reconcile;
-use crate::store::row::EventRow;
+use crate::store::row::{EventRow, NewEvent};
 use crate::store::{StoreError, open, schema};
 
 /// Most databases that stand aside, so that a disk which corrupts one after the other is not filled by
@@ -52,6 +52,8 @@ pub(crate) struct Brought {
     pub aside: Option<Aside>,
     /// What of it came out of the second copies.
     pub mended: Option<String>,
+    /// What history does not say of alerts that were put back.
+    pub unsaid: Vec<NewEvent>,
 }
 
 /// What becomes of a database that cannot be used.
@@ -113,9 +115,10 @@ fn try_up(
     if !lacks.nothing() {
         reconcile::write(&mut db, &lacks)?;
     }
+    let unsaid = reconcile::unsaid(&db, &lacks)?;
     let state = StateJournal::resume(dir, kept, mark, in_step);
     let alerts = AlertJournal::resume(dir, !behind);
-    Ok(Brought { db, state, alerts, aside, mended: lacks.sentence() })
+    Ok(Brought { db, state, alerts, aside, mended: lacks.sentence(), unsaid })
 }
 
 /// Both copies of the state have holes: the alerts and the log say what must not come again.

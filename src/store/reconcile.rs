@@ -10,17 +10,23 @@
 use std::collections::BTreeMap;
 
 use rusqlite::{Connection, TransactionBehavior};
+use serde_json::Value;
 
-use crate::engine::effect::AlertKind;
-use crate::engine::outbox::{DeliveryState, Row};
+use crate::base::limits::EVENTS_PER_REPLY_MAX;
+use crate::engine::effect::{Alert, AlertKind};
+use crate::engine::outbox::{Delivery, DeliveryState, Row};
 use crate::store::alert_journal::{self, ALERTS_KEPT, Settled};
 use crate::store::kept::{self, Kept, Mark};
-use crate::store::row::EventRow;
+use crate::store::row::{EventQuery, EventRow, Level, NewEvent};
 use crate::store::{StoreError, alert, open, row};
+use crate::sys::clock;
 
 /// So much of history comes back from the log into a database that has lost it. More than
 /// `upright why` looks back on, and a tenth of a second.
 pub const EVENTS_IMPORTED_MAX: usize = 10_000;
+
+/// More alerts than one commit has when an engine dies.
+const UNSAID_MAX: usize = 100;
 
 /// What the database lacks.
 #[derive(Debug, Default)]
@@ -173,6 +179,74 @@ pub(crate) fn heed_alerts(kept: &mut Kept, alerts: &BTreeMap<u64, Row>) {
         if alert.episode > row.episode || (alert.episode == row.episode && counted) {
             row.episode = alert.episode + 1;
         }
+    }
+}
+
+/// What history does not say of the alerts that were put back: an engine died between their second copy
+/// and the commit. Only where a few are: a database that was begun anew has its history from the log.
+///
+/// # Errors
+/// What SQLite says.
+pub(crate) fn unsaid(db: &Connection, lacks: &Lacks) -> Result<Vec<NewEvent>, StoreError> {
+    let (raised, ended) = (&lacks.alerts, &lacks.settled);
+    if raised.len() + ended.len() > UNSAID_MAX || (raised.is_empty() && ended.is_empty()) {
+        return Ok(Vec::new());
+    }
+    let query = EventQuery { limit: EVENTS_PER_REPLY_MAX, ..EventQuery::default() };
+    let history = row::select_events(db, &query)?;
+    let is_said = |event: &NewEvent| {
+        let same = |key: &str, said: &EventRow| said.event.data.get(key) == event.data.get(key);
+        let is =
+            |said: &EventRow| said.event.event == event.event && same("key", said) && same("channel", said);
+        history.iter().any(is)
+    };
+    let mut events: Vec<NewEvent> = raised.iter().map(raised_event).collect();
+    for (delivery, ts_us) in ended {
+        let rows = alert::select_after(db, delivery.row.saturating_sub(1))?;
+        let row = rows.first().filter(|row| row.id == delivery.row);
+        events.extend(row.and_then(|row| ended_event(row, delivery, *ts_us)));
+    }
+    events.retain(|event| !is_said(event));
+    Ok(events)
+}
+
+fn raised_event(row: &Row) -> NewEvent {
+    let Alert { key, kind, message, .. } = &row.alert;
+    let data = [("key", key.clone().into()), ("kind", kind.as_str().into())];
+    event(row, Level::Warn, "alert.raised", format!("raised an alert: {message}"), data.into())
+}
+
+/// None: it waits.
+fn ended_event(row: &Row, delivery: &Delivery, ts_us: i64) -> Option<NewEvent> {
+    let (key, channel) = (&row.alert.key, &delivery.channel);
+    let (level, name, what) = match delivery.state {
+        DeliveryState::Pending => return None,
+        DeliveryState::Delivered => (Level::Info, "alert.delivered", "was delivered to"),
+        DeliveryState::Parked => (Level::Error, "alert.parked", "is not delivered, ever, to"),
+        DeliveryState::Muted => (Level::Info, "alert.muted", "is not told to"),
+    };
+    let data = vec![
+        ("key", key.clone().into()),
+        ("channel", channel.clone().into()),
+        ("attempts", delivery.attempts.into()),
+        ("after_ms", (ts_us.saturating_sub(row.ts_us).max(0) / 1_000).into()),
+    ];
+    let mut event = event(row, level, name, format!("alert {key} {what} {channel}"), data);
+    event.cause.clone_from(&delivery.error);
+    Some(event)
+}
+
+fn event(row: &Row, level: Level, name: &str, message: String, data: Vec<(&str, Value)>) -> NewEvent {
+    NewEvent {
+        ts_us: clock::wall().as_microsecond(),
+        level,
+        event: name.to_string(),
+        unit: row.alert.unit.clone(),
+        run: None,
+        cause: None,
+        message,
+        at: clock::monotonic(),
+        data: data.into_iter().map(|(key, value)| (key.to_string(), value)).collect(),
     }
 }
 

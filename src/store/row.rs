@@ -110,6 +110,7 @@ pub(crate) fn write(db: &Connection, write: &Write) -> Result<(), rusqlite::Erro
         Write::Home { id } => open::write_meta(db, "home", id),
         Write::Life(life) => open::write_life(db, *life),
         Write::Boot { id } => open::write_meta(db, "boot_id", id),
+        Write::Quiet(text) => open::write_meta(db, open::QUIET, text),
         Write::UpgradeTold(which) => open::write_meta(db, open::UPGRADE_TOLD, which),
         Write::SaveEngine(durable) => save_engine(db, durable),
         Write::Delivery { delivery, ts_us } => alert::save_delivery(db, delivery, *ts_us).map(drop),

@@ -102,6 +102,26 @@ const STEPS: &[Step] = &[
 ",
     },
     Step { compatible_from: 2, sql: run::MIGRATION },
+    // A delivery may be muted: the check that named the states goes.
+    Step {
+        compatible_from: 2,
+        sql: "
+    CREATE TABLE delivery_4 (
+        alert INTEGER NOT NULL REFERENCES alert (id) ON DELETE CASCADE,
+        channel TEXT NOT NULL,
+        -- pending | delivered | parked | muted; older builds pass over what they do not know.
+        state TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        ts_us INTEGER NOT NULL,
+        error TEXT,
+        PRIMARY KEY (alert, channel)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO delivery_4 (alert, channel, state, attempts, ts_us, error)
+        SELECT alert, channel, state, attempts, ts_us, error FROM delivery;
+    DROP TABLE delivery;
+    ALTER TABLE delivery_4 RENAME TO delivery;
+",
+    },
 ];
 
 /// Key of `Schema::compatible_from`.

@@ -86,6 +86,8 @@ pub enum Write {
     },
     /// The newest upgrade whose outcome is on record.
     UpgradeTold(String),
+    /// What people asked not to be told of (mutes, acknowledged episodes), as text; it is not read here.
+    Quiet(String),
     /// The name of the home: what tells its database from that of another.
     Home {
         id: String,
@@ -414,6 +416,7 @@ impl Writer {
                 | Write::Life(_)
                 | Write::Boot { .. }
                 | Write::UpgradeTold(_)
+                | Write::Quiet(_)
                 | Write::Home { .. } => rest.push_back(write),
             }
         }
@@ -575,6 +578,7 @@ fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option<Write> {
         | Write::Life(_)
         | Write::Boot { .. }
         | Write::UpgradeTold(_)
+        | Write::Quiet(_)
         | Write::Home { .. } => None,
     })?;
     let mut data = serde_json::Map::new();

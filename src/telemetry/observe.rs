@@ -72,6 +72,10 @@ pub fn delivery_event(row: &Row, delivery: &Delivery, stamp: Stamp) -> Option<Ne
         DeliveryState::Delivered => {
             (Level::Info, "alert.delivered", format!("alert {key} was delivered to {channel}"))
         }
+        DeliveryState::Muted => {
+            let why = delivery.error.as_deref().unwrap_or("muted");
+            (Level::Info, "alert.muted", format!("alert {key} is not told to {channel}: {why}"))
+        }
         DeliveryState::Parked => {
             let why = delivery.error.as_deref().unwrap_or("refused");
             (Level::Error, "alert.parked", format!("alert {key} is not delivered to {channel}, ever: {why}"))

@@ -11,8 +11,9 @@ use crate::base::luck::Luck;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::outbox::{
-    Before, Delivery, DeliveryState, Effect, Effects, GONE, JITTER_PERCENT, LOAD_RETRY, Mark, Outcome,
-    RETRY_AFTER_MAX, RETRY_FIRST, RETRY_MAX, Row, SEND_TIMEOUT, STEP_ASIDE_AFTER, Takes,
+    ACKNOWLEDGED, Before, Delivery, DeliveryState, Effect, Effects, GONE, JITTER_PERCENT, LOAD_RETRY, MUTED,
+    Mark, Outcome, Quiet, RETRY_AFTER_MAX, RETRY_FIRST, RETRY_MAX, Row, SEND_TIMEOUT, STEP_ASIDE_AFTER,
+    Takes,
 };
 
 #[derive(Debug)]
@@ -30,6 +31,9 @@ pub(super) struct Channel {
     ready: BTreeSet<u64>,
     /// Firsts of lanes that stepped aside, with the time until which they do.
     aside: BTreeSet<(Monotonic, u64)>,
+    /// Rows that gave way to a newer one of their unit, which waits until that is on the disk: or an
+    /// engine that died now would be followed by one that tells the older one later.
+    giving_way: BTreeSet<u64>,
     sending: Option<Sending>,
     /// Failed sends since the last that was answered.
     failures: u32,
@@ -86,6 +90,7 @@ impl Channel {
             lanes: BTreeMap::new(),
             ready: BTreeSet::new(),
             aside: BTreeSet::new(),
+            giving_way: BTreeSet::new(),
             sending: None,
             failures: 0,
             hold: Monotonic::ZERO,
@@ -106,7 +111,7 @@ impl Channel {
     }
 
     /// Whether it takes the row.
-    pub fn on_committed(&mut self, row: &Arc<Row>, window: usize, fx: &mut Effects) -> bool {
+    pub fn on_committed(&mut self, row: &Arc<Row>, window: usize, quiet: &Quiet, fx: &mut Effects) -> bool {
         let takes = self.takes.takes(&self.name, &row.alert);
         match &mut self.reading {
             Reading::Behind { .. } => {}
@@ -120,20 +125,30 @@ impl Channel {
                 *after = row.id;
                 if takes {
                     self.insert(row.clone(), 0, Before::Never);
+                    self.drop_acked(row.id, quiet, fx);
                 }
             }
         }
         takes
     }
 
-    pub fn on_loaded(&mut self, now: Monotonic, rows: Vec<(Arc<Row>, u32)>, full: bool, fx: &mut Effects) {
+    pub fn on_loaded(
+        &mut self,
+        now: Monotonic,
+        rows: Vec<(Arc<Row>, u32)>,
+        full: bool,
+        quiet: &Quiet,
+        fx: &mut Effects,
+    ) {
         let Reading::Asked { mut after, news } = self.reading else { return };
         for (row, attempts) in rows {
             after = after.max(row.id);
             let known = self.rows.contains_key(&row.id) || row.id <= self.since;
             if !known && self.takes.takes(&self.name, &row.alert) {
                 fx.mark(Mark::TakenUp);
+                let id = row.id;
                 self.insert(row, attempts, Before::Maybe);
+                self.drop_acked(id, quiet, fx);
             }
         }
         if full {
@@ -186,6 +201,7 @@ impl Channel {
     pub fn on_kept(&mut self, row: u64) {
         if self.rows.get(&row).is_some_and(|entry| entry.settled) {
             self.rows.remove(&row);
+            self.giving_way.remove(&row);
         }
     }
 
@@ -260,8 +276,41 @@ impl Channel {
         fx.push(Effect::Keep { row, delivery });
     }
 
+    /// A repeated failure that somebody knows of is not told; one that is being sent is.
+    fn drop_acked(&mut self, id: u64, quiet: &Quiet, fx: &mut Effects) {
+        let busy = self.sending.is_some_and(|sending| sending.row == id);
+        if !busy && self.is_acked(id, quiet) {
+            fx.mark(Mark::Acknowledged);
+            self.settle(id, DeliveryState::Muted, Some(ACKNOWLEDGED.to_string()), fx);
+        }
+    }
+
+    fn is_acked(&self, id: u64, quiet: &Quiet) -> bool {
+        let open = self.rows.get(&id).filter(|entry| !entry.settled);
+        open.is_some_and(|entry| quiet.is_acked(&entry.row.alert))
+    }
+
+    /// What people want to be told has changed. Of each unit whose mute is over the newest is told, and
+    /// the others are not: they say what was so an hour ago.
+    pub fn on_quieted(&mut self, was: &Quiet, is: &Quiet, fx: &mut Effects) {
+        let busy = self.sending.map(|sending| sending.row);
+        let held = |id: &u64, by: &Quiet| self.rows.get(id).is_some_and(|e| by.holds(&e.row.alert).is_some());
+        let over = |lane: &&BTreeSet<u64>| lane.last().is_some_and(|id| held(id, was) && !held(id, is));
+        let lanes = self.lanes.values().filter(over);
+        let older: Vec<u64> = lanes.flat_map(|lane| lane.iter().rev().skip(1)).copied().collect();
+        for id in older.into_iter().filter(|id| Some(*id) != busy) {
+            fx.mark(Mark::MuteEnded);
+            self.settle(id, DeliveryState::Muted, Some(MUTED.to_string()), fx);
+            self.giving_way.insert(id);
+        }
+        let rows: Vec<u64> = self.rows.keys().copied().collect();
+        for id in rows {
+            self.drop_acked(id, is, fx);
+        }
+    }
+
     /// Whatever is due and possible now.
-    pub fn advance(&mut self, now: Monotonic, window: usize, fx: &mut Effects) {
+    pub fn advance(&mut self, now: Monotonic, window: usize, quiet: &Quiet, fx: &mut Effects) {
         if let Some(late) = self.sending.filter(|sending| sending.deadline <= now) {
             fx.mark(Mark::TimedOut);
             self.abandon(late, fx);
@@ -283,13 +332,29 @@ impl Channel {
             self.ready.insert(id);
         }
         if self.sending.is_none() && self.hold <= now {
-            self.pick(now, fx);
+            // Of those that were being sent when somebody took them.
+            while let Some(id) = self.ready.iter().find(|id| self.is_acked(**id, quiet)).copied() {
+                self.drop_acked(id, quiet, fx);
+            }
+            self.pick(now, quiet, fx);
         }
     }
 
+    /// Until when a row is held back; zero when it is not.
+    fn held_until(&self, id: u64, quiet: &Quiet) -> Monotonic {
+        self.rows.get(&id).and_then(|entry| quiet.holds(&entry.row.alert)).unwrap_or(Monotonic::ZERO)
+    }
+
+    /// Whether an older row of its unit is still giving way.
+    fn is_way_barred(&self, id: u64) -> bool {
+        let unit = |id: u64| self.rows.get(&id).map(|entry| &entry.row.alert.unit);
+        self.giving_way.iter().any(|other| unit(*other) == unit(id))
+    }
+
     /// The lowest row that may go.
-    fn pick(&mut self, now: Monotonic, fx: &mut Effects) {
-        let Some(id) = self.ready.first().copied() else { return };
+    fn pick(&mut self, now: Monotonic, quiet: &Quiet, fx: &mut Effects) {
+        let may_go = |id: &&u64| self.held_until(**id, quiet) <= now && !self.is_way_barred(**id);
+        let Some(id) = self.ready.iter().find(may_go).copied() else { return };
         let Some(entry) = self.rows.get_mut(&id) else { return };
         let before = entry.before;
         entry.attempts = entry.attempts.saturating_add(1);
@@ -333,13 +398,18 @@ impl Channel {
         self.presence != Presence::Here && self.rows.is_empty() && self.is_read_to_its_end()
     }
 
-    pub fn next_deadline(&self, window: usize) -> Option<Monotonic> {
+    pub fn next_deadline(&self, window: usize, quiet: &Quiet) -> Option<Monotonic> {
         let read = match self.reading {
             Reading::Behind { at, .. } if self.has_room(window) => Some(at),
             Reading::Behind { .. } | Reading::Asked { .. } | Reading::Current { .. } => None,
         };
         let send = match self.sending {
             Some(sending) => Some(sending.deadline),
+            None if quiet.is_muting() => {
+                let ready = self.ready.iter().map(|id| self.held_until(*id, quiet));
+                let aside = self.aside.iter().map(|(until, id)| self.held_until(*id, quiet).max(*until));
+                ready.chain(aside).min().map(|at| at.max(self.hold))
+            }
             None if !self.ready.is_empty() => Some(self.hold),
             None => self.aside.first().map(|(until, _)| (*until).max(self.hold)),
         };

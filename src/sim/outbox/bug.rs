@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
-use crate::engine::outbox::{Delivery, DeliveryState, Effect, Event, Outcome, Row};
+use crate::engine::outbox::{Delivery, DeliveryState, Effect, Event, MUTED, Outcome, Row};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
@@ -38,10 +38,13 @@ pub enum Bug {
     NewsLost,
     /// Which channels there were is forgotten with the engine.
     ChannelsForgotten,
+    MuteIgnored,
+    /// What a mute held back is never told.
+    MutedForEver,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 18] = [
+    pub const ALL: [Bug; 20] = [
         Bug::MarkedEarly,
         Bug::NotKept,
         Bug::AckIgnored,
@@ -60,6 +63,8 @@ impl Bug {
         Bug::FilterIgnored,
         Bug::NewsLost,
         Bug::ChannelsForgotten,
+        Bug::MuteIgnored,
+        Bug::MutedForEver,
     ];
 
     /// The row as a broken outbox would see it.
@@ -122,6 +127,9 @@ impl Bug {
     /// What the dispatcher performs of a step.
     pub(super) fn effects(self, effects: Vec<Effect>) -> Vec<Effect> {
         let mut out = Vec::new();
+        let mute_ended = effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Keep { delivery, .. } if is_muted(delivery)));
         for mut effect in effects {
             if let Effect::Send { channel, row, attempt, .. } = &mut effect {
                 match self {
@@ -136,6 +144,9 @@ impl Bug {
                         },
                     }),
                     Bug::SentTwice => out.push(effect.clone()),
+                    Bug::MutedForEver if mute_ended => {
+                        effect = muted(row, channel, *attempt);
+                    }
                     Bug::IdOfEachSend => {
                         let mut broken = Row::clone(row);
                         broken.alert.key = format!("{}#{attempt}", row.alert.key);
@@ -148,4 +159,15 @@ impl Bug {
         }
         out
     }
+}
+
+fn is_muted(delivery: &Delivery) -> bool {
+    delivery.error.as_deref() == Some(MUTED)
+}
+
+/// In place of the send of a row: it is kept as muted.
+fn muted(row: &Arc<Row>, channel: &str, attempts: u32) -> Effect {
+    let (channel, error) = (channel.to_string(), Some(MUTED.to_string()));
+    let delivery = Delivery { row: row.id, channel, state: DeliveryState::Muted, attempts, error };
+    Effect::Keep { row: row.clone(), delivery }
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use crate::base::time::Monotonic;
 use crate::engine::outbox::{
-    Delivery, DeliveryState, GONE, Outcome, RETRY_FIRST, RETRY_MAX, Row, STEP_ASIDE_AFTER, Takes,
+    ACKNOWLEDGED, Delivery, DeliveryState, GONE, MUTED, Outcome, Quiet, RETRY_FIRST, RETRY_MAX, Row,
+    STEP_ASIDE_AFTER, Takes,
 };
 use crate::sim::outbox::setup::Answer;
 
@@ -33,6 +34,8 @@ promises! {
     S3 = "S3 a channel gets no alert that is older than the channel",
     S4 = "S4 a channel that is gone is sent nothing",
     S5 = "S5 a channel gets only alerts of units that name it, or name none",
+    S6 = "S6 nothing is sent of what is muted, and no repeat of what somebody has taken",
+    S7 = "S7 of what a mute held back the newest alert of each unit is told",
 }
 
 /// A broken promise.
@@ -54,6 +57,7 @@ struct Story {
     excuses: u64,
     acked: bool,
     refused: bool,
+    muted: bool,
 }
 
 #[derive(Debug, Default)]
@@ -72,6 +76,8 @@ pub(super) struct Oracle {
     ever_gone: BTreeSet<String>,
     /// The sink that is killed to see whether the others notice: nothing arrives there.
     victim: Option<String>,
+    /// What people asked not to be told of.
+    pub quiet: Quiet,
     /// The newest row that the outbox knows of.
     pub told_last: u64,
 }
@@ -99,7 +105,7 @@ impl Oracle {
             let stands = deliveries.get(place).map(|delivery| delivery.state);
             if stands.is_none_or(|state| state == DeliveryState::Pending) {
                 story.excuses += 1;
-                (story.acked, story.refused) = (false, false);
+                (story.acked, story.refused, story.muted) = (false, false, false);
             }
         }
         self.waits.clear();
@@ -137,6 +143,10 @@ impl Oracle {
         }
         if !Takes::Named.takes(channel, &truth.alert) {
             return broken(S5, what);
+        }
+        self.quiet.expire(now);
+        if self.quiet.holds(&truth.alert).is_some() || self.quiet.is_acked(&truth.alert) {
+            return broken(S6, what);
         }
         if let Some((_, earliest)) = self.waits.get(channel).filter(|(_, earliest)| now < *earliest) {
             return broken(I45B, format!("{what}: {:?} too soon", earliest.since(now)));
@@ -242,8 +252,10 @@ impl Oracle {
         let is_open = |other: &&Arc<Row>| {
             let place = (channel.to_string(), other.id);
             let settled = deliveries.get(&place).is_some_and(|d| d.state != DeliveryState::Pending);
-            let told = self.stories.get(&place).is_some_and(|story| story.acked || story.refused);
-            !settled && !told && Takes::Named.takes(channel, &other.alert)
+            let story = self.stories.get(&place);
+            let told = story.is_some_and(|story| story.acked || story.refused || story.muted);
+            let held = self.quiet.holds(&other.alert).is_some();
+            !settled && !told && !held && Takes::Named.takes(channel, &other.alert)
         };
         rows.iter().filter(|other| other.id > since && other.id < row).filter(is_open).collect()
     }
@@ -270,10 +282,13 @@ impl Oracle {
     }
 
     /// The outbox wants this kept.
-    pub fn keeps(&self, delivery: &Delivery) -> Result<(), Broken> {
+    pub fn keeps(&mut self, delivery: &Delivery) -> Result<(), Broken> {
         let gone = !self.in_force.contains(&delivery.channel);
         if delivery.state == DeliveryState::Parked && delivery.error.as_deref() == Some(GONE) && !gone {
             return broken(I15, format!("{delivery:?}, and its channel is there"));
+        }
+        if delivery.state == DeliveryState::Muted {
+            self.story(&delivery.channel, delivery.row).muted = true;
         }
         Ok(())
     }
@@ -287,8 +302,21 @@ impl Oracle {
             DeliveryState::Parked => {
                 delivery.error.as_deref() == Some(GONE) || story.is_some_and(|story| story.refused)
             }
+            DeliveryState::Muted => match delivery.error.as_deref() {
+                Some(ACKNOWLEDGED) => !self.quiet.acked.is_empty(),
+                error => error == Some(MUTED),
+            },
         };
         if sound { Ok(()) } else { broken(I15, format!("{delivery:?}: {story:?}")) }
+    }
+
+    /// Whether somebody has taken this row's episode, or a newer alert of its unit was told.
+    fn gave_way(&self, channel: &str, row: &Row, rows: &[Arc<Row>], deliveries: &Deliveries) -> bool {
+        let stands = |id: u64| deliveries.get(&(channel.to_string(), id));
+        let acknowledged = |id| stands(id).is_some_and(|d| d.error.as_deref() == Some(ACKNOWLEDGED));
+        let told = |id| stands(id).is_some_and(|d| d.state != DeliveryState::Muted) || acknowledged(id);
+        let newer = |other: &&Arc<Row>| other.id > row.id && other.alert.unit == row.alert.unit;
+        acknowledged(row.id) || rows.iter().filter(newer).any(|other| told(other.id))
     }
 
     /// Nothing waits, and every alert is with every sink that it was for.
@@ -314,6 +342,10 @@ impl Oracle {
                     _ if !Takes::Named.takes(channel, &row.alert) => {}
                     Some(DeliveryState::Delivered) if taken => {}
                     Some(DeliveryState::Parked) => {}
+                    Some(DeliveryState::Muted) if self.gave_way(channel, row, rows, deliveries) => {}
+                    Some(DeliveryState::Muted) => {
+                        return broken(S7, format!("row {} to {channel}: nothing was told after it", row.id));
+                    }
                     Some(DeliveryState::Delivered) => {
                         return broken(I15, format!("{channel} never took row {}", row.id));
                     }

@@ -19,6 +19,8 @@ pub(super) struct Setup {
     /// In force at the start.
     pub configured: BTreeSet<String>,
     pub changes: Vec<(Duration, Change)>,
+    /// What people ask not to be told of.
+    pub wishes: Vec<(Duration, Wish)>,
     pub rows: Vec<(Duration, Arc<Row>)>,
     /// When the engine is killed, and how long until the next one starts.
     pub crashes: Vec<(Duration, Duration)>,
@@ -31,6 +33,14 @@ pub(super) struct Setup {
 pub(super) enum Change {
     Add(String),
     Remove(String),
+}
+
+/// What somebody asks for who is told too much.
+#[derive(Clone, Debug)]
+pub(super) enum Wish {
+    /// No unit = all; None = no longer.
+    Mute(Vec<UnitName>, Option<Duration>),
+    Ack(UnitName),
 }
 
 /// A sink and its faults, per mille of its answers.
@@ -139,7 +149,32 @@ pub(super) fn draw(seed: u64) -> Setup {
     crashes.sort();
     let window_rows = pick(&mut luck, &[2, 5, 1_000]) as usize;
     let commit_ms_max = pick(&mut luck, &[1, 50, 3_000]);
-    Setup { sinks, configured, changes, rows, crashes, window_rows, commit_ms_max, chaos }
+    let wishes = wishes(seed, chaos);
+    Setup { sinks, configured, changes, wishes, rows, crashes, window_rows, commit_ms_max, chaos }
+}
+
+/// Every mute ends within the chaos. Luck of its own: worlds without a wish are as they were.
+fn wishes(seed: u64, chaos: Duration) -> Vec<(Duration, Wish)> {
+    let mut luck = Luck::new(seed ^ 0x6d75_7465);
+    let mut wishes = Vec::new();
+    for _ in 0..pick(&mut luck, &[0, 0, 1, 4]) {
+        let at = Duration::from_millis(luck.below(chaos.as_millis() as u64));
+        let unit = unit_named(luck.below(3));
+        let units = if luck.chance(300) { Vec::new() } else { unit.clone().into_iter().collect() };
+        let most_ms = chaos.saturating_sub(at).as_millis() as u64;
+        let wish = match (luck.below(10), unit) {
+            (0, Some(unit)) => Wish::Ack(unit),
+            (1, _) => Wish::Mute(units, None),
+            _ => Wish::Mute(units, Some(Duration::from_millis(luck.below(most_ms + 1)))),
+        };
+        wishes.push((at, wish));
+    }
+    wishes.sort_by_key(|(at, _)| *at);
+    wishes
+}
+
+fn unit_named(number: u64) -> Option<UnitName> {
+    UnitName::parse(&format!("u{number}")).ok()
 }
 
 fn pick(luck: &mut Luck, options: &[u64]) -> u64 {
@@ -169,7 +204,7 @@ fn sink(luck: &mut Luck, index: u64, chaos: Duration) -> Sink {
 }
 
 fn row(luck: &mut Luck, id: u64, sinks: &[Sink]) -> Arc<Row> {
-    let unit = luck.below(4).checked_sub(1).and_then(|number| UnitName::parse(&format!("u{number}")).ok());
+    let unit = luck.below(4).checked_sub(1).and_then(unit_named);
     let channels = match luck.below(10) {
         0 => Some(Vec::new()),
         1 | 2 => Some(vec![sinks[luck.below(sinks.len() as u64) as usize].name.clone()]),
