@@ -18,6 +18,10 @@ const BYTES: &str = "application/octet-stream";
 const TEXT: &str = "text/plain";
 const OPEN_METRICS: &str = "application/openmetrics-text";
 
+/// Places of a log: as the `id` of an event and `next` of an answer have them.
+const PLACE_PATTERN: &str =
+    r"^([a-z0-9][a-z0-9_.@-]{0,63}/(stdout|stderr)=[0-9]{1,9}(\.[0-9]{1,9}){2,3},?)+$";
+
 /// Microseconds since 1970 that a date can have: the years 1 to 9999.
 const US_LEAST: i64 = -62_135_596_800_000_000;
 const US_MOST: i64 = 253_402_300_799_999_999;
@@ -202,12 +206,9 @@ fn parameters(route: &Route) -> Vec<Value> {
     });
     let is_of_logs = matches!(route.target, Target::Logs | Target::UnitLogs);
     let place = route.params.contains(&Param::Follow).then(|| {
-        let id = match is_of_logs {
-            true => param_schema(Param::After).0,
-            false => json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX }),
-        };
+        let (id, example) = param_schema(if is_of_logs { Param::After } else { Param::AfterId });
         json!({
-            "name": "Last-Event-ID", "in": "header", "required": false, "schema": id, "example": "42",
+            "name": "Last-Event-ID", "in": "header", "required": false, "schema": id, "example": example,
             "description": "The `id` of the last event that arrived before a stream broke; goes on behind it.",
         })
     });
@@ -246,7 +247,7 @@ fn param_schema(param: Param) -> (Value, Value) {
             (json!({ "type": "string", "format": "regex", "maxLength": 256 }), json!("error|panic"))
         }
         Param::Stream => (json!({ "enum": ["stdout", "stderr"] }), json!("stderr")),
-        Param::After => (json!({ "type": "string" }), json!("42")),
+        Param::After => (json!({ "type": "string", "pattern": PLACE_PATTERN }), json!("web/stdout=1.2.3")),
     }
 }
 
@@ -283,18 +284,16 @@ fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
 }
 
 fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> {
-    let (schema, required, example) = match target {
+    let (schema, example) = match target {
         Target::UnitSignal => {
-            (to_value(schemas.subschema_for::<SignalRequest>()), true, json!({ "signal": "USR1" }))
+            (to_value(schemas.subschema_for::<SignalRequest>()), json!({ "signal": "USR1" }))
         }
-        Target::Act(_) => {
-            (to_value(schemas.subschema_for::<ActionRequest>()), true, json!({ "units": ["web"] }))
-        }
+        Target::Act(_) => (to_value(schemas.subschema_for::<ActionRequest>()), json!({ "units": ["web"] })),
         Target::RecoveryRestart | Target::RecoveryResync => {
-            (to_value(schemas.subschema_for::<RecoveryRequest>()), false, json!({ "unit": "web" }))
+            (to_value(schemas.subschema_for::<RecoveryRequest>()), json!({ "unit": "web" }))
         }
         Target::UnitAct(_) | Target::ConfigPlan | Target::ConfigApply | Target::BeginUpgrade => {
-            (json!({ "type": "object", "additionalProperties": false }), false, json!({}))
+            (json!({ "type": "object", "additionalProperties": false }), json!({}))
         }
         Target::Livez
         | Target::Readyz
@@ -311,7 +310,7 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         | Target::OpenApi => return None,
     };
     let content = json!({ JSON: { "schema": schema, "example": example } });
-    Some(json!({ "required": required, "content": content }))
+    Some(json!({ "required": true, "content": content }))
 }
 
 fn to_value(schema: schemars::Schema) -> Value {

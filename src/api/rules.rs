@@ -86,6 +86,9 @@ impl Rules {
         route: &Route,
     ) -> Result<(), Refusal> {
         let held = self.held();
+        if let Peer::Remote { proof, .. } = peer {
+            *proof = proof_of(&head.headers, held.token.as_deref());
+        }
         if let Some(own) = own {
             check_host(head, own)?;
         }
@@ -93,7 +96,6 @@ impl Rules {
             check_origin(&head.headers)?;
         }
         if let Peer::Remote { proof, .. } = peer {
-            *proof = proof_of(&head.headers, held.token.as_deref());
             match (route.door, *proof) {
                 (Door::Open, _) => return Ok(()),
                 (Door::Token | Door::Unix, Proof::Nothing | Proof::Wrong) => {
