@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use upright::api::access::{Access, Ids};
-use upright::api::call::{Answer, Call, LogQuery, Peer, Verb};
+use upright::api::call::{Answer, Call, Item, Local, LogQuery, Peer, Verb};
 use upright::api::client::{Client, ClientError};
 use upright::api::openapi;
 use upright::api::routes::{Need, ROUTES};
+use upright::api::rules::Rules;
 use upright::api::server::{self, Limits};
 use upright::api::types::{ActionReply, ActionRequest, ErrorBody, ErrorReply, SystemHealth};
 use upright::base::luck::Luck;
@@ -44,10 +45,7 @@ impl Server {
         let thread = std::thread::spawn(move || {
             runtime().block_on(async {
                 let listener = server::listener_from(listener.into()).expect("listener");
-                tokio::select! {
-                    _ = server::serve_with(listener, access, limits, handler(record)) => {}
-                    _ = stopped => {}
-                }
+                let _ = server::serve_until(listener, rules(access), limits, stopped, handler(record)).await; // dropped
             });
         });
         Server { socket, calls, stop: Some(stop), thread: Some(thread), _dir: dir }
@@ -73,6 +71,16 @@ impl Drop for Server {
             let _ = thread.join(); // its panic has been printed
         }
     }
+}
+
+fn rules(access: Access) -> Arc<Rules> {
+    let rules = Rules::new(drop);
+    rules.set_access(access);
+    Arc::new(rules)
+}
+
+fn local(uid: u32, gid: u32) -> Peer {
+    Peer::Local(Local { uid, gid, groups: Vec::new(), pid: 1 })
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -106,7 +114,8 @@ fn answer(call: Call) -> Answer {
         Call::Events { follow: true, .. } | Call::Logs(LogQuery { follow: true, .. }) => {
             let (sender, items) = tokio::sync::mpsc::channel(8);
             for n in 1..=3 {
-                sender.try_send(Bytes::from(format!("{{\"n\":\n{n}}}"))).expect("room");
+                let json = Bytes::from(format!("{{\"n\":\n{n}}}"));
+                sender.try_send(Item { id: n, json }).expect("room");
             }
             Answer::Stream(items)
         }
@@ -172,11 +181,11 @@ fn ask_as(peer: Peer, access: &Access, request: &[u8]) -> (Reply, Vec<Call>) {
     let (ours, theirs) = UnixStream::pair().expect("pair");
     theirs.set_nonblocking(true).expect("nonblocking");
     let calls = Calls::default();
-    let (record, access) = (calls.clone(), Arc::new(access.clone()));
+    let (record, rules) = (calls.clone(), rules(access.clone()));
     let thread = std::thread::spawn(move || {
         runtime().block_on(async {
             let stream = tokio::net::UnixStream::from_std(theirs).expect("stream");
-            server::serve_connection(stream, peer, access, Limits::default(), handler(record)).await;
+            server::serve_connection(stream, peer, rules, Limits::default(), handler(record)).await;
         });
     });
     let reply = exchange(patient(ours), request).expect("an answer");
@@ -219,7 +228,7 @@ fn every_route_answers_every_role_as_the_table_says() {
             Need::Act => post(&path, valid_body(route.pattern)),
         };
         for (uid, gid, acts, reads) in roles {
-            let (reply, calls) = ask_as(Peer { uid, gid, pid: 1 }, &access, &request);
+            let (reply, calls) = ask_as(local(uid, gid), &access, &request);
             let allowed = match route.need {
                 Need::View => reads,
                 Need::Act => acts,
@@ -277,7 +286,7 @@ fn requests_become_calls() {
     ];
     let access = Access::default();
     for (request, call) in table {
-        let (_, calls) = ask_as(Peer { uid: 0, gid: 0, pid: 1 }, &access, &request);
+        let (_, calls) = ask_as(local(0, 0), &access, &request);
         assert_eq!(calls, [call], "{}", String::from_utf8_lossy(&request));
     }
 }
@@ -312,7 +321,7 @@ fn what_does_not_fit_is_refused_with_a_code() {
     ];
     let access = Access::default();
     for (request, status, code) in table {
-        let (reply, calls) = ask_as(Peer { uid: 0, gid: 0, pid: 1 }, &access, &request);
+        let (reply, calls) = ask_as(local(0, 0), &access, &request);
         let case = String::from_utf8_lossy(&request[..request.len().min(120)]).into_owned();
         assert_eq!((reply.status, reply.code().as_str()), (status, code), "{case}");
         assert_eq!(calls, [], "{case}");
@@ -325,7 +334,8 @@ fn the_kernel_says_who_asks() {
     let server = Server::start(Access { own_uid: own_uid(), ..Access::default() }, Limits::default());
     let health: SystemHealth = server.client().get("/api/system/health").expect("health");
     assert_eq!(health.status, "green");
-    let (peer, _) = server.calls.lock().expect("calls")[0];
+    let (peer, _) = server.calls.lock().expect("calls")[0].clone();
+    let Peer::Local(peer) = peer else { panic!("{peer:?}") };
     assert_eq!(peer.uid, own_uid());
     assert_eq!(peer.pid, i32::try_from(std::process::id()).expect("pid"));
 }
@@ -481,7 +491,7 @@ fn a_stream_is_delivered_and_ends() {
     assert_eq!(first.expect("stream"), Some(Some(1)));
     let reply = exchange(server.connect(), &get("/v1/logs?follow=true")).expect("an answer");
     assert!(reply.head.contains("content-type: text/event-stream"), "{}", reply.head);
-    assert!(reply.body.contains("data: {\"n\": 1}\n\n"), "{}", reply.body);
+    assert!(reply.body.contains("id: 1\ndata: {\"n\": 1}\n\n"), "{}", reply.body);
 }
 
 #[test]
@@ -494,12 +504,12 @@ fn a_quiet_stream_has_a_heartbeat() {
         let items = Arc::new(Mutex::new(Some(items)));
         runtime().block_on(async {
             let stream = tokio::net::UnixStream::from_std(theirs).expect("stream");
-            let peer = Peer { uid: 0, gid: 0, pid: 1 };
+            let peer = local(0, 0);
             let handler = move |_, _| {
                 let items = items.lock().expect("items").take().expect("asked once");
                 std::future::ready(Answer::Stream(items))
             };
-            server::serve_connection(stream, peer, Arc::default(), limits, handler).await;
+            server::serve_connection(stream, peer, rules(Access::default()), limits, handler).await;
         });
         drop(sender);
     });
@@ -526,10 +536,10 @@ fn a_client_that_never_reads_loses_its_slot() {
     let thread = std::thread::spawn(move || {
         runtime().block_on(async {
             let stream = tokio::net::UnixStream::from_std(theirs).expect("stream");
-            let peer = Peer { uid: 0, gid: 0, pid: 1 };
+            let peer = local(0, 0);
             // More than any socket buffer holds.
             let handler = |_, _| std::future::ready(Answer::Json(vec![b' '; 8_000_000].into()));
-            server::serve_connection(stream, peer, Arc::default(), limits, handler).await;
+            server::serve_connection(stream, peer, rules(Access::default()), limits, handler).await;
         });
     });
     let mut ours = patient(ours);

@@ -15,8 +15,9 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use upright::api::access::Access;
-use upright::api::call::{Answer, Call, LogForm, LogQuery, Peer, PiecesOf, Verb};
-use upright::api::server;
+use upright::api::call::{Answer, Call, Item, LogForm, LogQuery, Peer, PiecesOf, Verb};
+use upright::api::rules::Rules;
+use upright::api::server::{self, Limits};
 use upright::api::types::{
     ActionReply, AlertDelivery, AlertLine, AlertList, DaemonInfo, ErrorBody, EventLine, EventList, LogLine,
     LogLines, MuteLine, Unit, UnitCard, UnitList, UnitOutcome,
@@ -394,15 +395,13 @@ impl Canned {
             runtime.block_on(async {
                 let listener = server::listener_from(listener.into()).expect("listener");
                 let own_uid = nix::unistd::geteuid().as_raw();
-                let access = Access { own_uid, ..Access::default() };
+                let rules = Arc::new(Rules::new(drop));
+                rules.set_access(Access { own_uid, ..Access::default() });
                 let handler = move |_: Peer, call: Call| {
                     record.lock().expect("calls").push(call.clone());
                     canned(call, list.clone())
                 };
-                tokio::select! {
-                    _ = server::serve(listener, access, handler) => {}
-                    _ = stopped => {}
-                }
+                let _ = server::serve_until(listener, rules, Limits::default(), stopped, handler).await; // dropped
             });
         });
         Canned { home, calls, stop: Some(stop), thread: Some(thread) }
@@ -479,8 +478,9 @@ fn outcome(unit: &str) -> UnitOutcome {
 /// Sends the items, then stays open for as long as somebody reads.
 fn stream<T: Serialize>(items: &[T]) -> Answer {
     let (sender, receiver) = tokio::sync::mpsc::channel(8);
-    for item in items {
-        sender.try_send(Bytes::from(serde_json::to_vec(item).expect("json"))).expect("room");
+    for (id, item) in (1..).zip(items) {
+        let json = Bytes::from(serde_json::to_vec(item).expect("json"));
+        sender.try_send(Item { id, json }).expect("room");
     }
     tokio::spawn(async move { sender.closed().await });
     Answer::Stream(receiver)

@@ -1,10 +1,11 @@
-//! Who may do what on the Unix socket.
+//! Who may do what: root, the daemon's own user, operators, viewers, the token's holder.
 //!
-//! Refuses: deciding by pid (reliability A3: a pid can be reused while we look).
+//! Refuses: deciding by pid (reliability A3: a pid can be reused while we look), and by what the
+//! group database says of a user whose process has not the group.
 
 use nix::unistd::{Group, User};
 
-use crate::api::call::Peer;
+use crate::api::call::{Local, Peer, Proof};
 use crate::api::routes::Need;
 
 /// The roles, as numbers. Root and the daemon's own user always act.
@@ -25,8 +26,9 @@ pub struct Ids {
 }
 
 impl Ids {
-    fn has(&self, peer: &Peer) -> bool {
-        self.uids.contains(&peer.uid) || self.gids.contains(&peer.gid)
+    fn has(&self, peer: &Local) -> bool {
+        let mut groups = std::iter::once(&peer.gid).chain(&peer.groups);
+        self.uids.contains(&peer.uid) || groups.any(|gid| self.gids.contains(gid))
     }
 
     fn is_empty(&self) -> bool {
@@ -35,8 +37,12 @@ impl Ids {
 }
 
 impl Access {
-    /// May this peer use such a route?
+    /// May this peer use such a route? Whoever has the token may do what an operator may.
     pub fn allows(&self, peer: &Peer, need: Need) -> bool {
+        let peer = match peer {
+            Peer::Local(local) => local,
+            Peer::Remote { proof, .. } => return *proof == Proof::Token,
+        };
         let acts = peer.uid == 0 || peer.uid == self.own_uid || self.operators.has(peer);
         match need {
             Need::Act => acts,
@@ -45,8 +51,7 @@ impl Access {
     }
 }
 
-/// `root`, `@upright`, `1000` → numbers. A group stands for its gid and for the members that
-/// the group database lists now; SO_PEERCRED tells a peer's first group only.
+/// `root`, `@upright`, `1000` → numbers.
 ///
 /// # Errors
 /// The entries that name nobody here; the ones that do are in the first part all the same,
@@ -67,16 +72,12 @@ pub fn resolve(entries: &[String]) -> (Ids, Vec<String>) {
 }
 
 fn resolve_group(name: &str, ids: &mut Ids) -> bool {
-    if let Ok(gid) = name.parse() {
-        ids.gids.push(gid);
-        return true;
-    }
-    let Ok(Some(group)) = Group::from_name(name) else { return false };
-    ids.gids.push(group.gid.as_raw());
-    for member in group.mem {
-        resolve_user(&member, ids);
-    }
-    true
+    let gid = match name.parse() {
+        Ok(gid) => Some(gid),
+        Err(_) => Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw()),
+    };
+    ids.gids.extend(gid);
+    gid.is_some()
 }
 
 fn resolve_user(name: &str, ids: &mut Ids) -> bool {
@@ -92,8 +93,8 @@ fn resolve_user(name: &str, ids: &mut Ids) -> bool {
 mod tests {
     use super::*;
 
-    fn peer(uid: u32, gid: u32) -> Peer {
-        Peer { uid, gid, pid: 1 }
+    fn peer(uid: u32, gid: u32, groups: &[u32]) -> Peer {
+        Peer::Local(Local { uid, gid, groups: groups.to_vec(), pid: 1 })
     }
 
     #[test]
@@ -109,22 +110,30 @@ mod tests {
         let operators = Ids { uids: vec![1000], gids: vec![50] };
         let open = Access { own_uid: 999, operators: operators.clone(), viewers: Ids::default() };
         let closed = Access { viewers: Ids { uids: vec![2000], gids: vec![60] }, ..open.clone() };
-        // (uid, gid, acts, reads when open, reads when closed)
-        let table = [
-            (0, 0, true, true, true),
-            (999, 9, true, true, true),
-            (1000, 9, true, true, true),
-            (3000, 50, true, true, true),
-            (2000, 9, false, true, true),
-            (3000, 60, false, true, true),
-            (3000, 9, false, true, false),
+        // (uid, gid, other groups, acts, reads when open, reads when closed)
+        let table: [(u32, u32, &[u32], bool, bool, bool); 9] = [
+            (0, 0, &[], true, true, true),
+            (999, 9, &[], true, true, true),
+            (1000, 9, &[], true, true, true),
+            (3000, 50, &[], true, true, true),
+            (3000, 9, &[8, 50], true, true, true),
+            (2000, 9, &[], false, true, true),
+            (3000, 60, &[], false, true, true),
+            (3000, 9, &[60], false, true, true),
+            (3000, 9, &[0, 999], false, true, false),
         ];
-        for (uid, gid, acts, reads_open, reads_closed) in table {
-            let peer = peer(uid, gid);
+        for (uid, gid, groups, acts, reads_open, reads_closed) in table {
+            let peer = peer(uid, gid, groups);
             assert_eq!(open.allows(&peer, Need::Act), acts, "{peer:?}");
             assert_eq!(closed.allows(&peer, Need::Act), acts, "{peer:?}");
             assert_eq!(open.allows(&peer, Need::View), reads_open, "{peer:?}");
             assert_eq!(closed.allows(&peer, Need::View), reads_closed, "{peer:?}");
+        }
+        let from = ([127, 0, 0, 1], 50_000).into();
+        for (proof, may) in [(Proof::Nothing, false), (Proof::Wrong, false), (Proof::Token, true)] {
+            for need in [Need::Act, Need::View] {
+                assert_eq!(open.allows(&Peer::Remote { from, proof }, need), may, "{proof:?}");
+            }
         }
     }
 }

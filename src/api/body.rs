@@ -12,7 +12,8 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use crate::api::slots::Busy;
+use crate::api::call::Item;
+use crate::api::slots::{Busy, Open};
 
 /// What hyper sends.
 #[derive(Debug)]
@@ -20,15 +21,16 @@ pub struct ReplyBody {
     content: Content,
     /// The connection's slot is in use for as long as this lives.
     _busy: Option<Busy>,
+    _open: Option<Open>,
 }
 
 #[derive(Debug)]
 enum Content {
     Whole(Option<Bytes>),
-    /// Server-sent events (WHATWG HTML, 9.2): `data: {json}`, an empty line. A comment line
+    /// Server-sent events (WHATWG HTML, 9.2): `id: 7`, `data: {json}`, an empty line. A comment line
     /// now and then, so that a dead client is noticed by the write.
     Events {
-        items: mpsc::Receiver<Bytes>,
+        items: mpsc::Receiver<Item>,
         heartbeat: Interval,
     },
     /// As it comes. An event stream has a heartbeat.
@@ -40,22 +42,31 @@ enum Content {
 
 impl ReplyBody {
     pub fn whole(bytes: impl Into<Bytes>) -> ReplyBody {
-        ReplyBody { content: Content::Whole(Some(bytes.into())), _busy: None }
+        ReplyBody { content: Content::Whole(Some(bytes.into())), _busy: None, _open: None }
     }
 
     /// A stream; the first heartbeat at once, so that the client sees the head of the answer.
-    pub fn events(items: mpsc::Receiver<Bytes>, every: Duration) -> ReplyBody {
-        ReplyBody { content: Content::Events { items, heartbeat: beating(every) }, _busy: None }
+    pub fn events(items: mpsc::Receiver<Item>, every: Duration) -> ReplyBody {
+        ReplyBody { content: Content::Events { items, heartbeat: beating(every) }, _busy: None, _open: None }
     }
 
     /// A body made elsewhere, piece by piece; `every`: it is an event stream, with a heartbeat.
     pub fn pieces(pieces: mpsc::Receiver<Bytes>, every: Option<Duration>) -> ReplyBody {
-        ReplyBody { content: Content::Pieces { pieces, heartbeat: every.map(beating) }, _busy: None }
+        ReplyBody {
+            content: Content::Pieces { pieces, heartbeat: every.map(beating) },
+            _busy: None,
+            _open: None,
+        }
     }
 
     /// Holds `busy` until the body is sent or given up.
     pub fn until_sent(self, busy: Busy) -> ReplyBody {
         ReplyBody { _busy: Some(busy), ..self }
+    }
+
+    /// Holds `open` until the body is made or given up.
+    pub fn until_made(self, open: Open) -> ReplyBody {
+        ReplyBody { _open: Some(open), ..self }
     }
 }
 
@@ -109,10 +120,10 @@ impl Body for ReplyBody {
 
 /// JSON has no raw newline, so one line holds it. A newline all the same would end the line
 /// early and forge a field: it becomes a space (which JSON allows wherever a newline is).
-fn event(json: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(json.len() + 8);
-    out.put_slice(b"data: ");
-    out.extend(json.iter().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { *b }));
+fn event(item: &Item) -> Bytes {
+    let mut out = BytesMut::with_capacity(item.json.len() + 32);
+    out.put_slice(format!("id: {}\ndata: ", item.id).as_bytes());
+    out.extend(item.json.iter().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { *b }));
     out.put_slice(b"\n\n");
     out.freeze()
 }

@@ -2,6 +2,8 @@
 //!
 //! Refuses: a request that is not on the list (reliability A1: closed enum of routes).
 
+use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,12 +11,44 @@ use tokio::sync::mpsc;
 
 use crate::api::types::ErrorBody;
 
-/// Who asks, by SO_PEERCRED.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Over the Unix socket: who it was when it connected, by SO_PEERCRED and SO_PEERGROUPS.
+    Local(Local),
+    /// Over TCP.
+    Remote { from: SocketAddr, proof: Proof },
+}
+
+/// A process of this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Local {
     pub uid: u32,
+    /// Its first group.
     pub gid: u32,
+    /// The others.
+    pub groups: Vec<u32>,
     pub pid: i32,
+}
+
+/// What a request over TCP has to show for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    Nothing,
+    /// Something that is not the token.
+    Wrong,
+    Token,
+}
+
+impl fmt::Display for Peer {
+    /// `user 1000 (process 77)`, `the token's holder at 127.0.0.1:50000`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Local(Local { uid, pid, .. }) => write!(f, "user {uid} (process {pid})"),
+            Peer::Remote { from, proof: Proof::Token } => write!(f, "the token's holder at {from}"),
+            Peer::Remote { from, proof: Proof::Nothing | Proof::Wrong } => write!(f, "somebody at {from}"),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +147,34 @@ pub enum AlertCall {
     Mute { units: Vec<String>, wait: Option<Duration> },
 }
 
+impl Call {
+    /// What it changes, as a word for the audit; None: it only reads.
+    pub fn changes(&self) -> Option<&'static str> {
+        match self {
+            Call::Act { verb, .. } => Some(verb.as_str()),
+            Call::RestartInactive { .. } => Some("restart"),
+            Call::Signal { .. } => Some("signal"),
+            Call::ConfigApply { .. } => Some("apply"),
+            Call::BeginUpgrade => Some("upgrade"),
+            Call::Alerts(AlertCall::Test { .. }) => Some("alert test"),
+            Call::Alerts(AlertCall::Ack { .. }) => Some("alert ack"),
+            Call::Alerts(AlertCall::Mute { .. }) => Some("alert mute"),
+            Call::Livez
+            | Call::Readyz
+            | Call::Metrics
+            | Call::Health
+            | Call::Units
+            | Call::Unit { .. }
+            | Call::Logs(_)
+            | Call::Events { .. }
+            | Call::ConfigErrors
+            | Call::Alerts(AlertCall::List { .. })
+            | Call::ConfigPlan
+            | Call::Upgrade => None,
+        }
+    }
+}
+
 /// Which lines are wanted, and how.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogQuery {
@@ -161,6 +223,15 @@ pub enum PiecesOf {
     Bytes,
 }
 
+/// One event of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// What a client that breaks off says in `Last-Event-ID`.
+    pub id: u64,
+    /// The JSON of its `data:` line.
+    pub json: Bytes,
+}
+
 /// What the daemon says to a `Call`.
 #[derive(Debug)]
 pub enum Answer {
@@ -170,9 +241,9 @@ pub enum Answer {
     Plain(u16, &'static str),
     /// 200 with numbers in the OpenMetrics text format.
     Metrics(String),
-    /// `text/event-stream`; each item is the JSON of one `data:` line. Ends when the sender
-    /// is dropped. The channel is bounded: a slow reader loses its own lines, nobody else's.
-    Stream(mpsc::Receiver<Bytes>),
+    /// `text/event-stream`. Ends when the sender is dropped. The channel is bounded: a slow
+    /// reader loses its own lines, nobody else's.
+    Stream(mpsc::Receiver<Item>),
     /// A body that is made while it is sent, piece by piece.
     Pieces(PiecesOf, mpsc::Receiver<Bytes>),
     Error(u16, ErrorBody),

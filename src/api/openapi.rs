@@ -5,12 +5,34 @@
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use crate::api::routes::{Need, Param, ROUTES, Route, Target};
+use crate::api::request::LINES_MAX;
+use crate::api::routes::{Door, Need, Param, ROUTES, Route, Target};
 use crate::api::types::{
     AckRequest, ActionReply, ActionRequest, AlertLine, AlertList, ConfigApplied, ConfigHealth, ConfigPlan,
-    ErrorReply, EventList, LogLines, MuteList, MuteRequest, RecoveryRequest, SignalRequest, SystemHealth,
-    TestRequest, UnitCard, UnitList, UpgradeStatus,
+    ErrorReply, EventList, LogLines, MuteList, MuteRequest, NAME_PATTERN, RecoveryRequest, SignalRequest,
+    SystemHealth, TestRequest, UnitCard, UnitList, UpgradeStatus,
 };
+
+pub const JSON: &str = "application/json";
+pub const EVENTS: &str = "text/event-stream";
+const BYTES: &str = "application/octet-stream";
+const TEXT: &str = "text/plain";
+const OPEN_METRICS: &str = "application/openmetrics-text";
+
+/// Places of a log: as the `id` of an event and `next` of an answer have them.
+const PLACE_PATTERN: &str =
+    r"^([a-z0-9][a-z0-9_.@-]{0,63}/(stdout|stderr)=[0-9]{1,9}(\.[0-9]{1,9}){2,3},?)+$";
+
+/// Microseconds since 1970 that a date can have: the years 1 to 9999.
+const US_LEAST: i64 = -62_135_596_800_000_000;
+const US_MOST: i64 = 253_402_300_799_999_999;
+
+/// An error answer that a route can give.
+struct Failure {
+    status: u16,
+    what: &'static str,
+    code: &'static str,
+}
 
 /// The document as JSON text, with a newline at its end.
 pub fn text() -> String {
@@ -36,13 +58,83 @@ pub fn document() -> Value {
         "info": {
             "title": "Upright",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "The daemon's Unix socket. Peers are known by SO_PEERCRED.",
+            "description": "The daemon's API. Over the Unix socket the kernel says who asks (SO_PEERCRED, SO_PEERGROUPS), and `operators` and `viewers` under [api] in upright.toml say what they may. Over TCP, where `listen` has it, the token says it, `Host` must be the address or localhost, and a page of another origin changes nothing.",
             "license": { "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" },
         },
-        "servers": [{ "url": "http://localhost", "description": "over the Unix socket" }],
+        "servers": [
+            { "url": "http://localhost", "description": "over the Unix socket" },
+            {
+                "url": "http://127.0.0.1:{port}",
+                "description": "over TCP, where `listen` has it",
+                "variables": { "port": { "default": "9321" } },
+            },
+        ],
         "paths": paths,
-        "components": { "schemas": schemas.take_definitions(true) },
+        "components": {
+            "schemas": schemas.take_definitions(true),
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "Over TCP: the word in the file that `token_file` names. The Unix socket needs none.",
+                },
+            },
+        },
     })
+}
+
+/// What a route answers with, the usual first.
+pub fn kinds_of(route: &Route) -> Vec<&'static str> {
+    if matches!(route.target, Target::Livez | Target::Readyz) {
+        return vec![TEXT];
+    }
+    if route.target == Target::Metrics {
+        return vec![OPEN_METRICS];
+    }
+    let with = |param, kind| route.params.contains(&param).then_some(kind);
+    [Some(JSON), with(Param::Follow, EVENTS), with(Param::Raw, BYTES)].into_iter().flatten().collect()
+}
+
+/// Every error that a route can give, by its status.
+fn failures_of(route: &Route) -> Vec<Failure> {
+    let is_post = route.need == Need::Act;
+    let names_units = route.is_of_a_unit()
+        || route.params.contains(&Param::Unit)
+        || matches!(route.target, Target::Act(_) | Target::RecoveryRestart | Target::RecoveryResync);
+    let is_json = kinds_of(route).contains(&JSON);
+    let may_clash = matches!(
+        route.target,
+        Target::ConfigPlan | Target::ConfigApply | Target::BeginUpgrade | Target::Act(_) | Target::UnitAct(_)
+    );
+    let all = [
+        (true, 400, "The request does not fit.", "request.malformed"),
+        (route.door != Door::Open, 401, "Over TCP: no token, or another one.", "access.token"),
+        (
+            true,
+            403,
+            "Whoever asks may not; or a foreign page asks; or it is not done over TCP.",
+            "access.denied",
+        ),
+        (names_units, 404, "No unit has this name.", "unit.unknown"),
+        (is_json, 406, "`Accept` names nothing that is to be had here.", "request.not-acceptable"),
+        (true, 408, "Head or body did not arrive in time.", "request.too-slow"),
+        (may_clash, 409, "Not now: safe mode, or another upgrade.", "daemon.safe_mode"),
+        (is_post, 413, "The body is too large.", "request.too-large"),
+        (true, 414, "The address is too long.", "request.address-too-long"),
+        (is_post, 415, "The body is not said to be JSON.", "request.not-json"),
+        (true, 421, "Over TCP: the server does not go by that `Host`.", "request.foreign-host"),
+        (true, 431, "The head is too large.", "request.head-too-large"),
+        (is_json, 500, "The answer cannot be written.", "answer.unwritable"),
+        (
+            true,
+            503,
+            "Every connection slot is taken, the store cannot be asked, or the daemon is ending.",
+            "server.busy",
+        ),
+        (is_post, 507, "It was carried out and cannot be written down.", "store.trouble"),
+    ];
+    let given = all.into_iter().filter(|(given, ..)| *given);
+    given.map(|(_, status, what, code)| Failure { status, what, code }).collect()
 }
 
 fn operation(route: &Route, schemas: &mut SchemaGenerator, error: &Value) -> Value {
@@ -50,18 +142,37 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator, error: &Value) -> Val
         Need::View => "viewers",
         Need::Act => "operators",
     };
+    let (over_tcp, security) = match route.door {
+        Door::Open => ("open", json!([])),
+        Door::Token => ("token", json!([{ "token": [] }])),
+        Door::Unix => ("no", json!([{ "token": [] }])),
+    };
+    let tcp = match route.door {
+        Door::Open => "Over TCP to everybody.",
+        Door::Token => "Over TCP with the token.",
+        Door::Unix => "Not over TCP.",
+    };
+    let mut responses = Map::new();
+    responses.insert("200".into(), json!({ "description": "done", "content": content(route, schemas) }));
+    for failure in failures_of(route) {
+        let example = json!({ "error": { "code": failure.code, "message": failure.what, "help": null } });
+        let mut response = json!({
+            "description": failure.what,
+            "content": { JSON: { "schema": error, "example": example } },
+        });
+        if failure.status == 503 && matches!(route.target, Target::Livez | Target::Readyz) {
+            response["content"][TEXT] = json!({ "schema": { "type": "string" } });
+        }
+        responses.insert(failure.status.to_string(), response);
+    }
     let mut operation = json!({
         "operationId": operation_id(route),
         "summary": route.what,
-        "description": format!("Open to {who}."),
+        "description": format!("On the Unix socket open to {who}. {tcp}"),
         "x-open-to": who,
-        "responses": {
-            "200": { "description": "done", "content": content(route, schemas) },
-            "default": {
-                "description": "an error, with a stable code",
-                "content": { "application/json": { "schema": error } },
-            },
-        },
+        "x-over-tcp": over_tcp,
+        "security": security,
+        "responses": responses,
     });
     let parameters = parameters(route);
     if !parameters.is_empty() {
@@ -81,50 +192,70 @@ fn operation_id(route: &Route) -> String {
 }
 
 fn parameters(route: &Route) -> Vec<Value> {
-    let name = route.pattern.contains("{name}").then(|| {
+    let name = route.is_of_a_unit().then(|| {
         json!({
             "name": "name", "in": "path", "required": true, "description": "The unit's name.",
-            "schema": { "type": "string", "pattern": "^[a-z0-9][a-z0-9_.@-]{0,63}$" },
+            "schema": { "type": "string", "pattern": NAME_PATTERN }, "example": "web",
         })
     });
     let query = route.params.iter().map(|param| {
+        let (schema, example) = param_schema(*param);
         json!({
             "name": param.as_str(), "in": "query", "required": false,
-            "description": param.what(), "schema": param_schema(*param),
+            "description": param.what(), "schema": schema, "example": example,
         })
     });
-    name.into_iter().chain(query).collect()
+    let is_of_logs = matches!(route.target, Target::Logs | Target::UnitLogs);
+    let place = route.params.contains(&Param::Follow).then(|| {
+        let (id, example) = param_schema(if is_of_logs { Param::After } else { Param::AfterId });
+        json!({
+            "name": "Last-Event-ID", "in": "header", "required": false, "schema": id, "example": example,
+            "description": "The `id` of the last event that arrived before a stream broke; goes on behind it.",
+        })
+    });
+    name.into_iter().chain(query).chain(place).collect()
 }
 
-fn param_schema(param: Param) -> Value {
+/// Its schema, and an example.
+fn param_schema(param: Param) -> (Value, Value) {
+    let date = "2026-01-31T12:00:00Z";
     match param {
-        Param::Unit => json!({ "type": "array", "items": { "type": "string" } }),
-        Param::Lines => json!({ "oneOf": [
-            { "type": "integer", "minimum": 0, "maximum": 100_000 },
-            { "const": "all" },
-        ] }),
-        Param::Limit => json!({ "type": "integer", "minimum": 1, "maximum": 10_000, "default": 1_000 }),
-        Param::AfterId => json!({ "type": "integer", "minimum": 0 }),
-        Param::Since => json!({ "type": "string", "format": "date-time" }),
-        Param::Follow => json!({ "type": "boolean", "default": false }),
-        Param::Wait => json!({ "type": "boolean", "default": true }),
-        Param::LogSince | Param::Until => json!({ "oneOf": [
-            { "type": "string", "format": "date-time" },
-            { "type": "integer" },
-        ] }),
-        Param::Grep => json!({ "type": "string", "maxLength": 256 }),
-        Param::Stream => json!({ "enum": ["stdout", "stderr"] }),
-        Param::After => json!({ "type": "string" }),
-        Param::Marks | Param::Raw => json!({ "type": "boolean", "default": false }),
+        Param::Unit => {
+            let name = json!({ "type": "string", "pattern": NAME_PATTERN });
+            (json!({ "type": "array", "items": name, "maxItems": 16 }), json!(["web"]))
+        }
+        Param::Lines => (
+            json!({ "oneOf": [{ "type": "integer", "minimum": 0, "maximum": LINES_MAX }, { "const": "all" }] }),
+            json!(100),
+        ),
+        Param::Limit => {
+            (json!({ "type": "integer", "minimum": 1, "maximum": 10_000, "default": 1_000 }), json!(50))
+        }
+        Param::AfterId => (json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX }), json!(42)),
+        Param::Since => (json!({ "type": "string", "format": "date-time" }), json!(date)),
+        Param::Follow | Param::Marks | Param::Raw => {
+            (json!({ "type": "boolean", "default": false }), json!(false))
+        }
+        Param::Wait => (json!({ "type": "boolean", "default": true }), json!(true)),
+        Param::LogSince | Param::Until => (
+            json!({ "oneOf": [
+                { "type": "string", "format": "date-time" },
+                { "type": "integer", "minimum": US_LEAST, "maximum": US_MOST },
+            ] }),
+            json!(date),
+        ),
+        Param::Grep => {
+            (json!({ "type": "string", "format": "regex", "maxLength": 256 }), json!("error|panic"))
+        }
+        Param::Stream => (json!({ "enum": ["stdout", "stderr"] }), json!("stderr")),
+        Param::After => (json!({ "type": "string", "pattern": PLACE_PATTERN }), json!("web/stdout=1.2.3")),
     }
 }
 
 fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
     let schema = match route.target {
-        Target::Livez | Target::Readyz => return json!({ "text/plain": { "schema": { "type": "string" } } }),
-        Target::Metrics => {
-            return json!({ "application/openmetrics-text": { "schema": { "type": "string" } } });
-        }
+        Target::Livez | Target::Readyz => return json!({ TEXT: { "schema": { "type": "string" } } }),
+        Target::Metrics => return json!({ OPEN_METRICS: { "schema": { "type": "string" } } }),
         Target::OpenApi => json!({ "type": "object" }),
         Target::Health => to_value(schemas.subschema_for::<SystemHealth>()),
         Target::Units => to_value(schemas.subschema_for::<UnitList>()),
@@ -145,28 +276,31 @@ fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         | Target::RecoveryRestart
         | Target::RecoveryResync => to_value(schemas.subschema_for::<ActionReply>()),
     };
-    let mut content = json!({ "application/json": { "schema": schema } });
-    if route.params.contains(&Param::Follow) {
-        content["text/event-stream"] = json!({ "schema": { "type": "string" } });
-    }
-    if route.params.contains(&Param::Raw) {
-        content["application/octet-stream"] = json!({ "schema": { "type": "string", "format": "binary" } });
+    let mut content = json!({ JSON: { "schema": schema } });
+    for kind in kinds_of(route) {
+        match kind {
+            EVENTS => content[EVENTS] = json!({ "schema": { "type": "string" } }),
+            BYTES => content[BYTES] = json!({ "schema": { "type": "string", "format": "binary" } }),
+            _ => {}
+        }
     }
     content
 }
 
 fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> {
-    let (schema, required) = match target {
-        Target::UnitSignal => (to_value(schemas.subschema_for::<SignalRequest>()), true),
-        Target::Act(_) => (to_value(schemas.subschema_for::<ActionRequest>()), true),
-        Target::RecoveryRestart | Target::RecoveryResync => {
-            (to_value(schemas.subschema_for::<RecoveryRequest>()), false)
+    let (schema, example) = match target {
+        Target::UnitSignal => {
+            (to_value(schemas.subschema_for::<SignalRequest>()), json!({ "signal": "USR1" }))
         }
-        Target::AlertTest => (to_value(schemas.subschema_for::<TestRequest>()), false),
-        Target::AlertAck => (to_value(schemas.subschema_for::<AckRequest>()), false),
-        Target::AlertMute => (to_value(schemas.subschema_for::<MuteRequest>()), true),
+        Target::Act(_) => (to_value(schemas.subschema_for::<ActionRequest>()), json!({ "units": ["web"] })),
+        Target::RecoveryRestart | Target::RecoveryResync => {
+            (to_value(schemas.subschema_for::<RecoveryRequest>()), json!({ "unit": "web" }))
+        }
+        Target::AlertTest => (to_value(schemas.subschema_for::<TestRequest>()), json!({ "channels": [] })),
+        Target::AlertAck => (to_value(schemas.subschema_for::<AckRequest>()), json!({ "alerts": [] })),
+        Target::AlertMute => (to_value(schemas.subschema_for::<MuteRequest>()), json!({ "for_s": 3_600 })),
         Target::UnitAct(_) | Target::ConfigPlan | Target::ConfigApply | Target::BeginUpgrade => {
-            (json!({ "type": "object", "maxProperties": 0 }), false)
+            (json!({ "type": "object", "additionalProperties": false }), json!({}))
         }
         Target::Livez
         | Target::Readyz
@@ -182,7 +316,8 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         | Target::Upgrade
         | Target::OpenApi => return None,
     };
-    Some(json!({ "required": required, "content": { "application/json": { "schema": schema } } }))
+    let content = json!({ JSON: { "schema": schema, "example": example } });
+    Some(json!({ "required": true, "content": content }))
 }
 
 fn to_value(schema: schemars::Schema) -> Value {

@@ -99,7 +99,7 @@ pub fn parse(
         Target::UnitLogs => Call::Logs(log_query(query, heads, Some(name()?))?),
         Target::Logs => Call::Logs(log_query(query, heads, None)?),
         Target::Events => Call::Events {
-            after_id: query.after_id,
+            after_id: last_event_id(heads)?.or(query.after_id),
             since: query.since,
             limit: query.limit.unwrap_or(EVENTS_DEFAULT),
             follow,
@@ -143,6 +143,12 @@ pub fn parse(
             None => Call::Act { verb: Verb::Resync, units: Vec::new(), all: true, wait },
         },
     }))
+}
+
+/// A browser whose stream broke goes on from where it was.
+fn last_event_id(heads: Heads<'_>) -> Result<Option<u64>, Refusal> {
+    let Some(text) = heads.last_event_id.filter(|text| !text.is_empty()) else { return Ok(None) };
+    number("Last-Event-ID", text, 0, u64::MAX).map(Some)
 }
 
 fn log_query(query: Query, heads: Heads<'_>, unit: Option<String>) -> Result<LogQuery, Refusal> {

@@ -15,6 +15,16 @@ pub enum Need {
     Act,
 }
 
+/// What it takes over TCP. On the Unix socket the kernel says who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// Nothing.
+    Open,
+    Token,
+    /// It cannot be done over TCP.
+    Unix,
+}
+
 /// What a request turns into; `Call` without its arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -138,17 +148,35 @@ pub struct Route {
     /// `{name}` stands for one segment, a unit's name.
     pub pattern: &'static str,
     pub need: Need,
+    pub door: Door,
     pub target: Target,
     pub params: &'static [Param],
     pub what: &'static str,
 }
 
 const fn read(pattern: &'static str, target: Target, params: &'static [Param], what: &'static str) -> Route {
-    Route { method: Method::GET, pattern, need: Need::View, target, params, what }
+    Route { method: Method::GET, pattern, need: Need::View, door: Door::Token, target, params, what }
 }
 
 const fn act(pattern: &'static str, target: Target, params: &'static [Param], what: &'static str) -> Route {
-    Route { method: Method::POST, pattern, need: Need::Act, target, params, what }
+    Route { method: Method::POST, pattern, need: Need::Act, door: Door::Token, target, params, what }
+}
+
+impl Route {
+    const fn open(mut self) -> Route {
+        self.door = Door::Open;
+        self
+    }
+
+    const fn unix_only(mut self) -> Route {
+        self.door = Door::Unix;
+        self
+    }
+
+    /// The `{name}` of its pattern.
+    pub fn is_of_a_unit(&self) -> bool {
+        self.pattern.contains("{name}")
+    }
 }
 
 const UNIT_LOGS: &[Param] = &[
@@ -180,10 +208,12 @@ const WAIT: &[Param] = &[Param::Wait];
 
 /// Every route there is.
 pub const ROUTES: &[Route] = &[
-    read("/livez", Target::Livez, &[], "Is the engine answering? 200 or 503, plain text."),
-    read("/readyz", Target::Readyz, &[], "Has the engine taken over its units? 200 or 503, plain text."),
-    read("/metrics", Target::Metrics, &[], "Numbers in the OpenMetrics text format, for Prometheus."),
-    read("/api/system/health", Target::Health, &[], "The whole system on one page: green, yellow or red."),
+    read("/livez", Target::Livez, &[], "Is the engine answering? 200 or 503, plain text.").open(),
+    read("/readyz", Target::Readyz, &[], "Has the engine taken over its units? 200 or 503, plain text.")
+        .open(),
+    read("/metrics", Target::Metrics, &[], "Numbers in the OpenMetrics text format, for Prometheus.").open(),
+    read("/api/system/health", Target::Health, &[], "The whole system on one page: green, yellow or red.")
+        .open(),
     read("/v1/units", Target::Units, &[], "Every unit with its state and reason."),
     read("/v1/units/{name}", Target::Unit, &[], "One unit with its last log lines and history."),
     read("/v1/units/{name}/logs", Target::UnitLogs, UNIT_LOGS, "What one unit wrote."),
@@ -196,7 +226,7 @@ pub const ROUTES: &[Route] = &[
         ALERTS,
         "What people were to be told, newest first, with its channels.",
     ),
-    read("/v1/upgrade", Target::Upgrade, &[], "How far the newest upgrade of the daemon is."),
+    read("/v1/upgrade", Target::Upgrade, &[], "How far the newest upgrade of the daemon is.").unix_only(),
     read("/openapi.json", Target::OpenApi, &[], "This document."),
     act("/v1/units/{name}/start", Target::UnitAct(Verb::Start), WAIT, "Start a unit and what it requires."),
     act("/v1/units/{name}/stop", Target::UnitAct(Verb::Stop), WAIT, "Stop a unit; it stays stopped."),
@@ -231,7 +261,8 @@ pub const ROUTES: &[Route] = &[
         Target::BeginUpgrade,
         &[],
         "Swap the daemon for the binary on disk; services are not touched. Answers when the swap begins.",
-    ),
+    )
+    .unix_only(),
     act(
         "/api/recovery/state_resync",
         Target::RecoveryResync,

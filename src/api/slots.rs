@@ -16,6 +16,8 @@ pub struct Calls(Arc<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     busy: AtomicUsize,
+    /// Requests whose answers are not made yet.
+    open: AtomicUsize,
     begun: AtomicBool,
     follows: AtomicBool,
 }
@@ -24,7 +26,21 @@ struct Counts {
 #[derive(Debug)]
 pub struct Busy(Arc<Counts>);
 
+/// One request whose answer is being made, from its first look to the last byte of the body.
+#[derive(Debug)]
+pub struct Open(Arc<Counts>);
+
 impl Calls {
+    pub fn open(&self) -> Open {
+        self.0.open.fetch_add(1, Ordering::Relaxed);
+        Open(self.0.clone())
+    }
+
+    /// No answer is being made.
+    pub fn is_between_requests(&self) -> bool {
+        self.0.open.load(Ordering::Relaxed) == 0
+    }
+
     pub fn begin(&self) -> Busy {
         self.0.busy.fetch_add(1, Ordering::Relaxed);
         self.0.begun.store(true, Ordering::Relaxed);
@@ -51,6 +67,12 @@ impl Calls {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -5,6 +5,26 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::base::signal::Signal;
+
+/// What a unit's name looks like.
+pub const NAME_PATTERN: &str = "^[a-z0-9][a-z0-9_.@-]{0,63}$";
+
+/// The signals that are known, by name and by number.
+fn signal_pattern() -> String {
+    let names: Vec<String> = Signal::names().collect();
+    let bare: Vec<&str> = names.iter().map(|name| name.trim_start_matches("SIG")).collect();
+    format!("^((SIG)?({})|[1-9]|[1-5][0-9]|6[0-4])$", bare.join("|"))
+}
+
+/// Units, or all of them: not both, not neither.
+fn units_or_all() -> serde_json::Value {
+    serde_json::json!([
+        { "required": ["units"], "properties": { "units": { "minItems": 1 }, "all": { "const": false } } },
+        { "required": ["all"], "properties": { "units": { "maxItems": 0 }, "all": { "const": true } } },
+    ])
+}
+
 /// `GET /v1/units`, `upright status --json`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct UnitList {
@@ -36,7 +56,7 @@ pub struct DaemonInfo {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct Trouble {
     /// Stable: store.locked | store.full | store.io | store.read-only | store.corrupt |
-    /// store.unreachable | store.copy | store.aside | log.unwritable
+    /// store.unreachable | store.copy | store.aside | log.unwritable | api.listen | api.token
     pub code: String,
     pub message: String,
     pub help: String,
@@ -254,16 +274,21 @@ pub struct LogLines {
 
 /// Body of `POST /v1/units/{name}/signal`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
+#[serde(deny_unknown_fields)]
 pub struct SignalRequest {
     /// `SIGUSR1`, `USR1` or `10`.
+    #[schemars(extend("pattern" = signal_pattern()))]
     pub signal: String,
 }
 
 /// Body of `POST /v1/actions/{verb}`: one order for several units, so that a stop of many
 /// goes in reverse order. Empty `units` with `all` = every unit.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = units_or_all()))]
 pub struct ActionRequest {
     #[serde(default)]
+    #[schemars(extend("items" = { "type": "string", "pattern": NAME_PATTERN }))]
     pub units: Vec<String>,
     #[serde(default)]
     pub all: bool,
@@ -271,8 +296,10 @@ pub struct ActionRequest {
 
 /// Body of `POST /api/recovery/restart`. No unit = every wanted unit that is not active.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
+#[serde(deny_unknown_fields)]
 pub struct RecoveryRequest {
     #[serde(default)]
+    #[schemars(extend("pattern" = NAME_PATTERN))]
     pub unit: Option<String>,
 }
 

@@ -124,6 +124,9 @@ impl<'a> Told<'a> {
         let asked = self.events.iter().find(|event| {
             event.event == "order.asked" && event.id < order.id && event.data.get("verb") == Some(verb)
         })?;
+        if let Some(from) = asked.data.get("from").and_then(Value::as_str) {
+            return Some(format!("with the token, from {from}"));
+        }
         let uid = u32::try_from(asked.data.get("uid")?.as_u64()?).ok()?;
         let who = (self.user)(uid).unwrap_or_else(|| format!("user {uid}"));
         match asked.data.get("pid").and_then(Value::as_i64) {

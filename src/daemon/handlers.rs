@@ -11,6 +11,7 @@ use crate::api::types::{
     ActionReply, ConfigHealth, DaemonInfo, ErrorBody, SystemHealth, Trouble, UnitCard, UnitList, UnitOutcome,
 };
 use crate::base::{name::UnitName, signal::Signal};
+use crate::daemon::doors;
 use crate::daemon::reload::Reader;
 use crate::daemon::shell::Shell;
 use crate::daemon::{lines, streams, views};
@@ -67,7 +68,7 @@ pub fn json(value: &impl Serialize) -> Answer {
 impl Shell {
     /// Answers a call, now or when what it needs is there.
     pub(crate) fn on_call(&mut self, asked: Asked) {
-        let Asked { peer, call, reply } = asked;
+        let Asked { peer, call, reply } = self.audited(asked);
         let answer = match call {
             Call::Livez => Answer::Plain(200, "ok"),
             Call::Readyz => Answer::Plain(200, "ready"),
@@ -172,7 +173,7 @@ impl Shell {
         until: Until,
         reply: oneshot::Sender<Answer>,
     ) {
-        self.audit(peer, &order, units);
+        self.audit(&peer, &order, units);
         match until {
             Until::Done => self.order_and_wait(order, reply),
             Until::Taken => {
@@ -183,7 +184,7 @@ impl Shell {
         }
     }
 
-    fn audit(&mut self, peer: Peer, order: &Order, units: &[UnitName]) {
+    fn audit(&mut self, peer: &Peer, order: &Order, units: &[UnitName]) {
         let verb = match order {
             Order::Start(_) => "start",
             Order::Stop(_) => "stop",
@@ -196,15 +197,9 @@ impl Shell {
             Order::Shutdown => "shutdown",
         };
         let names: Vec<&str> = units.iter().map(UnitName::as_str).collect();
-        let who = format!("user {} (process {})", peer.uid, peer.pid);
-        let message = format!("{who} asked to {verb} {}", names.join(", "));
-        let data = [
-            ("verb", verb.into()),
-            ("units", names.into_iter().collect()),
-            ("uid", peer.uid.into()),
-            ("pid", peer.pid.into()),
-        ];
-        self.note(Level::Info, "order.asked", message, data);
+        let message = format!("{peer} asked to {verb} {}", names.join(", "));
+        let what = [("verb", verb.into()), ("units", names.into_iter().collect())];
+        self.note(Level::Info, "order.asked", message, doors::who(peer).into_iter().chain(what));
     }
 
     /// The answer to an order, as soon as it is on the disk.
@@ -319,6 +314,7 @@ impl Shell {
         let logs = self.hands.output.trouble();
         told.chain(logs)
             .map(|t| Trouble { code: t.code.to_string(), message: t.message, help: t.help })
+            .chain(self.doors.troubles())
             .collect()
     }
 

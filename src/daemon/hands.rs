@@ -19,6 +19,7 @@ use crate::base::{name::UnitName, time::Monotonic};
 use crate::config::load::Loaded;
 use crate::daemon::again::Again;
 use crate::daemon::containment::Containment;
+use crate::daemon::doors;
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::launch::Maker;
 use crate::daemon::output::Output;
@@ -70,6 +71,7 @@ pub enum Source {
         loaded: Box<Loaded>,
         troubles: Vec<String>,
     },
+    Door(doors::Heard),
     Upgrade(Heard),
 }
 

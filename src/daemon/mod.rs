@@ -9,6 +9,7 @@ pub mod environment;
 mod adopt;
 mod again;
 mod containment;
+mod doors;
 mod fdstore;
 mod files;
 mod follow;

@@ -12,6 +12,7 @@ use tokio::sync::{broadcast, oneshot};
 use crate::api::call::{AlertCall, Answer, Peer};
 use crate::api::types::{ActionReply, MuteLine, MuteList, UnitOutcome};
 use crate::base::{limits::EVENTS_PER_REPLY_MAX, name::UnitName, time::Monotonic};
+use crate::daemon::doors;
 use crate::daemon::handlers::{Until, json as answer, refuse};
 use crate::daemon::shell::Shell;
 use crate::daemon::streams;
@@ -88,20 +89,15 @@ impl Shell {
         self.quiet.mute(&units, until);
         let names: Vec<&str> = units.iter().map(UnitName::as_str).collect();
         let whose = if names.is_empty() { "all units".to_string() } else { names.join(", ") };
-        let who = format!("user {} (process {})", peer.uid, peer.pid);
         let (event, message) = match until {
             Some(until) => {
-                ("alert.mute_set", format!("{who} muted alerts of {whose} until {}", clocks.date(until)))
+                ("alert.mute_set", format!("{peer} muted alerts of {whose} until {}", clocks.date(until)))
             }
-            None => ("alert.mute_ended", format!("{who} ended the mute of {whose}")),
+            None => ("alert.mute_ended", format!("{peer} ended the mute of {whose}")),
         };
-        let data = [
-            ("units", names.into_iter().collect()),
-            ("until", until.map(|until| clocks.date(until)).into()),
-            ("uid", peer.uid.into()),
-            ("pid", peer.pid.into()),
-        ];
-        self.note(Level::Info, event, message, data);
+        let data =
+            [("units", names.into_iter().collect()), ("until", until.map(|until| clocks.date(until)).into())];
+        self.note(Level::Info, event, message, doors::who(&peer).into_iter().chain(data));
         self.keep_quiet(clocks);
         let list = answer(&MuteList { mutes: self.mutes() });
         self.hands.answer_when_committed(reply, list);
@@ -128,14 +124,9 @@ impl Shell {
         }
         for (unit, episode) in taken {
             self.quiet.ack(&unit, episode);
-            let message = format!("user {} (process {}) has taken the trouble of {unit}", peer.uid, peer.pid);
-            let data = [
-                ("units", [unit.as_str()].into_iter().collect()),
-                ("episode", episode.into()),
-                ("uid", peer.uid.into()),
-                ("pid", peer.pid.into()),
-            ];
-            self.note(Level::Info, "alert.acknowledged", message, data);
+            let message = format!("{peer} has taken the trouble of {unit}");
+            let data = [("units", [unit.as_str()].into_iter().collect()), ("episode", episode.into())];
+            self.note(Level::Info, "alert.acknowledged", message, doors::who(&peer).into_iter().chain(data));
         }
         self.keep_quiet(clocks);
         self.hands.answer_when_committed(reply, answer(&ActionReply { outcomes }));
@@ -160,16 +151,12 @@ impl Shell {
         let clocks = self.clocks();
         let kind = AlertKind::Test;
         let key = format!("upright/{}/{}", kind.as_str(), clocks.wall_us);
-        let message = format!("this is a test, asked for by user {}; nothing is wrong", peer.uid);
-        let data = [
-            ("key", key.clone().into()),
-            ("kind", kind.as_str().into()),
-            ("uid", peer.uid.into()),
-            ("pid", peer.pid.into()),
-        ];
+        let message = format!("this is a test, asked for by {peer}; nothing is wrong");
+        let data = [("key", key.clone().into()), ("kind", kind.as_str().into())];
         // Subscribed before it is raised: no delivery is missed.
         let fresh = self.hands.tools.fresh.subscribe();
-        self.note(Level::Info, "alert.raised", format!("raised an alert: {message}"), data);
+        let said = format!("raised an alert: {message}");
+        self.note(Level::Info, "alert.raised", said, doors::who(&peer).into_iter().chain(data));
         let alert = Alert {
             key: key.clone(),
             unit: None,

@@ -17,6 +17,7 @@ use crate::base::limits;
 use crate::base::name::UnitName;
 use crate::config::load::{Loaded, load};
 use crate::daemon::again::{Again, FILES_RETRY};
+use crate::daemon::doors::who;
 use crate::daemon::files::{Reading, judge, sentence};
 use crate::daemon::handlers::{Until, json, refuse};
 use crate::daemon::hands::Source;
@@ -148,10 +149,14 @@ impl Shell {
         let home = self.home.clone();
         let sources = self.hands.tools.sources.clone();
         let watching = self.files.watching.clone();
+        let token_file = self.files.daemon.api.token_file.clone();
         let begun = aside("files", move || {
             // Before the reading: what changes after it is noticed.
             let troubles = match &watching {
-                Some(watching) => watching.lock().unwrap_or_else(PoisonError::into_inner).refresh(&home),
+                Some(watching) => watching
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .refresh(&home, token_file.as_deref()),
                 None => Vec::new(),
             };
             let loaded = Box::new(load(&home));
@@ -220,6 +225,9 @@ impl Shell {
                     self.apply_and_answer(peer, reading.clone(), until, reply)
                 }
             }
+        }
+        if self.files.daemon.api.token_file.is_some() {
+            self.look_at_api(); // it may be what has changed
         }
         let next = std::mem::take(&mut self.files.next);
         if !next.is_empty() {
@@ -395,6 +403,11 @@ impl Shell {
         if old.start_concurrency != start_concurrency {
             self.handle(Event::Tuned { start_concurrency });
         }
+        if old.api != self.files.daemon.api {
+            self.look_at_api();
+            // The file of the token is watched from now on.
+            self.read_files(Reader::Watch(Look::First));
+        }
         if old.watch != self.files.daemon.watch {
             self.watch_files();
         }
@@ -482,7 +495,7 @@ impl Shell {
             return drop(reply.send(answer)); // whoever asked may have left
         }
         let changes = self.engine.plan(&reading.units);
-        self.audit_apply(peer, &changes);
+        self.audit_apply(&peer, &changes);
         let plan = self.apply(reading, Told::Always);
         let of = |wanted: fn(&Change) -> bool| -> Vec<UnitName> {
             changes.iter().filter(|(_, change)| wanted(change)).map(|(unit, _)| unit.clone()).collect()
@@ -507,20 +520,15 @@ impl Shell {
         }
     }
 
-    fn audit_apply(&mut self, peer: Peer, changes: &[(UnitName, Change)]) {
+    fn audit_apply(&mut self, peer: &Peer, changes: &[(UnitName, Change)]) {
         let units: Vec<&str> = changes
             .iter()
             .filter(|(_, change)| *change != Change::Unchanged)
             .map(|(unit, _)| unit.as_str())
             .collect();
-        let message = format!("user {} (process {}) asked to apply the files", peer.uid, peer.pid);
-        let data = [
-            ("verb", "apply".into()),
-            ("units", units.into_iter().collect()),
-            ("uid", peer.uid.into()),
-            ("pid", peer.pid.into()),
-        ];
-        self.note(Level::Info, "order.asked", message, data);
+        let message = format!("{peer} asked to apply the files");
+        let what = [("verb", "apply".into()), ("units", units.into_iter().collect())];
+        self.note(Level::Info, "order.asked", message, who(peer).into_iter().chain(what));
     }
 
     /// An order of an `apply` is done, or (`Err`) cannot be written down; false: it was none.

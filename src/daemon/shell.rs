@@ -18,6 +18,7 @@ use crate::api::call::Answer;
 use crate::base::signal::Signal;
 use crate::base::{limits, time::Monotonic};
 use crate::config::paths::Home;
+use crate::daemon::doors::Doors;
 use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Late, Source, stamp};
 use crate::daemon::notify::NotifySocket;
@@ -55,6 +56,7 @@ pub struct Shell {
     pub(crate) notify: NotifySocket,
     pub(crate) home: Home,
     pub(crate) files: Files,
+    pub(crate) doors: Doors,
     pub(crate) keeper_pid: i32,
     /// When the keeper started.
     pub(crate) started_at: Monotonic,
@@ -377,18 +379,19 @@ impl Shell {
             Source::FilesDoubted => self.on_files_doubted(),
             Source::Again(what) => self.on_again(what),
             Source::FilesRead { loaded, troubles } => self.on_files_read(*loaded, &troubles),
+            Source::Door(heard) => self.on_door(heard),
             Source::Upgrade(heard) => self.on_upgrade_heard(heard),
         }
         Ok(())
     }
 
     /// Writes a line of history that is the daemon's own; it is submitted with the next step.
-    pub(crate) fn note<const N: usize>(
+    pub(crate) fn note<'d>(
         &mut self,
         level: Level,
         event: &str,
         message: String,
-        data: [(&str, Value); N],
+        data: impl IntoIterator<Item = (&'d str, Value)>,
     ) {
         match level {
             Level::Info => tracing::info!("{message}"),
@@ -396,7 +399,7 @@ impl Shell {
             Level::Error => tracing::error!("{message}"),
         }
         let mut line = note(level, event, message, stamp(clock::monotonic()));
-        line.data.extend(data.map(|(key, value)| (key.to_string(), value)));
+        line.data.extend(data.into_iter().map(|(key, value)| (key.to_string(), value)));
         self.hands.note(line);
         self.hands.end_step();
     }

@@ -3,11 +3,10 @@
 //! Refuses: holding anybody up. The loop and the store never wait for a reader.
 
 use bytes::Bytes;
-use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::alert::dispatch::Route;
-use crate::api::call::Answer;
+use crate::api::call::{Answer, Item};
 use crate::api::types::{AlertList, EventList, MuteLine};
 use crate::daemon::handlers::{json, refuse};
 use crate::daemon::views;
@@ -50,9 +49,9 @@ impl History {
 /// The reader has left.
 struct Left;
 
-async fn send(items: &mpsc::Sender<Bytes>, item: &impl Serialize) -> Result<(), Left> {
-    let Ok(text) = serde_json::to_vec(item) else { return Ok(()) };
-    items.send(Bytes::from(text)).await.map_err(|_| Left)
+async fn send(items: &mpsc::Sender<Item>, row: &EventRow) -> Result<(), Left> {
+    let Ok(text) = serde_json::to_vec(&views::event(row)) else { return Ok(()) };
+    items.send(Item { id: row.id, json: Bytes::from(text) }).await.map_err(|_| Left)
 }
 
 /// Answers with events, or with a stream that begins with them.
@@ -123,12 +122,12 @@ async fn follow_events(
     history: History,
     rows: Vec<EventRow>,
     mut fresh: broadcast::Receiver<EventRow>,
-    items: mpsc::Sender<Bytes>,
+    items: mpsc::Sender<Item>,
     after_id: u64,
 ) -> Result<(), Left> {
     let mut last_id = after_id;
     for row in &rows {
-        send(&items, &views::event(row)).await?;
+        send(&items, row).await?;
         last_id = row.id;
     }
     loop {
@@ -139,7 +138,7 @@ async fn follow_events(
         match next {
             Ok(row) if row.id <= last_id => {}
             Ok(row) if row.id == last_id + 1 || last_id == 0 => {
-                send(&items, &views::event(&row)).await?;
+                send(&items, &row).await?;
                 last_id = row.id;
             }
             // Behind, or between two pages: the store has all of them.
@@ -151,13 +150,13 @@ async fn follow_events(
     }
 }
 
-async fn catch_up(history: &History, items: &mpsc::Sender<Bytes>, mut last_id: u64) -> Result<u64, Left> {
+async fn catch_up(history: &History, items: &mpsc::Sender<Item>, mut last_id: u64) -> Result<u64, Left> {
     loop {
         let after_id = Some(last_id);
         let query = EventQuery { after_id, limit: EVENTS_PER_PAGE, ..EventQuery::default() };
         let rows = history.ask(query).await.unwrap_or_default();
         for row in &rows {
-            send(items, &views::event(row)).await?;
+            send(items, row).await?;
             last_id = row.id;
         }
         if rows.len() < EVENTS_PER_PAGE {

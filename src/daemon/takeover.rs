@@ -10,22 +10,19 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc};
 
 use crate::alert::Channels;
 use crate::alert::dispatch::{Dispatcher, Inheritance as OutboxInheritance, Keep as Delivered};
-use crate::api::access::{self, Access};
-use crate::api::call::Answer;
-use crate::api::server::{self, Limits};
 use crate::api::types::ConfigError;
 use crate::base::exit::RunId;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::config::load::load;
 use crate::config::paths::Home;
+use crate::daemon::doors::{self, Served};
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::files::{self, Reading, judge};
-use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Source, Tools, stamp};
 use crate::daemon::notify::NotifySocket;
 use crate::daemon::orphans::{self, Ground, Survey};
@@ -34,7 +31,7 @@ use crate::daemon::reload::Files;
 use crate::daemon::shell::{Ears, Ending, Shell};
 use crate::daemon::slate::{self, Slate};
 use crate::daemon::tag::Tag;
-use crate::daemon::upgrade::{self, Heard, Milestone, Upgrade};
+use crate::daemon::upgrade::{self, Milestone, Upgrade};
 use crate::daemon::views::Clocks;
 use crate::daemon::{adopt, quiet};
 use crate::engine::adopt::{Boot, Inheritance};
@@ -56,9 +53,6 @@ use crate::unit::spec::UnitSpec;
 /// Events kept for followers; who is further behind reads them from the store.
 const FRESH_EVENTS_MAX: usize = 4_096;
 
-/// Calls that wait for the loop. Above it the server's connections wait, which are bounded.
-const CALLS_MAX: usize = 256;
-
 /// Attaches, loads, adopts: the shell of an engine that goes on where the last one stopped.
 pub(super) fn begin(
     home: Home,
@@ -79,8 +73,8 @@ pub(super) fn begin(
     hands.settle_survey(&survey);
     adopt::stored(stored, &loaded.durable, &mut hands);
     let populated = adopt::populated(&mut hands, &adopted).map_err(at("list the cgroups"))?;
-    let (calls, stop) =
-        serve(sockets.api, &in_force.daemon, hands.tools.sources.clone()).map_err(at("serve the socket"))?;
+    let served = doors::serve(sockets.api, &in_force.daemon.api, hands.tools.sources.clone());
+    let Served { doors, calls, stop } = served.map_err(at("serve the socket"))?;
     let settings = Settings { start_concurrency: in_force.daemon.start_concurrency, seed: begun.as_ns() };
     let (now, files) = (clock::monotonic(), Files::new(&in_force));
     let mut effects = Effects::watched_by(slate.witness());
@@ -98,6 +92,7 @@ pub(super) fn begin(
         notify: NotifySocket::new(sockets.notify).map_err(at("watch the notify socket"))?,
         home,
         files,
+        doors,
         keeper_pid,
         started_at,
         fatal_stops: count_fatal_stops(boot, loaded.life),
@@ -415,41 +410,4 @@ fn surroundings(home: &Home, loaded: &Loaded) -> Surroundings {
         // The daemon may be the last to be killed; were its units too, nobody would be left.
         oom_score_adjust: (process::oom_score_adjust() < 0).then_some(0),
     }
-}
-
-/// Starts the server; its calls come out of the channel.
-/// Dropped, the sender has it accept nobody any more and tell when everybody is served.
-fn serve(
-    listener: OwnedFd,
-    daemon: &DaemonSpec,
-    sources: mpsc::UnboundedSender<Source>,
-) -> io::Result<(mpsc::Receiver<Asked>, oneshot::Sender<()>)> {
-    let (own_uid, _) = process::ids();
-    let (operators, unknown_operators) = access::resolve(&daemon.api.operators);
-    let (viewers, unknown_viewers) = access::resolve(&daemon.api.viewers);
-    for name in unknown_operators.iter().chain(&unknown_viewers) {
-        tracing::info!("[api] names `{name}`, which is no user or group here");
-    }
-    let access = Access { own_uid, operators, viewers };
-    let listener = server::listener_from(listener)?;
-    let (calls, asked) = mpsc::channel(CALLS_MAX);
-    let (stop, stopped) = oneshot::channel();
-    let serving = server::serve_until(listener, access, Limits::default(), stopped, move |peer, call| {
-        let calls = calls.clone();
-        async move {
-            let (reply, answer) = oneshot::channel();
-            let _ = calls.send(Asked { peer, call, reply }).await; // the loop has ended: told below
-            answer.await.unwrap_or_else(|_| gone())
-        }
-    });
-    tokio::spawn(async move {
-        let _ = serving.await; // it is told by dropping
-        let _ = sources.send(Source::Upgrade(Heard::Served)); // the loop has ended
-    });
-    Ok((asked, stop))
-}
-
-/// The loop has let go of a question, which it does only when it ends.
-fn gone() -> Answer {
-    refuse(503, "daemon.ending", "the daemon is ending".to_string(), None)
 }

@@ -19,6 +19,7 @@ use crate::api::types::UpgradeStatus;
 use crate::base::time::Monotonic;
 use crate::config::read::{ReadError, check_program};
 use crate::daemon::card::{Card, HANDSHAKE_WORD, Refused};
+use crate::daemon::doors::who;
 use crate::daemon::handlers::{json, refuse};
 use crate::daemon::hands::{Hands, Late, Source};
 use crate::daemon::shell::{Ending, Shell, say_last};
@@ -197,8 +198,8 @@ impl Shell {
             Ok(binary) => binary,
             Err(answer) => return drop(reply.send(*answer)), // whoever asked has left
         };
-        let message = format!("user {} (process {}) asked to upgrade the daemon", peer.uid, peer.pid);
-        let data = [("verb", "upgrade".into()), ("uid", peer.uid.into()), ("pid", peer.pid.into())];
+        let message = format!("{peer} asked to upgrade the daemon");
+        let data = who(&peer).into_iter().chain([("verb", "upgrade".into())]);
         self.note(Level::Info, "order.asked", message, data);
         let sources = self.hands.tools.sources.clone();
         let look = move || {

@@ -84,9 +84,9 @@ impl Watching {
         Ok(Watching { watcher, shared, watched: BTreeMap::new() })
     }
 
-    /// Watches what `home` is made of now. What is told are directories that cannot be
+    /// Watches what `home` is made of now, and the file of the token. What is told are directories that cannot be
     /// watched, with the reason.
-    pub fn refresh(&mut self, home: &Home) -> Vec<String> {
+    pub fn refresh(&mut self, home: &Home, token_file: Option<&Path>) -> Vec<String> {
         let (replaced, doubtful) = {
             let mut shared = lock(&self.shared);
             (std::mem::take(&mut shared.replaced), std::mem::take(&mut shared.doubtful))
@@ -96,7 +96,8 @@ impl Watching {
         gone.iter().for_each(|dir| self.unwatch(dir));
         // What moved between the look and the watch gave no sign: look again with the watch there.
         for _ in 0..LOOKS_MAX {
-            let wanted = interest_of(home);
+            let mut wanted = interest_of(home);
+            token_file.into_iter().for_each(|file| _ = trail(file, &mut wanted));
             let known = std::mem::replace(&mut lock(&self.shared).interest, wanted.clone());
             let troubles = self.watch_these(&wanted);
             if known == wanted || !troubles.is_empty() {

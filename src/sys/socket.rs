@@ -4,13 +4,14 @@
 
 use std::fs;
 use std::io;
-use std::mem;
+use std::mem::{self, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::ptr;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
@@ -26,6 +27,12 @@ const CONTROL_BYTES: usize = 1_152;
 /// Each datagram brings a pidfd of its sender (linux/socket.h, 6.5).
 const SO_PASSPIDFD: libc::c_int = 76;
 const SCM_PIDFD: libc::c_int = 0x04;
+
+/// The peer's groups (asm-generic/socket.h, 4.13).
+const SO_PEERGROUPS: libc::c_int = 59;
+
+/// Groups for which there is room at first; few accounts have more.
+const PEER_GROUPS_FIRST: usize = 64;
 
 /// What systemd sets `net.unix.max_dgram_qlen` to, for a system that does not say; and what we
 /// take at once at most, whatever it is.
@@ -219,6 +226,34 @@ fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
 pub fn peer_credentials(socket: impl AsFd) -> io::Result<Credentials> {
     let found = getsockopt(&socket, sockopt::PeerCredentials)?;
     Ok(Credentials { pid: found.pid(), uid: found.uid(), gid: found.gid() })
+}
+
+/// The supplementary groups that the peer had when it connected (SO_PEERGROUPS).
+///
+/// # Errors
+/// ENOPROTOOPT before Linux 4.13.
+pub fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
+    let mut groups: Vec<u32> = vec![0; PEER_GROUPS_FIRST];
+    loop {
+        let bytes = groups.len() * size_of::<libc::gid_t>();
+        let mut len = libc::socklen_t::try_from(bytes).map_err(io::Error::other)?;
+        let fd = socket.as_fd().as_raw_fd();
+        // SAFETY: a live fd, a buffer of gids and its length in bytes; the kernel writes no more, and
+        // tells the length that it has or needs.
+        let done = unsafe {
+            libc::getsockopt(fd, libc::SOL_SOCKET, SO_PEERGROUPS, groups.as_mut_ptr().cast(), &raw mut len)
+        };
+        let count = usize::try_from(len).map_err(io::Error::other)? / size_of::<libc::gid_t>();
+        let short = done != 0 && Errno::last() == Errno::ERANGE && count > groups.len();
+        match (done, short) {
+            (0, _) => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            (_, true) => groups.resize(count, 0),
+            (_, false) => return Err(io::Error::last_os_error()),
+        }
+    }
 }
 
 /// Waits until the other end of a connected socket is closed.

@@ -291,10 +291,10 @@ const DAEMON_KEYS: &[Key] = &[
     key("daemon", "watch", Kind::Choice(&["apply", "notify", "off"]), r#""apply""#, "When a unit file changes: apply it, only say so, or do not look."),
     key("daemon", "start_concurrency", Kind::Integer(1, 10_000), "32", "Most units that start at the same time."),
 
-    key("api", "listen", Kind::Listen, "[]", "TCP addresses to serve on, beside the Unix socket.").restarts(),
-    key("api", "token_file", Kind::PathOrNone, r#""""#, "File of the token that TCP clients must show.").restarts(),
-    key("api", "operators", Kind::Words, r#"["root", "@upright"]"#, "Users and @groups that may act.").restarts(),
-    key("api", "viewers", Kind::Words, "[]", "Users and @groups that may read; empty = everybody who can open the socket.").restarts(),
+    key("api", "listen", Kind::Listen, "[]", "TCP addresses to serve on, beside the Unix socket."),
+    key("api", "token_file", Kind::PathOrNone, r#""""#, "File of the token that TCP clients must show."),
+    key("api", "operators", Kind::Words, r#"["root", "@upright"]"#, "Users and @groups that may act."),
+    key("api", "viewers", Kind::Words, "[]", "Users and @groups that may read; empty = everybody who can open the socket."),
 
     unset("alert.*", "kind", Kind::Choice(&["slack", "webhook", "email", "alertmanager", "pagerduty", "ntfy", "discord", "teams", "exec", "file"]), "What kind of channel; `file` is in force, the others are not yet."),
     unset("alert.*", "url", Kind::Url, "Where to."),
