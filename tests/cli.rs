@@ -458,7 +458,8 @@ async fn canned(call: Call, list: UnitList) -> Answer {
         Call::Alerts { .. } => json(&AlertList { alerts: vec![] }),
         Call::Livez
         | Call::Readyz
-        | Call::Metrics
+        | Call::Metrics(_)
+        | Call::SystemMetrics
         | Call::Health
         | Call::ConfigErrors
         | Call::ConfigPlan

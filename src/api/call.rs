@@ -47,7 +47,9 @@ impl Verb {
 pub enum Call {
     Livez,
     Readyz,
-    Metrics,
+    Metrics(MetricsForm),
+    /// The same numbers as JSON.
+    SystemMetrics,
     Health,
     Units,
     Unit {
@@ -94,6 +96,16 @@ pub enum Call {
     Upgrade,
     /// Swap the daemon for the binary on disk; answered when the new one is about to take over.
     BeginUpgrade,
+}
+
+/// Which text format of metrics the client reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MetricsForm {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// The older one of Prometheus, for whoever names none.
+    #[default]
+    Prometheus,
 }
 
 /// Which lines are wanted, and how.
@@ -151,8 +163,8 @@ pub enum Answer {
     Json(Bytes),
     /// A status and one line of text (`/livez`, `/readyz`).
     Plain(u16, &'static str),
-    /// 200 with numbers in the OpenMetrics text format.
-    Metrics(String),
+    /// 200 with numbers in this text format.
+    Metrics(MetricsForm, String),
     /// `text/event-stream`; each item is the JSON of one `data:` line. Ends when the sender
     /// is dropped. The channel is bounded: a slow reader loses its own lines, nobody else's.
     Stream(mpsc::Receiver<Bytes>),

@@ -13,4 +13,5 @@ pub mod routes;
 pub mod server;
 pub mod slots;
 pub mod stall;
+pub mod timing;
 pub mod types;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::api::routes::{Need, Param, ROUTES, Route, Target};
 use crate::api::types::{
     ActionReply, ActionRequest, AlertList, ConfigApplied, ConfigHealth, ConfigPlan, ErrorReply, EventList,
-    LogLines, RecoveryRequest, SignalRequest, SystemHealth, UnitCard, UnitList, UpgradeStatus,
+    LogLines, RecoveryRequest, SignalRequest, SystemHealth, SystemMetrics, UnitCard, UnitList, UpgradeStatus,
 };
 
 /// The document as JSON text, with a newline at its end.
@@ -122,9 +122,11 @@ fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
     let schema = match route.target {
         Target::Livez | Target::Readyz => return json!({ "text/plain": { "schema": { "type": "string" } } }),
         Target::Metrics => {
-            return json!({ "application/openmetrics-text": { "schema": { "type": "string" } } });
+            let text = json!({ "schema": { "type": "string" } });
+            return json!({ "application/openmetrics-text": text, "text/plain": text });
         }
         Target::OpenApi => json!({ "type": "object" }),
+        Target::SystemMetrics => to_value(schemas.subschema_for::<SystemMetrics>()),
         Target::Health => to_value(schemas.subschema_for::<SystemHealth>()),
         Target::Units => to_value(schemas.subschema_for::<UnitList>()),
         Target::Unit => to_value(schemas.subschema_for::<UnitCard>()),
@@ -164,6 +166,7 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         Target::Livez
         | Target::Readyz
         | Target::Metrics
+        | Target::SystemMetrics
         | Target::Health
         | Target::Units
         | Target::Unit

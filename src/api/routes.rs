@@ -21,6 +21,7 @@ pub enum Target {
     Livez,
     Readyz,
     Metrics,
+    SystemMetrics,
     Health,
     Units,
     Unit,
@@ -179,7 +180,13 @@ const WAIT: &[Param] = &[Param::Wait];
 pub const ROUTES: &[Route] = &[
     read("/livez", Target::Livez, &[], "Is the engine answering? 200 or 503, plain text."),
     read("/readyz", Target::Readyz, &[], "Has the engine taken over its units? 200 or 503, plain text."),
-    read("/metrics", Target::Metrics, &[], "Numbers in the OpenMetrics text format, for Prometheus."),
+    read(
+        "/metrics",
+        Target::Metrics,
+        &[],
+        "Numbers for Prometheus, in the OpenMetrics text format where the client accepts it.",
+    ),
+    read("/api/system/metrics", Target::SystemMetrics, &[], "The numbers of /metrics as JSON."),
     read("/api/system/health", Target::Health, &[], "The whole system on one page: green, yellow or red."),
     read("/v1/units", Target::Units, &[], "Every unit with its state and reason."),
     read("/v1/units/{name}", Target::Unit, &[], "One unit with its last log lines and history."),

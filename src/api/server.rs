@@ -22,12 +22,13 @@ use tokio::task::JoinSet;
 
 use crate::api::access::Access;
 use crate::api::body::ReplyBody;
-use crate::api::call::{Answer, Call, Peer, PiecesOf};
+use crate::api::call::{Answer, Call, MetricsForm, Peer, PiecesOf};
 use crate::api::openapi;
-use crate::api::request::{self, Heads, Refusal};
+use crate::api::request::{self, Heads, Refusal, metrics_form};
 use crate::api::routes::{self, Found, Need};
 use crate::api::slots::{Calls, Slots};
 use crate::api::stall::Stall;
+use crate::api::timing::Timed;
 use crate::api::types::{ErrorBody, ErrorReply};
 
 /// Between two looks whether everybody is served.
@@ -223,6 +224,7 @@ where
     F: Fn(Peer, Call) -> Fut,
     Fut: Future<Output = Answer>,
 {
+    let _timed = Timed::begin(request.method(), request.uri().path());
     match understand(request, &shared).await {
         Ok(Some(call)) => {
             let busy = shared.calls.begin();
@@ -263,6 +265,7 @@ async fn understand(
     let header = |name: HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
     let heads = Heads {
         wants_events: header(ACCEPT).is_some_and(|accept| accept.contains("text/event-stream")),
+        metrics: metrics_form(header(ACCEPT).unwrap_or("")),
         last_event_id: header(HeaderName::from_static("last-event-id")),
     };
     request::parse(route, name, head.uri.query(), heads, &body).map_err(refuse)
@@ -336,8 +339,11 @@ fn denied(peer: Peer, need: Need) -> Refusal {
 fn from_answer(answer: Answer, limits: &Limits) -> Response<ReplyBody> {
     match answer {
         Answer::Json(bytes) => json(StatusCode::OK, bytes),
-        Answer::Metrics(text) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        Answer::Metrics(form, text) => {
+            let kind = match form {
+                MetricsForm::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                MetricsForm::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            };
             with_head(StatusCode::OK, kind, ReplyBody::whole(Bytes::from(text)))
         }
         Answer::Plain(code, text) => {
