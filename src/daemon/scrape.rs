@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::api::call::{Answer, MetricsForm};
 use crate::api::timing;
@@ -28,6 +28,9 @@ const LOOK_MAX: Duration = Duration::from_secs(2);
 
 /// How long the store may take to say what waits in the outbox.
 const STORE_MAX: Duration = Duration::from_secs(1);
+
+/// So many at once; others wait. Threads that wait for disks are few, and alerts need some of them.
+static LOOKS: Semaphore = Semaphore::const_new(4);
 
 /// `schema_version` of the JSON.
 const SCHEMA_VERSION: u32 = 1;
@@ -65,11 +68,15 @@ impl Shell {
             let figures = tokio::time::timeout(STORE_MAX, figures).await;
             let figures = figures.ok().and_then(Result::ok).and_then(Result::ok);
             look.facts.histograms.push((Id::Commit, reader.commits().read()));
-            add_outbox(&mut look.facts, figures.unwrap_or_default());
+            if let Some(figures) = figures {
+                add_outbox(&mut look.facts, figures);
+            }
+            let turn = LOOKS.acquire().await;
             let answer = match aside("metrics", move || answer(look, wanted)) {
                 Ok(answer) => answer.await.ok(),
                 Err(_) => None,
             };
+            drop(turn);
             let none = || {
                 let help = Some("ask again; `upright status` tells what the host is short of".to_string());
                 refuse(503, "metrics.busy", "cannot look at processes: no thread is to be had".into(), help)
@@ -117,7 +124,7 @@ impl Shell {
             troubles: self.troubles().into_iter().map(|trouble| trouble.code).collect(),
             config_errors: u64::try_from(self.files.errors.len()).unwrap_or(u64::MAX),
             config_unapplied: self.files.unapplied,
-            events: self.hands.observed.last_event,
+            events: Some(self.hands.observed.last_event).filter(|last| *last > 0),
             units,
             histograms: self.hands.observed.histograms(),
             requests: timing::read(),
@@ -150,7 +157,7 @@ impl Shell {
 }
 
 fn add_outbox(facts: &mut Facts, figures: OutboxFigures) {
-    facts.alerts_raised = figures.raised;
+    facts.alerts_raised = Some(figures.raised);
     let now_us = clock::wall().as_microsecond();
     for found in figures.channels {
         let Some(channel) = facts.channels.iter_mut().find(|channel| channel.name == found.name) else {

@@ -75,9 +75,10 @@ pub fn of_process(pid: i32) -> Option<Usage> {
 fn of_group(path: &Path) -> Option<Usage> {
     let mut pids = HashSet::new();
     pids_below(path, 0, &mut pids);
-    let mut usage = of_processes(pids.into_iter())?;
     // The kernel's own account knows those that have ended, too.
-    if let Some(us) = number_of(path, "cpu.stat", "usage_usec ") {
+    let us = number_of(path, "cpu.stat", "usage_usec ");
+    let mut usage = of_processes(pids.into_iter()).or(us.map(|_| Usage::default()))?;
+    if let Some(us) = us {
         usage.cpu_s = seconds(us, 1_000_000);
     }
     usage.group_memory_bytes = number_of(path, "memory.current", "");

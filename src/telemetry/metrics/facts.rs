@@ -28,7 +28,8 @@ pub struct Facts {
     pub troubles: Vec<String>,
     pub config_errors: u64,
     pub config_unapplied: bool,
-    pub events: u64,
+    /// None: nothing was committed yet.
+    pub events: Option<u64>,
     pub units: Vec<UnitFacts>,
     pub units_unseen: u64,
     /// Of the keeper and of the engine.
@@ -43,7 +44,8 @@ pub struct Facts {
     pub log_dropped_bytes: u64,
     pub log_rotations: u64,
     pub log_blocked: u64,
-    pub alerts_raised: u64,
+    /// None: the store did not answer in time.
+    pub alerts_raised: Option<u64>,
     pub channels: Vec<Channel>,
 }
 
@@ -109,6 +111,11 @@ impl Row<'_> {
         self.say(&[], Value::Count(count));
     }
 
+    /// A counter that is not known now has no sample: 0 would read as if it had begun anew.
+    fn maybe(&mut self, count: Option<u64>) {
+        count.into_iter().for_each(|count| self.count(count));
+    }
+
     fn number(&mut self, number: f64) {
         self.say(&[], Value::Number(number));
     }
@@ -163,7 +170,7 @@ fn tell_row(id: Id, facts: &Facts, row: &mut Row<'_>) {
         Id::Trouble => tell_troubles(facts, row),
         Id::ConfigErrors => row.count(facts.config_errors),
         Id::ConfigUnapplied => row.count(u64::from(facts.config_unapplied)),
-        Id::Events => row.count(facts.events),
+        Id::Events => row.maybe(facts.events),
         Id::Units => {
             for word in StateWord::ALL {
                 let there = facts.units.iter().filter(|unit| unit.state == word.as_str()).count();
@@ -182,7 +189,7 @@ fn tell_row(id: Id, facts: &Facts, row: &mut Row<'_>) {
         Id::LogDropped => row.count(facts.log_dropped_bytes),
         Id::LogRotations => row.count(facts.log_rotations),
         Id::LogBlocked => row.count(facts.log_blocked),
-        Id::AlertsRaised => row.count(facts.alerts_raised),
+        Id::AlertsRaised => row.maybe(facts.alerts_raised),
         Id::AlertsPending => row.waiting(facts, |waiting| Count(waiting.pending)),
         Id::AlertsOldest => row.waiting(facts, |waiting| Value::Number(waiting.oldest_s)),
         Id::AlertsParked => row.waiting(facts, |waiting| Count(waiting.parked)),
