@@ -244,7 +244,7 @@ fn counts_are_those_of_what_happened_and_outlive_the_engine_where_they_say_so() 
     assert!(number("upright_engine_turn_seconds_count") > 10.0);
     assert!(number("upright_store_commit_seconds_count") > 3.0);
     let asked = [("method", "GET"), ("route", "/metrics")];
-    assert!(value(&seen, "upright_api_request_seconds_count", &asked).expect("this route") >= 3.0);
+    assert!(value(&seen, "upright_api_request_seconds_count", &asked).expect("this route") >= 1.0);
     let raised = number("upright_alerts_raised_total");
     assert_eq!(raised, home.get("/v1/alerts")["alerts"].as_array().expect("alerts").len() as f64);
 

@@ -1,6 +1,6 @@
 //! What processes use: CPU time, memory, storage, fds, threads; of one process, of a cgroup, of sessions.
 //!
-//! Refuses: being asked often. Each process costs three looks into /proc (about 20 µs together), so it is for
+//! Refuses: being asked often. Each process costs four looks into /proc (some 20 µs together), so it is for
 //! who asks, on a thread of theirs; nothing here is remembered.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -123,7 +123,7 @@ fn of_processes(pids: impl Iterator<Item = i32>) -> Option<Usage> {
     for pid in pids {
         let Some(stat) = Stat::of(pid) else { continue };
         ticks += stat.cpu_ticks;
-        usage.resident_bytes += stat.resident_pages * page_bytes();
+        usage.resident_bytes += resident_pages(pid).unwrap_or(0) * page_bytes();
         usage.tasks += stat.tasks;
         usage.processes += 1;
         usage.fds += fds_of(pid);
@@ -135,6 +135,11 @@ fn of_processes(pids: impl Iterator<Item = i32>) -> Option<Usage> {
     }
     usage.cpu_s = seconds(ticks, ticks_per_second());
     (usage.processes > 0).then_some(usage)
+}
+
+/// Of /proc/PID/statm: what /proc/PID/stat says lags behind by some pages a CPU (proc_pid_stat(5)).
+fn resident_pages(pid: i32) -> Option<u64> {
+    fs::read_to_string(format!("/proc/{pid}/statm")).ok()?.split(' ').nth(1)?.parse().ok()
 }
 
 /// Since Linux 6.2 the size of the directory is the number; before, it has to be read.
@@ -155,7 +160,6 @@ struct Stat {
     session: i32,
     cpu_ticks: u64,
     tasks: u64,
-    resident_pages: u64,
 }
 
 impl Stat {
@@ -180,7 +184,6 @@ impl Stat {
             // utime, stime, and those of children that were waited for.
             cpu_ticks: number(11)? + number(12)? + number(13)? + number(14)?,
             tasks: number(17)?,
-            resident_pages: number(21)?,
         })
     }
 }
@@ -212,7 +215,7 @@ mod tests {
     fn a_line_of_the_kernel_is_read_whatever_the_name_is() {
         let line = b"42 (a) S 1 (b\n) R 7 42 41 0 -1 4194304 1 0 0 0 10 20 3 4 20 0 5 0 12345 999 77 3";
         let found = Stat::parse(line).expect("stat");
-        assert_eq!(found, Stat { session: 41, cpu_ticks: 37, tasks: 5, resident_pages: 77 });
+        assert_eq!(found, Stat { session: 41, cpu_ticks: 37, tasks: 5 });
         assert_eq!(
             Stat::parse(b"42 (a) Z 7 42 41 0 -1 4 1 0 0 0 1 2 3 4 20 0 5 0 1 9 7 3"),
             None,

@@ -171,12 +171,7 @@ fn tell_row(id: Id, facts: &Facts, row: &mut Row<'_>) {
         Id::ConfigErrors => row.count(facts.config_errors),
         Id::ConfigUnapplied => row.count(u64::from(facts.config_unapplied)),
         Id::Events => row.maybe(facts.events),
-        Id::Units => {
-            for word in StateWord::ALL {
-                let there = facts.units.iter().filter(|unit| unit.state == word.as_str()).count();
-                row.say(&[word.as_str()], Count(u64::try_from(there).unwrap_or(u64::MAX)));
-            }
-        }
+        Id::Units => tell_units_by_state(facts, row),
         Id::UnitsUnseen => row.count(facts.units_unseen),
         Id::StorePending => row.count(facts.store_pending),
         Id::StoreSize => facts.store_files.iter().for_each(|(file, bytes)| row.say(&[file], Count(*bytes))),
@@ -256,6 +251,13 @@ fn tell_units(id: Id, facts: &Facts, row: &mut Row<'_>) {
         Id::UnitProcesses => row.usages(facts, |usage| Some(Count(usage.processes))),
         Id::UnitTasks => row.usages(facts, |usage| Some(Count(usage.tasks))),
         _ => {} // `tell_row` sends no other
+    }
+}
+
+fn tell_units_by_state(facts: &Facts, row: &mut Row<'_>) {
+    for word in StateWord::ALL.map(StateWord::as_str) {
+        let there = facts.units.iter().filter(|unit| unit.state == word).count();
+        row.say(&[word], Value::Count(u64::try_from(there).unwrap_or(u64::MAX)));
     }
 }
 
