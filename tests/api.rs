@@ -103,7 +103,7 @@ fn handler(calls: Calls) -> impl Fn(Peer, Call) -> std::future::Ready<Answer> + 
 
 fn answer(call: Call) -> Answer {
     match call {
-        Call::Metrics => Answer::Metrics("# EOF\n".into()),
+        Call::Metrics(form) => Answer::Metrics(form, "# EOF\n".into()),
         Call::Livez | Call::Readyz => Answer::Plain(200, "ok"),
         // Says nothing, and does not end.
         Call::Logs(LogQuery { units, follow: true, .. }) if units == ["quiet"] => {
@@ -134,6 +134,7 @@ fn answer(call: Call) -> Answer {
         | Call::Logs(_)
         | Call::Events { .. }
         | Call::ConfigErrors
+        | Call::SystemMetrics
         | Call::Alerts(_)
         | Call::ConfigPlan
         | Call::ConfigApply { .. }

@@ -83,7 +83,9 @@ impl Verb {
 pub enum Call {
     Livez,
     Readyz,
-    Metrics,
+    Metrics(MetricsForm),
+    /// The same numbers as JSON.
+    SystemMetrics,
     Health,
     Units,
     Unit {
@@ -161,7 +163,8 @@ impl Call {
             Call::Alerts(AlertCall::Mute { .. }) => Some("alert mute"),
             Call::Livez
             | Call::Readyz
-            | Call::Metrics
+            | Call::Metrics(_)
+            | Call::SystemMetrics
             | Call::Health
             | Call::Units
             | Call::Unit { .. }
@@ -173,6 +176,16 @@ impl Call {
             | Call::Upgrade => None,
         }
     }
+}
+
+/// Which text format of metrics the client reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MetricsForm {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// The older one of Prometheus, for whoever names none.
+    #[default]
+    Prometheus,
 }
 
 /// Which lines are wanted, and how.
@@ -239,8 +252,8 @@ pub enum Answer {
     Json(Bytes),
     /// A status and one line of text (`/livez`, `/readyz`).
     Plain(u16, &'static str),
-    /// 200 with numbers in the OpenMetrics text format.
-    Metrics(String),
+    /// 200 with numbers in this text format.
+    Metrics(MetricsForm, String),
     /// `text/event-stream`. Ends when the sender is dropped. The channel is bounded: a slow
     /// reader loses its own lines, nobody else's.
     Stream(mpsc::Receiver<Item>),

@@ -15,13 +15,14 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode};
 
 use crate::api::body::ReplyBody;
-use crate::api::call::{Answer, Call, Peer, PiecesOf};
+use crate::api::call::{Answer, Call, MetricsForm, Peer, PiecesOf};
 use crate::api::openapi::{self, EVENTS, JSON};
-use crate::api::request::{self, Heads, Refusal};
+use crate::api::request::{self, Heads, Refusal, metrics_form};
 use crate::api::routes::{self, Found, Route};
 use crate::api::rules::Rules;
 use crate::api::server::Limits;
 use crate::api::slots::Calls;
+use crate::api::timing::Timed;
 use crate::api::types::{ErrorBody, ErrorReply};
 
 /// What every request of a connection shares.
@@ -41,6 +42,7 @@ where
     F: Fn(Peer, Call) -> Fut,
     Fut: Future<Output = Answer>,
 {
+    let _timed = Timed::begin(request.method(), request.uri().path());
     let open = shared.calls.open();
     let mut peer = shared.peer.clone();
     let response = match understand(request, &mut peer, &shared).await {
@@ -84,6 +86,7 @@ async fn understand(
     let header = |name: HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
     let heads = Heads {
         wants_events: header(ACCEPT).is_some_and(|accept| accept.contains(EVENTS)),
+        metrics: metrics_form(header(ACCEPT).unwrap_or("")),
         last_event_id: header(HeaderName::from_static("last-event-id")),
     };
     request::parse(route, name, head.uri.query(), heads, &body).map_err(refuse)
@@ -172,8 +175,11 @@ fn wrong_method(path: &str, methods: &[&Method]) -> Response<ReplyBody> {
 fn from_answer(answer: Answer, limits: &Limits) -> Response<ReplyBody> {
     match answer {
         Answer::Json(bytes) => json(StatusCode::OK, bytes),
-        Answer::Metrics(text) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        Answer::Metrics(form, text) => {
+            let kind = match form {
+                MetricsForm::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                MetricsForm::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            };
             with_head(StatusCode::OK, kind, ReplyBody::whole(Bytes::from(text)))
         }
         Answer::Plain(code, text) => {

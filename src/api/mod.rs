@@ -18,5 +18,6 @@ pub mod slots;
 pub mod stall;
 pub mod tcp;
 pub mod token;
+pub mod timing;
 pub mod types;
 pub mod uniform;

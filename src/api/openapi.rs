@@ -10,7 +10,7 @@ use crate::api::routes::{Door, Need, Param, ROUTES, Route, Target};
 use crate::api::types::{
     AckRequest, ActionReply, ActionRequest, AlertLine, AlertList, ConfigApplied, ConfigHealth, ConfigPlan,
     ErrorReply, EventList, LogLines, MuteList, MuteRequest, NAME_PATTERN, RecoveryRequest, SignalRequest,
-    SystemHealth, TestRequest, UnitCard, UnitList, UpgradeStatus,
+    SystemHealth, SystemMetrics, TestRequest, UnitCard, UnitList, UpgradeStatus,
 };
 
 pub const JSON: &str = "application/json";
@@ -89,7 +89,7 @@ pub fn kinds_of(route: &Route) -> Vec<&'static str> {
         return vec![TEXT];
     }
     if route.target == Target::Metrics {
-        return vec![OPEN_METRICS];
+        return vec![OPEN_METRICS, TEXT];
     }
     let with = |param, kind| route.params.contains(&param).then_some(kind);
     [Some(JSON), with(Param::Follow, EVENTS), with(Param::Raw, BYTES)].into_iter().flatten().collect()
@@ -255,8 +255,12 @@ fn param_schema(param: Param) -> (Value, Value) {
 fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
     let schema = match route.target {
         Target::Livez | Target::Readyz => return json!({ TEXT: { "schema": { "type": "string" } } }),
-        Target::Metrics => return json!({ OPEN_METRICS: { "schema": { "type": "string" } } }),
+        Target::Metrics => {
+            let text = json!({ "schema": { "type": "string" } });
+            return json!({ OPEN_METRICS: text, TEXT: text });
+        }
         Target::OpenApi => json!({ "type": "object" }),
+        Target::SystemMetrics => to_value(schemas.subschema_for::<SystemMetrics>()),
         Target::Health => to_value(schemas.subschema_for::<SystemHealth>()),
         Target::Units => to_value(schemas.subschema_for::<UnitList>()),
         Target::Unit => to_value(schemas.subschema_for::<UnitCard>()),
@@ -305,6 +309,7 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         Target::Livez
         | Target::Readyz
         | Target::Metrics
+        | Target::SystemMetrics
         | Target::Health
         | Target::Units
         | Target::Unit

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::api::call::{AlertCall, Call, LogForm, LogQuery, Verb};
+use crate::api::call::{AlertCall, Call, LogForm, LogQuery, MetricsForm, Verb};
 use crate::api::routes::{Param, ROUTES, Route, Target};
 use crate::api::types::{
     AckRequest, ActionRequest, ErrorBody, MuteRequest, RecoveryRequest, SignalRequest, TestRequest,
@@ -67,8 +67,32 @@ struct Query {
 pub struct Heads<'h> {
     /// `Accept: text/event-stream`.
     pub wants_events: bool,
+    /// By `Accept`.
+    pub metrics: MetricsForm,
     /// Of a browser whose event stream broke (WHATWG HTML, 9.2).
     pub last_event_id: Option<&'h str>,
+}
+
+/// What `Accept` asks for (RFC 9110, 12.5.1): OpenMetrics where it is named and liked no less than plain
+/// text. A browser and curl name neither, and get what `promtool check metrics` reads.
+pub fn metrics_form(accept: &str) -> MetricsForm {
+    let mut liked = [("application/openmetrics-text", 0.0_f32), ("text/plain", 0.0)];
+    for range in accept.split(',') {
+        let mut words = range.split(';').map(str::trim);
+        let essence = words.next().unwrap_or("");
+        let weight = words.find_map(|word| word.strip_prefix("q=")).map_or(Some(1.0), |q| q.parse().ok());
+        for (name, best) in &mut liked {
+            if essence.eq_ignore_ascii_case(name) {
+                *best = best.max(weight.unwrap_or(0.0_f32));
+            }
+        }
+    }
+    let [(_, open_metrics), (_, plain)] = liked;
+    if open_metrics > 0.0 && open_metrics >= plain {
+        MetricsForm::OpenMetrics
+    } else {
+        MetricsForm::Prometheus
+    }
 }
 
 /// The call of a request; `None` for the OpenAPI document, which needs no daemon.
@@ -90,7 +114,8 @@ pub fn parse(
         Target::OpenApi => return Ok(None),
         Target::Livez => Call::Livez,
         Target::Readyz => Call::Readyz,
-        Target::Metrics => Call::Metrics,
+        Target::Metrics => Call::Metrics(heads.metrics),
+        Target::SystemMetrics => Call::SystemMetrics,
         Target::Health => Call::Health,
         Target::Units => Call::Units,
         Target::ConfigErrors => Call::ConfigErrors,
@@ -398,8 +423,8 @@ mod tests {
 
     #[test]
     fn questions_about_logs() {
-        let events = Heads { wants_events: true, last_event_id: None };
-        let again = Heads { wants_events: true, last_event_id: Some("a/stdout=4.5.6") };
+        let events = Heads { wants_events: true, ..Heads::default() };
+        let again = Heads { wants_events: true, last_event_id: Some("a/stdout=4.5.6"), ..Heads::default() };
         let none = LogQuery::default();
         let units = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
         let table = [
@@ -468,6 +493,25 @@ mod tests {
             "marks=perhaps",
         ] {
             assert!(asked(query, Heads::default()).is_err(), "{query}");
+        }
+    }
+
+    #[test]
+    fn the_format_of_metrics_is_the_one_that_the_client_likes() {
+        let prometheus = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,\
+                          text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        for (accept, form) in [
+            (prometheus, MetricsForm::OpenMetrics),
+            ("application/openmetrics-text; version=1.0.0", MetricsForm::OpenMetrics),
+            ("Application/OpenMetrics-Text", MetricsForm::OpenMetrics),
+            ("text/plain", MetricsForm::Prometheus),
+            ("*/*", MetricsForm::Prometheus),
+            ("", MetricsForm::Prometheus),
+            ("application/openmetrics-text;q=0", MetricsForm::Prometheus),
+            ("application/openmetrics-text;q=0.2, text/plain", MetricsForm::Prometheus),
+            ("application/openmetrics-text;q=x", MetricsForm::Prometheus),
+        ] {
+            assert_eq!(metrics_form(accept), form, "{accept}");
         }
     }
 }

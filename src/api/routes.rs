@@ -31,6 +31,7 @@ pub enum Target {
     Livez,
     Readyz,
     Metrics,
+    SystemMetrics,
     Health,
     Units,
     Unit,
@@ -211,7 +212,14 @@ pub const ROUTES: &[Route] = &[
     read("/livez", Target::Livez, &[], "Is the engine answering? 200 or 503, plain text.").open(),
     read("/readyz", Target::Readyz, &[], "Has the engine taken over its units? 200 or 503, plain text.")
         .open(),
-    read("/metrics", Target::Metrics, &[], "Numbers in the OpenMetrics text format, for Prometheus.").open(),
+    read(
+        "/metrics",
+        Target::Metrics,
+        &[],
+        "Numbers for Prometheus, in the OpenMetrics text format where the client accepts it.",
+    )
+    .open(),
+    read("/api/system/metrics", Target::SystemMetrics, &[], "The numbers of /metrics as JSON."),
     read("/api/system/health", Target::Health, &[], "The whole system on one page: green, yellow or red.")
         .open(),
     read("/v1/units", Target::Units, &[], "Every unit with its state and reason."),

@@ -335,6 +335,47 @@ pub struct SystemHealth {
     pub troubles: Vec<Trouble>,
 }
 
+/// `GET /api/system/metrics`: the numbers of `/metrics`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct SystemMetrics {
+    pub schema_version: u32,
+    /// In the order of docs/metrics.md.
+    pub metrics: Vec<Metric>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct Metric {
+    pub name: String,
+    /// gauge | counter | info | stateset | histogram
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// seconds | bytes, or empty
+    pub unit: String,
+    pub help: String,
+    pub samples: Vec<MetricSample>,
+}
+
+/// A value, or of a histogram its buckets with count and sum.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct MetricSample {
+    pub labels: std::collections::BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<serde_json::Number>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buckets: Option<Vec<MetricBucket>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sum: Option<f64>,
+}
+
+/// How many observations were not above `le`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct MetricBucket {
+    pub le: f64,
+    pub count: u64,
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct ConfigHealth {
     pub errors: Vec<ConfigError>,

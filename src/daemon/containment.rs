@@ -18,6 +18,7 @@ use crate::engine::event::Rest;
 use crate::sys::cgroup::{Tree, UnitGroup};
 use crate::sys::pidfd;
 use crate::sys::proctree::{self, Marks};
+use crate::sys::usage::Place;
 use crate::sys::watched::{Wake, watched};
 use crate::unit::spec::Resources;
 
@@ -253,6 +254,20 @@ impl Containment {
         let mut own = pids.into_iter().filter(|pid| proctree::parent_of(*pid) == Some(self.keeper_pid));
         let only = own.next()?;
         own.next().is_none().then_some(only)
+    }
+
+    /// Where the processes of each unit are that may have some.
+    pub fn places(&self) -> BTreeMap<UnitName, Place> {
+        let own = |known: &Sessions| Place::Sessions(known.all.clone());
+        match &self.kind {
+            Kind::Groups { units, .. } => {
+                let place = |group: &UnitGroup| Place::Group(group.path().to_path_buf());
+                units.iter().map(|(unit, group)| (unit.clone(), place(group))).collect()
+            }
+            Kind::Weak { sessions } => {
+                sessions.iter().map(|(unit, known)| (unit.clone(), own(known))).collect()
+            }
+        }
     }
 
     /// Something to wait on while the unit is not empty.

@@ -13,7 +13,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 
 use crate::base::check::NetCheck;
-use crate::base::{exit::RunId, limits, name::UnitName};
+use crate::base::{exit::RunId, histogram::Histogram, limits, name::UnitName};
 use crate::daemon::again::Again;
 use crate::daemon::containment::Watch;
 use crate::daemon::hands::{Hands, Source};
@@ -22,6 +22,7 @@ use crate::logs::Stream;
 use crate::logs::read::LineMatcher;
 use crate::logs::spool::Spool;
 use crate::probe::probe;
+use crate::sys::clock;
 use crate::sys::watched::{Wake, watched_or_back};
 use crate::unit::spec::{HealthCheck, ReadyWhen, ResyncBy};
 
@@ -38,9 +39,17 @@ pub fn run_probe(run: RunId, check: NetCheck, timeout: Duration, sources: Unboun
 }
 
 /// Runs one health check of a run and tells what it saw.
-pub fn run_check(run: RunId, check: NetCheck, timeout: Duration, sources: UnboundedSender<Source>) {
+pub fn run_check(
+    run: RunId,
+    check: NetCheck,
+    timeout: Duration,
+    durations: Arc<Histogram>,
+    sources: UnboundedSender<Source>,
+) {
     tokio::spawn(async move {
+        let began = clock::monotonic();
         let outcome = probe(&check, timeout).await;
+        durations.observe(clock::monotonic().since(began));
         let _ = sources.send(Source::Event(Event::Checked { run, outcome })); // the loop has ended
     });
 }
@@ -150,7 +159,8 @@ impl Hands {
     pub(crate) fn check(&self, unit: &UnitName, run: RunId) {
         let Some(health) = self.specs.get(unit).and_then(|spec| spec.health.clone()) else { return };
         if let HealthCheck::Net(check) = health.check {
-            run_check(run, check, health.timeout, self.tools.sources.clone());
+            let durations = Arc::clone(&self.observed.health);
+            run_check(run, check, health.timeout, durations, self.tools.sources.clone());
         }
     }
 

@@ -13,6 +13,7 @@ use crate::api::types::{
 use crate::base::{name::UnitName, signal::Signal};
 use crate::daemon::doors;
 use crate::daemon::reload::Reader;
+use crate::daemon::scrape::Wanted;
 use crate::daemon::shell::Shell;
 use crate::daemon::{lines, streams, views};
 use crate::engine::effect::Outcome;
@@ -21,7 +22,6 @@ use crate::engine::safe::Mode;
 use crate::engine::view::{StateWord, UnitView};
 use crate::store::row::{EventQuery, Level, Pick};
 use crate::sys::clock;
-use crate::telemetry::metrics::{self, Metrics};
 
 /// Last log lines and last events on a unit's card.
 const CARD_LINES: u64 = 10;
@@ -72,7 +72,8 @@ impl Shell {
         let answer = match call {
             Call::Livez => Answer::Plain(200, "ok"),
             Call::Readyz => Answer::Plain(200, "ready"),
-            Call::Metrics => Answer::Metrics(metrics::text(&self.metrics())),
+            Call::Metrics(form) => return self.answer_metrics(Wanted::Text(form), reply),
+            Call::SystemMetrics => return self.answer_metrics(Wanted::Json, reply),
             Call::Health => json(&self.health()),
             Call::Units => json(&self.unit_list()),
             Call::ConfigErrors => json(&self.config_health()),
@@ -291,24 +292,7 @@ impl Shell {
         }
     }
 
-    fn metrics(&self) -> Metrics {
-        let logs = self.hands.tools.capture.counts();
-        let views = self.engine.view();
-        let of = |word: &StateWord| views.iter().filter(|view| view.state == *word).count();
-        let units = StateWord::ALL.iter().map(|word| (word.as_str(), u64::try_from(of(word)).unwrap_or(0)));
-        Metrics {
-            version: env!("CARGO_PKG_VERSION"),
-            units: units.collect(),
-            fatal_stops: self.fatal_stops,
-            log_stored_bytes: logs.stored_bytes,
-            log_dropped_bytes: logs.dropped_bytes,
-            log_rotations: logs.rotations,
-            log_blocked: logs.in_trouble,
-            troubles: u64::try_from(self.troubles().len()).unwrap_or(0),
-        }
-    }
-
-    fn troubles(&self) -> Vec<Trouble> {
+    pub(crate) fn troubles(&self) -> Vec<Trouble> {
         let tools = &self.hands.tools;
         let told = tools.store.troubles().into_iter().chain(tools.log.trouble());
         let logs = self.hands.output.trouble();

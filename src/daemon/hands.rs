@@ -22,6 +22,7 @@ use crate::daemon::containment::Containment;
 use crate::daemon::doors;
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::launch::Maker;
+use crate::daemon::observed::Observed;
 use crate::daemon::output::Output;
 use crate::daemon::pipes::Pipes;
 use crate::daemon::plan::{self, Refused, Surroundings};
@@ -156,6 +157,8 @@ pub struct Hands {
     pub(crate) lates: Vec<Late>,
     pub(crate) waiting: VecDeque<(u64, Late)>,
     committed: u64,
+    /// For metrics.
+    pub(crate) observed: Observed,
 }
 
 impl Hands {
@@ -174,11 +177,13 @@ impl Hands {
             lates: Vec::new(),
             waiting: VecDeque::new(),
             committed: 0,
+            observed: Observed::default(),
         }
     }
 
     /// Does what the engine says. `stamp` is that of the step that said it.
     pub fn perform(&mut self, effect: Effect, stamp: Stamp) {
+        self.observed.on_effect(&effect);
         match effect {
             Effect::Spawn { unit, run, role } => self.spawn(unit, run, role, stamp.at),
             Effect::Signal { run, signal } => self.ask_keeper(Request::Signal { run, signal }),
@@ -270,8 +275,14 @@ impl Hands {
         self.waiting.remove(place).map(|(_, late)| (late, trouble))
     }
 
+    /// Batches that are not on the disk yet.
+    pub fn uncommitted(&self) -> u64 {
+        self.tools.store.submitted().saturating_sub(self.committed)
+    }
+
     pub fn on_committed(&mut self, committed: Committed) {
         self.committed = self.committed.max(committed.through);
+        self.observed.on_committed(&committed);
         self.tools.outbox.committed(committed.alerts);
         self.tools.outbox.kept(committed.deliveries);
         for row in committed.events {
@@ -284,6 +295,7 @@ impl Hands {
         match keep {
             Keep::Channels(known) => self.keep(Write::Channels(known)),
             Keep::Delivery { row, delivery } => {
+                self.observed.on_delivery(&delivery);
                 if let Some(event) = delivery_event(&row, &delivery, stamp) {
                     self.note(event);
                 }
@@ -306,6 +318,7 @@ impl Hands {
     }
 
     fn record(&mut self, record: &Record, stamp: Stamp) {
+        self.observed.on_record(record, stamp.at);
         let event = observe(record, stamp);
         match event.level {
             Level::Info => tracing::info!("{}", event.message),

@@ -45,6 +45,12 @@ struct Piped {
 }
 
 impl Output {
+    /// What the unit's streams ever had, of those that this engine has opened.
+    pub fn stored_bytes(&self, unit: &UnitName) -> Option<u64> {
+        let spools = Stream::ALL.iter().filter_map(|stream| self.spools.get(&(unit.clone(), *stream)));
+        spools.map(|spool| spool.stored_bytes()).reduce(u64::saturating_add)
+    }
+
     /// What is told as long as somebody's output cannot be written.
     pub fn trouble(&self) -> Option<Trouble> {
         let units: BTreeSet<&str> = self.troubled.iter().map(|(unit, _)| unit.as_str()).collect();

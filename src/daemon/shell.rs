@@ -60,6 +60,8 @@ pub struct Shell {
     pub(crate) keeper_pid: i32,
     /// When the keeper started.
     pub(crate) started_at: Monotonic,
+    /// When this engine began, and how many this keeper has started with it.
+    pub(crate) engine_started: (Monotonic, u32),
     pub(crate) fatal_stops: u64,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) ending: Ending,
@@ -121,9 +123,12 @@ impl Shell {
                 arm(&timer, due)?;
                 armed = due;
             }
-            match self.turn(&mut ears, &keeper, &fired).await? {
+            let turn = self.turn(&mut ears, &keeper, &fired).await?;
+            let woken = clock::monotonic();
+            match turn {
                 Turn::Keeper => self.on_keeper()?,
                 Turn::Due => {
+                    armed.iter().for_each(|due| self.hands.observed.lag.observe(woken.since(*due)));
                     // A ping that lies there was in time, however late we are.
                     self.hear_all()?;
                     let _ = timer.wait(); // clears it; EAGAIN when it was armed anew meanwhile
@@ -143,6 +148,7 @@ impl Shell {
             }
             self.settle();
             self.go_on_leaving();
+            self.hands.observed.turn.observe(clock::monotonic().since(woken));
         }
         Ok(())
     }
@@ -301,7 +307,12 @@ impl Shell {
                 }
                 self.handle(Event::Spawned { run, pid });
             }
-            News::Executed { run } => self.handle(Event::Executed { run }),
+            News::Executed { run } => {
+                if let Some(live) = self.hands.runs.get(&run) {
+                    self.hands.observed.on_executed(&live.unit, run, live.role, clock::monotonic());
+                }
+                self.handle(Event::Executed { run });
+            }
             News::SpawnShort { run, errno } => {
                 if let Some(live) = self.hands.runs.remove(&run) {
                     self.hands.tools.pipes.forget_run(&live.unit, run);

@@ -65,7 +65,7 @@ pub(super) fn begin(
     let (sources, heard) = mpsc::unbounded_channel();
     let found = find(&home, &mut client, &mut attached, &sources)?;
     let Found { ready, loaded, survey, boot, reading, in_force } = found;
-    let Attached { keeper_pid, started_at, ends, rows, held, to_end, upgrade, .. } = attached;
+    let Attached { keeper_pid, started_at, engine_starts, ends, rows, held, to_end, upgrade, .. } = attached;
     let mut stored = FdStore::default();
     let sockets = sockets_and_stored(&home, &mut client, held, &mut stored)?;
     let mut hands = hands_of(&home, client, ready, &loaded, &in_force, sources)?;
@@ -95,6 +95,7 @@ pub(super) fn begin(
         doors,
         keeper_pid,
         started_at,
+        engine_started: (begun, engine_starts),
         fatal_stops: count_fatal_stops(boot, loaded.life),
         shutdown_timeout: in_force.daemon.shutdown_timeout,
         ending: Ending::No,

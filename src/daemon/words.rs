@@ -175,6 +175,7 @@ impl Shell {
         live.handover.end = None;
         live.ended = true;
         live.end = Some((at, exit));
+        self.hands.observed.on_ended(run, at);
         let rest = self.hands.rest(&unit);
         self.handle(Event::Exited { run, at, exit, rest });
     }

@@ -83,7 +83,36 @@ pub struct UnitView {
     pub removed: bool,
 }
 
+/// The numbers of a unit: a `UnitView` without its sentences, for who asks about all of them often.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitNumbers {
+    pub name: UnitName,
+    pub state: StateWord,
+    /// When the state was entered.
+    pub since: Monotonic,
+    pub restarts: u64,
+    pub failures: u32,
+    pub healthy: Option<bool>,
+    pub wanted: bool,
+    pub ready: bool,
+}
+
 impl Engine {
+    /// The numbers of every unit, by name.
+    pub fn numbers(&self) -> Vec<UnitNumbers> {
+        let numbers = |unit: &Unit| UnitNumbers {
+            name: unit.spec.name.clone(),
+            state: word(&unit.state),
+            since: unit.since,
+            restarts: unit.durable.restarts,
+            failures: unit.durable.failures,
+            healthy: healthy(unit),
+            wanted: unit.wanted(),
+            ready: unit.is_ready(),
+        };
+        self.units.values().map(numbers).collect()
+    }
+
     /// Every unit, by name.
     pub fn view(&self) -> Vec<UnitView> {
         self.units.values().map(view).collect()
@@ -108,15 +137,7 @@ fn view(unit: &Unit) -> UnitView {
         restarts: unit.durable.restarts,
         failures: unit.durable.failures,
         alerted_episode: unit.durable.alerted.then_some(unit.durable.episode),
-        healthy: match &unit.state {
-            State::Active(active) => active.health.as_ref().and_then(|watch| watch.healthy),
-            State::Inactive { .. }
-            | State::Waiting { .. }
-            | State::Activating(_)
-            | State::Backoff { .. }
-            | State::Deactivating { .. }
-            | State::Failed { .. } => None,
-        },
+        healthy: healthy(unit),
         next_retry_at: match unit.state {
             State::Backoff { retry_at } => Some(retry_at),
             State::Inactive { .. }
@@ -134,6 +155,18 @@ fn view(unit: &Unit) -> UnitView {
         ready: unit.is_ready(),
         quarantined: unit.quarantine().is_some(),
         removed: unit.removed,
+    }
+}
+
+fn healthy(unit: &Unit) -> Option<bool> {
+    match &unit.state {
+        State::Active(active) => active.health.as_ref().and_then(|watch| watch.healthy),
+        State::Inactive { .. }
+        | State::Waiting { .. }
+        | State::Activating(_)
+        | State::Backoff { .. }
+        | State::Deactivating { .. }
+        | State::Failed { .. } => None,
     }
 }
 

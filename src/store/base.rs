@@ -14,6 +14,7 @@ use std::time::Duration;
 use rusqlite::{Connection, TransactionBehavior};
 use serde_json::{Map, Value};
 
+use crate::base::histogram::{Histogram, QUICK};
 use crate::base::time::Monotonic;
 use crate::store::alert_journal::{self, AlertJournal};
 use crate::store::kept::{Found, Kept, Mark, StateJournal};
@@ -71,6 +72,8 @@ pub(crate) struct Base {
     news: Vec<NewEvent>,
     copy_trouble: Option<String>,
     began: bool,
+    /// How long commits took, whatever came of them.
+    pub commits: Arc<Histogram>,
 }
 
 impl Base {
@@ -100,6 +103,7 @@ impl Base {
             news: Vec::new(),
             copy_trouble: None,
             began: false,
+            commits: Arc::new(Histogram::new(QUICK)),
         }
     }
 
@@ -224,7 +228,9 @@ impl Base {
     /// # Errors
     /// Nothing of it is kept, or nobody knows (`read_meta("committed")` does). The connection is closed.
     pub fn commit(&mut self, through: u64, writes: &[&Write]) -> Result<Committed, StoreError> {
+        let began = clock::monotonic();
         let committed = self.try_commit(through, writes);
+        self.commits.observe(clock::monotonic().since(began));
         match &committed {
             Ok(_) => (self.hopeless, self.disk_errors_since) = (0, None),
             Err(error) => self.on_error(error),

@@ -11,6 +11,7 @@ pub mod alert;
 pub mod alert_journal;
 mod base;
 mod checked;
+pub mod figures;
 pub mod kept;
 pub mod open;
 pub mod rebuild;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use crate::base::{exit::RunId, name::UnitName};
+use crate::base::{exit::RunId, histogram::Histogram, name::UnitName};
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::effect::Alert;
 use crate::engine::outbox::{Delivery, Row};
@@ -164,6 +164,8 @@ pub struct Store {
 pub struct Reader {
     commands: Sender<Command>,
     status: Arc<Mutex<Status>>,
+    /// How long commits took.
+    pub(crate) commits: Arc<Histogram>,
 }
 
 /// What ails the store.
@@ -195,6 +197,7 @@ impl Opened {
         let pending_writes = self.owed.len();
         // Batch 0: nobody waits for it, and it goes before all others.
         let owed = Some((0, Batch { writes: self.owed })).filter(|_| pending_writes > 0);
+        let commits = Arc::clone(&self.base.commits);
         let mut writer = Writer {
             base: self.base,
             pending: owed.into_iter().collect(),
@@ -206,7 +209,7 @@ impl Opened {
         };
         writer.look_aside();
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || writer.run(&waiting))?;
-        Ok(Store { reader: Reader { commands, status }, thread: Some(thread), submitted: 0 })
+        Ok(Store { reader: Reader { commands, status, commits }, thread: Some(thread), submitted: 0 })
     }
 }
 
@@ -271,7 +274,7 @@ impl Reader {
         self.ask(move |db| alert::select_newest(db, limit), answer);
     }
 
-    fn ask<T>(
+    pub(crate) fn ask<T>(
         &self,
         question: impl Fn(&Connection) -> Result<T, StoreError> + Send + 'static,
         answer: impl FnOnce(Result<T, StoreError>) + Send + 'static,

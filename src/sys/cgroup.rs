@@ -131,6 +131,10 @@ impl UnitGroup {
         Ok(OpenOptions::new().read(true).custom_flags(nix::libc::O_DIRECTORY).open(&self.path)?.into())
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The kernel's number for it; another one once it was removed and made again.
     pub fn id(&self) -> u64 {
         self.id

@@ -18,5 +18,6 @@ pub mod signals;
 pub mod socket;
 pub mod spawn;
 pub mod threads;
+pub mod usage;
 pub mod wait;
 pub mod watched;
