@@ -2,6 +2,8 @@
 //!
 //! Refuses: a request that is not on the list (reliability A1: closed enum of routes).
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
@@ -80,6 +82,10 @@ pub enum Call {
         follow: bool,
     },
     ConfigErrors,
+    /// The KPIs of a window that ends now.
+    Summary {
+        since: Since,
+    },
     Alerts {
         limit: u32,
     },
@@ -94,6 +100,14 @@ pub enum Call {
     Upgrade,
     /// Swap the daemon for the binary on disk; answered when the new one is about to take over.
     BeginUpgrade,
+}
+
+/// Where a window begins that ends now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    Last(Duration),
+    /// Wall time, µs since 1970.
+    At(i64),
 }
 
 /// Which lines are wanted, and how.

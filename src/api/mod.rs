@@ -14,3 +14,4 @@ pub mod server;
 pub mod slots;
 pub mod stall;
 pub mod types;
+pub mod summary;

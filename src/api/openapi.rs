@@ -6,6 +6,7 @@ use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use crate::api::routes::{Need, Param, ROUTES, Route, Target};
+use crate::api::summary::Summary;
 use crate::api::types::{
     ActionReply, ActionRequest, AlertList, ConfigApplied, ConfigHealth, ConfigPlan, ErrorReply, EventList,
     LogLines, RecoveryRequest, SignalRequest, SystemHealth, UnitCard, UnitList, UpgradeStatus,
@@ -111,6 +112,9 @@ fn param_schema(param: Param) -> Value {
             { "type": "string", "format": "date-time" },
             { "type": "integer" },
         ] }),
+        Param::Window => {
+            json!({ "type": "string", "default": "24h", "examples": ["24h", "2026-11-21T20:00:00Z"] })
+        }
         Param::Grep => json!({ "type": "string", "maxLength": 256 }),
         Param::Stream => json!({ "enum": ["stdout", "stderr"] }),
         Param::After => json!({ "type": "string" }),
@@ -130,6 +134,7 @@ fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         Target::Unit => to_value(schemas.subschema_for::<UnitCard>()),
         Target::UnitLogs | Target::Logs => to_value(schemas.subschema_for::<LogLines>()),
         Target::Events => to_value(schemas.subschema_for::<EventList>()),
+        Target::Summary => to_value(schemas.subschema_for::<Summary>()),
         Target::Alerts => to_value(schemas.subschema_for::<AlertList>()),
         Target::ConfigErrors => to_value(schemas.subschema_for::<ConfigHealth>()),
         Target::ConfigPlan => to_value(schemas.subschema_for::<ConfigPlan>()),
@@ -172,6 +177,7 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         | Target::Events
         | Target::ConfigErrors
         | Target::Alerts
+        | Target::Summary
         | Target::Upgrade
         | Target::OpenApi => return None,
     };

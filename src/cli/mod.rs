@@ -16,6 +16,7 @@ pub mod signal;
 pub mod logs;
 pub mod events;
 pub mod alert;
+pub mod kpi;
 pub mod graph;
 pub mod doors;
 pub mod check;
@@ -85,6 +86,7 @@ fn dispatch(args: &Args) -> Result<u8, Fail> {
         Command::Logs(logs) => logs::run(&mut context()?, logs),
         Command::Alert(AlertCommand::List(list)) => alert::list(&mut context()?, list),
         Command::Events(events) => events::run(&mut context()?, events),
+        Command::Kpi(kpi) => kpi::run(&mut context()?, kpi),
         Command::Graph(graph) => graph::run(&mut context()?, graph.form()),
     }
 }

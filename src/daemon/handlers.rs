@@ -124,6 +124,7 @@ impl Shell {
                     Err(answer) => *answer,
                 }
             }
+            Call::Summary { since } => return self.answer_summary(since, reply),
             Call::Alerts { limit } => {
                 let routes = self.hands.tools.outbox.routes();
                 return streams::answer_alerts(&self.hands.history().reader, routes, limit, reply);

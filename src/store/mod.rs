@@ -10,8 +10,11 @@
 pub mod alert;
 pub mod alert_journal;
 mod base;
+pub mod books;
+mod chores;
 mod checked;
 pub mod kept;
+mod lost;
 pub mod open;
 pub mod rebuild;
 pub mod reconcile;
