@@ -10,6 +10,7 @@ pub mod base;
 pub mod unit;
 pub mod graph;
 pub mod engine;
+pub mod ledger;
 pub mod sim;
 pub mod sys;
 pub mod config;

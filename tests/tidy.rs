@@ -32,6 +32,8 @@ const BANNED: &[(&str, &[&str])] = &[
     ("graph", &["Instant", "SystemTime", "async", "std::fs", "std::net", "std::thread", "std::time"]),
     ("engine", PURE),
     ("engine", &["clock"]),
+    ("ledger", PURE),
+    ("ledger", &["clock"]),
     ("sim", PURE),
     ("keeper", &["async", "await", "std::fs", "std::net", "std::thread", "Mutex"]),
     ("store", &["async", "await"]),

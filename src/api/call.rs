@@ -118,6 +118,10 @@ pub enum Call {
         follow: bool,
     },
     ConfigErrors,
+    /// The KPIs of a window that ends now.
+    Summary {
+        since: Since,
+    },
     Alerts(AlertCall),
     /// What a reread of the files would do.
     ConfigPlan,
@@ -165,6 +169,7 @@ impl Call {
             | Call::Readyz
             | Call::Metrics(_)
             | Call::SystemMetrics
+            | Call::Summary { .. }
             | Call::Health
             | Call::Units
             | Call::Unit { .. }
@@ -186,6 +191,14 @@ pub enum MetricsForm {
     /// The older one of Prometheus, for whoever names none.
     #[default]
     Prometheus,
+}
+
+/// Where a window begins that ends now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    Last(Duration),
+    /// Wall time, µs since 1970.
+    At(i64),
 }
 
 /// Which lines are wanted, and how.

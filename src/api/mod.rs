@@ -20,4 +20,5 @@ pub mod tcp;
 pub mod token;
 pub mod timing;
 pub mod types;
+pub mod summary;
 pub mod uniform;

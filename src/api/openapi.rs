@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::api::request::LINES_MAX;
 use crate::api::routes::{Door, Need, Param, ROUTES, Route, Target};
+use crate::api::summary::Summary;
 use crate::api::types::{
     AckRequest, ActionReply, ActionRequest, AlertLine, AlertList, ConfigApplied, ConfigHealth, ConfigPlan,
     ErrorReply, EventList, LogLines, MuteList, MuteRequest, NAME_PATTERN, RecoveryRequest, SignalRequest,
@@ -249,6 +250,10 @@ fn param_schema(param: Param) -> (Value, Value) {
         }
         Param::Stream => (json!({ "enum": ["stdout", "stderr"] }), json!("stderr")),
         Param::After => (json!({ "type": "string", "pattern": PLACE_PATTERN }), json!("web/stdout=1.2.3")),
+        Param::Window => (
+            json!({ "type": "string", "default": "24h", "examples": ["24h", "2026-11-21T20:00:00Z"] }),
+            json!("24h"),
+        ),
     }
 }
 
@@ -266,6 +271,7 @@ fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         Target::Unit => to_value(schemas.subschema_for::<UnitCard>()),
         Target::UnitLogs | Target::Logs => to_value(schemas.subschema_for::<LogLines>()),
         Target::Events => to_value(schemas.subschema_for::<EventList>()),
+        Target::Summary => to_value(schemas.subschema_for::<Summary>()),
         Target::Alerts => to_value(schemas.subschema_for::<AlertList>()),
         Target::ConfigErrors => to_value(schemas.subschema_for::<ConfigHealth>()),
         Target::ConfigPlan => to_value(schemas.subschema_for::<ConfigPlan>()),
@@ -318,6 +324,7 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         | Target::Events
         | Target::ConfigErrors
         | Target::Alerts
+        | Target::Summary
         | Target::Upgrade
         | Target::OpenApi => return None,
     };

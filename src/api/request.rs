@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::api::call::{AlertCall, Call, LogForm, LogQuery, MetricsForm, Verb};
+use crate::api::call::{AlertCall, Call, LogForm, LogQuery, MetricsForm, Since, Verb};
 use crate::api::routes::{Param, ROUTES, Route, Target};
 use crate::api::types::{
     AckRequest, ActionRequest, ErrorBody, MuteRequest, RecoveryRequest, SignalRequest, TestRequest,
 };
+use crate::base::duration;
 use crate::base::limits;
 use crate::base::name::UnitName;
 use crate::base::signal::Signal;
@@ -22,6 +23,8 @@ const EVENTS_DEFAULT: u32 = 1_000;
 
 /// The longest mute: what is forgotten for longer is configured.
 const MUTE_S_MAX: u64 = 365 * 24 * 3_600;
+/// Of a summary.
+const SUMMARY_DEFAULT: Duration = Duration::from_secs(86_400);
 
 /// A request that is answered with an error instead of being passed on.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +53,7 @@ struct Query {
     lines: Option<Option<u32>>,
     follow: Option<bool>,
     since_us: Option<i64>,
+    window: Option<Since>,
     until_us: Option<i64>,
     grep: Option<String>,
     stream: Option<String>,
@@ -119,6 +123,7 @@ pub fn parse(
         Target::Health => Call::Health,
         Target::Units => Call::Units,
         Target::ConfigErrors => Call::ConfigErrors,
+        Target::Summary => Call::Summary { since: query.window.unwrap_or(Since::Last(SUMMARY_DEFAULT)) },
         Target::Alerts => Call::Alerts(AlertCall::List { limit: query.limit.unwrap_or(EVENTS_DEFAULT) }),
         Target::Unit => Call::Unit { name: name()? },
         Target::UnitLogs => Call::Logs(log_query(query, heads, Some(name()?))?),
@@ -292,6 +297,7 @@ fn parse_query(route: &Route, text: &str) -> Result<Query, Refusal> {
             Param::Wait => once(key, &mut query.wait, truth(key, &value)?)?,
             Param::Since => once(key, &mut query.since, instant(key, value)?)?,
             Param::LogSince => once(key, &mut query.since_us, instant_us(key, value)?)?,
+            Param::Window => once(key, &mut query.window, window(key, value)?)?,
             Param::Until => once(key, &mut query.until_us, instant_us(key, value)?)?,
             Param::Grep => once(key, &mut query.grep, value)?,
             Param::Stream => once(key, &mut query.stream, stream(value)?)?,
@@ -367,6 +373,14 @@ fn instant_us(key: &str, text: String) -> Result<i64, Refusal> {
             format!("cannot read `{key}`: {cause}"),
             "write RFC 3339, for example 2026-11-21T20:00:00Z".to_string(),
         )),
+    }
+}
+
+/// `24h`, or an instant.
+fn window(key: &str, text: String) -> Result<Since, Refusal> {
+    match duration::parse(&text) {
+        Ok(length) if text.parse::<i64>().is_err() => Ok(Since::Last(length)),
+        Ok(_) | Err(_) => instant_us(key, text).map(Since::At),
     }
 }
 

@@ -43,6 +43,7 @@ pub enum Target {
     AlertTest,
     AlertAck,
     AlertMute,
+    Summary,
     ConfigPlan,
     ConfigApply,
     Upgrade,
@@ -67,6 +68,8 @@ pub enum Param {
     Wait,
     /// `since` of a log: a line has a time of its own.
     LogSince,
+    /// `since` of a summary: a length, or a time.
+    Window,
     Until,
     Grep,
     Stream,
@@ -76,7 +79,7 @@ pub enum Param {
 }
 
 impl Param {
-    pub const ALL: [Param; 14] = [
+    pub const ALL: [Param; 15] = [
         Param::Unit,
         Param::Lines,
         Param::Follow,
@@ -85,6 +88,7 @@ impl Param {
         Param::Limit,
         Param::Wait,
         Param::LogSince,
+        Param::Window,
         Param::Until,
         Param::Grep,
         Param::Stream,
@@ -103,6 +107,7 @@ impl Param {
             Param::Limit => "limit",
             Param::Wait => "wait",
             Param::LogSince => "since",
+            Param::Window => "since",
             Param::Until => "until",
             Param::Grep => "grep",
             Param::Stream => "stream",
@@ -126,6 +131,7 @@ impl Param {
             }
             Param::Wait => "false: answer as soon as the order is taken. Default true.",
             Param::LogSince => "Only what was captured at or after this time, RFC 3339 or µs since 1970.",
+            Param::Window => "Where the window begins: a length (24h, 90d) or RFC 3339. Default 24h.",
             Param::Until => "Only what was captured at or before this time, RFC 3339 or µs since 1970.",
             Param::Grep => {
                 "Only lines that match this regular expression (syntax of the Rust crate `regex`), at most 256 bytes. Losses are told all the same."
@@ -205,6 +211,7 @@ const LOGS: &[Param] = &[
 ];
 const EVENTS: &[Param] = &[Param::AfterId, Param::Since, Param::Limit, Param::Follow];
 const ALERTS: &[Param] = &[Param::Limit];
+const SUMMARY: &[Param] = &[Param::Window];
 const WAIT: &[Param] = &[Param::Wait];
 
 /// Every route there is.
@@ -222,6 +229,12 @@ pub const ROUTES: &[Route] = &[
     read("/api/system/metrics", Target::SystemMetrics, &[], "The numbers of /metrics as JSON."),
     read("/api/system/health", Target::Health, &[], "The whole system on one page: green, yellow or red.")
         .open(),
+    read(
+        "/api/metrics/v0_1/summary",
+        Target::Summary,
+        SUMMARY,
+        "The KPIs of a window that ends now, real and drill apart.",
+    ),
     read("/v1/units", Target::Units, &[], "Every unit with its state and reason."),
     read("/v1/units/{name}", Target::Unit, &[], "One unit with its last log lines and history."),
     read("/v1/units/{name}/logs", Target::UnitLogs, UNIT_LOGS, "What one unit wrote."),

@@ -17,7 +17,7 @@ const TEMPLATE: &str = "{about}\n\nUsage: {usage}\n{before-help}Options:\n{optio
 /// The verbs as `--help` groups them. A test holds this against the list of subcommands.
 pub const GROUPS: [(&str, &[&str]); 4] = [
     ("Run it", &["demo", "daemon"]),
-    ("Look", &["status", "why", "logs", "events", "alert", "graph"]),
+    ("Look", &["status", "why", "logs", "events", "alert", "kpi", "graph"]),
     ("Act", &["start", "stop", "restart", "reload", "clear", "resync", "signal", "plan", "apply", "upgrade"]),
     ("Check", &["check", "simulate", "schema"]),
 ];
@@ -119,6 +119,11 @@ pub enum Command {
         after_help = "Examples:\n  upright alert list          the newest alerts, each with its channels\n  upright alert test          does an alert arrive?\n  upright alert ack backend   I take it: no repeats\n  upright alert mute --for 1h\n  upright alert list --json | jq '.alerts[] | select(.channels == [])'"
     )]
     Alert(AlertCommand),
+    /// Show how well everything recovers, against the pass marks
+    #[command(
+        after_help = "Exit codes: 0 no KPI fails its mark · 1 one does\n\nExamples:\n  upright kpi\n  upright kpi --since 90d\n  upright kpi --json | jq '.mttr_s'"
+    )]
+    Kpi(KpiArgs),
     /// Show who needs whom, with states
     #[command(after_help = "Examples:\n  upright graph\n  upright graph --dot | dot -Tsvg > units.svg")]
     Graph(GraphArgs),
@@ -344,6 +349,13 @@ pub struct EventsArgs {
     /// At most the newest N
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub lines: u32,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct KpiArgs {
+    /// The window: "24h", "10 min ago", "14:00", "2026-11-21 20:00", "#4711" (an event)
+    #[arg(long, value_name = "T", default_value = "24h")]
+    pub since: String,
 }
 
 #[derive(Debug, Subcommand)]

@@ -126,6 +126,7 @@ impl Shell {
                     Err(answer) => *answer,
                 }
             }
+            Call::Summary { since } => return self.answer_summary(since, reply),
             Call::Alerts(call) => return self.on_alert_call(peer, call, reply),
             Call::Events { after_id, since, limit, follow } => {
                 let query = streams::EventsAsked { after_id, since, limit, follow };

@@ -14,6 +14,7 @@ mod fdstore;
 mod files;
 mod follow;
 mod handlers;
+mod kpi;
 mod hands;
 mod launch;
 mod lines;

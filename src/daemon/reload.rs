@@ -399,6 +399,7 @@ impl Shell {
         }
         self.shutdown_timeout = self.files.daemon.shutdown_timeout;
         self.hands.tools.log.rotate_by(rotation_of(&self.files.daemon));
+        self.hands.tools.store.reader().keep_for(self.files.daemon.retention);
         let start_concurrency = self.files.daemon.start_concurrency;
         if old.start_concurrency != start_concurrency {
             self.handle(Event::Tuned { start_concurrency });

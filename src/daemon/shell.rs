@@ -21,6 +21,7 @@ use crate::config::paths::Home;
 use crate::daemon::doors::Doors;
 use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Late, Source, stamp};
+use crate::daemon::kpi::{LOGS_COUNTED_EVERY, LogsCounted};
 use crate::daemon::notify::NotifySocket;
 use crate::daemon::orphans::Facts;
 use crate::daemon::reload::{Files, Look, Reader};
@@ -70,6 +71,9 @@ pub struct Shell {
     pub(crate) upgrade: Upgrade,
     /// What people asked not to be told of.
     pub(crate) quiet: Quiet,
+    /// When this engine began.
+    pub(crate) begun: Monotonic,
+    pub(crate) logs_counted: LogsCounted,
 }
 
 /// How far the end of everything is.
@@ -147,6 +151,7 @@ impl Shell {
                 }
             }
             self.settle();
+            self.count_logs(LOGS_COUNTED_EVERY);
             self.go_on_leaving();
             self.hands.observed.turn.observe(clock::monotonic().since(woken));
         }
@@ -439,6 +444,7 @@ impl Shell {
     /// Everything is stopped: leaves nothing behind and has the keeper end.
     pub fn leave(mut self) {
         let life = Life { phase: Phase::Ended, fatal_stops: self.fatal_stops };
+        self.count_logs(Duration::ZERO);
         self.note(Level::Info, "daemon.stopped", "everything is stopped".to_string(), []);
         self.hands.keep(Write::Life(life));
         self.hands.end_step();

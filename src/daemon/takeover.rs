@@ -24,6 +24,7 @@ use crate::daemon::doors::{self, Served};
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::files::{self, Reading, judge};
 use crate::daemon::hands::{Hands, Source, Tools, stamp};
+use crate::daemon::kpi::LogsCounted;
 use crate::daemon::notify::NotifySocket;
 use crate::daemon::orphans::{self, Ground, Survey};
 use crate::daemon::plan::Surroundings;
@@ -103,6 +104,8 @@ pub(super) fn begin(
         next_request: 0,
         upgrade: Upgrade::new(binary, loaded.schema, loaded.upgrade_told.clone(), stop),
         quiet: quiet_of(&loaded),
+        begun,
+        logs_counted: LogsCounted::default(),
     };
     say_begin(&mut shell, boot, &loaded, begun, &survey);
     shell.files.keep_all(&loaded.last_good).into_iter().for_each(|text| shell.hands.keep(text));
@@ -148,6 +151,7 @@ fn find(
     let in_force = in_force(boot, home, &loaded, rows, &reading);
     client.send(Request::Alive { stage: Stage::Beginning })?; // and so may many files
     log.rotate_by(rotation_of(&in_force.daemon));
+    store.reader().keep_for(in_force.daemon.retention);
     Ok(Found { ready: Ready { store, log, ground }, loaded, survey, boot, reading, in_force })
 }
 
@@ -327,7 +331,7 @@ fn say_begin(shell: &mut Shell, boot: Boot, loaded: &Loaded, begun: Monotonic, s
     }
     let took_us = u64::try_from(clock::monotonic().since(begun).as_micros()).unwrap_or(u64::MAX);
     let runs = shell.hands.runs.len();
-    let data = [("runs", runs.into()), ("took_us", took_us.into())];
+    let data = [("runs", runs.into()), ("took_us", took_us.into()), ("boot", clock::boot_id().into())];
     match boot {
         Boot::Fresh => shell.note(Level::Info, "daemon.started", "the daemon has started".to_string(), data),
         Boot::KeeperDied => {

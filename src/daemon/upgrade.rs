@@ -269,6 +269,7 @@ impl Shell {
                 let _ = reply.send(json(&same)); // as above
             }
             Ok(Some(swap)) => {
+                self.count_logs(Duration::ZERO); // the next engine counts from zero
                 let message = format!("upgrading from {} to {}", swap.from, swap.to);
                 let data = [("from", swap.from.as_str().into()), ("to", swap.to.as_str().into())];
                 self.note(Level::Info, "daemon.upgrading", message, data);

@@ -92,7 +92,7 @@ impl Engine {
     pub(crate) fn raise_of_engine(kind: AlertKind, what: String, message: String, fx: &mut Effects) {
         let key = format!("upright/{}/{what}", kind.as_str());
         let raised = RecordKind::AlertRaised { key: key.clone(), kind, message: message.clone() };
-        fx.push(Effect::Record(Record { unit: None, run: None, kind: raised }));
+        fx.push(Effect::Record(Record { unit: None, run: None, kind: raised, state: None }));
         fx.push(Effect::Alert(Alert {
             key,
             unit: None,

@@ -2,7 +2,7 @@
 //!
 //! Refuses: doing it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::base::duration::Pretty;
@@ -117,6 +117,9 @@ pub struct Record {
     pub unit: Option<UnitName>,
     pub run: Option<RunId>,
     pub kind: RecordKind,
+    /// The state that the unit is in after this step, if it is another than before: in the last
+    /// record of the unit in the step.
+    pub state: Option<StateWord>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,6 +146,9 @@ pub enum RecordKind {
         failures: u32,
         episode: u64,
         blame: Vec<UnitName>,
+        /// The last moment at which it was known to be well; for an end that of the end itself. None: of an
+        /// older run, heard late; the outage is over.
+        well_until: Option<Monotonic>,
     },
     /// A restart is due at `at`, `delay_ms` after the failure.
     RestartScheduled {
@@ -381,8 +387,8 @@ pub struct Effects {
     list: Vec<Effect>,
     /// Told only after everything of this step is saved: releases, replies, the end.
     late: Vec<Effect>,
-    /// Units with a record in this step.
-    recorded: BTreeSet<UnitName>,
+    /// Units with a record in this step, and where the last one stands in `list`.
+    recorded: BTreeMap<UnitName, usize>,
     marks: Vec<Mark>,
     witness: Option<Witness>,
 }
@@ -422,13 +428,26 @@ impl Effects {
     }
 
     pub(crate) fn record(&mut self, unit: &UnitName, run: Option<RunId>, kind: RecordKind) {
-        self.recorded.insert(unit.clone());
-        self.list.push(Effect::Record(Record { unit: Some(unit.clone()), run, kind }));
+        self.recorded.insert(unit.clone(), self.list.len());
+        self.list.push(Effect::Record(Record { unit: Some(unit.clone()), run, kind, state: None }));
     }
 
-    /// Whether history has a line of this unit from this step.
-    pub(crate) fn has_record(&self, unit: &UnitName) -> bool {
-        self.recorded.contains(unit)
+    /// Says which state a unit is in now: in the last line that history has of it from this step, or in
+    /// one of its own.
+    pub(crate) fn tell_state(
+        &mut self,
+        unit: &UnitName,
+        run: Option<RunId>,
+        word: StateWord,
+        own: impl FnOnce() -> RecordKind,
+    ) {
+        if !self.recorded.contains_key(unit) {
+            self.record(unit, run, own());
+        }
+        let last = self.recorded.get(unit).and_then(|at| self.list.get_mut(*at));
+        if let Some(Effect::Record(record)) = last {
+            record.state = Some(word);
+        }
     }
 
     pub(crate) fn seal(&mut self) {

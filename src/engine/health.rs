@@ -33,7 +33,7 @@ pub(crate) fn begin(now: Monotonic, spec: &UnitSpec) -> Option<Watch> {
         }
         HealthCheck::Net(_) | HealthCheck::Exec(_) => WatchStep::Next(now + health.interval),
     };
-    Some(Watch { step, bad: 0, healthy: None, seen: None })
+    Some(Watch { step, bad: 0, healthy: None, seen: None, good_at: now })
 }
 
 impl Engine {
@@ -207,11 +207,11 @@ impl Engine {
     }
 
     fn on_good_check(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) {
-        let _ = now;
         let Some((active, _)) = self.watched(name) else { return };
         let (main, Some(watch)) = (active.main, &mut active.health) else { return };
         watch.bad = 0;
         watch.seen = None;
+        watch.good_at = now;
         if watch.healthy.replace(true) == Some(false) {
             fx.record(name, main, RecordKind::HealthChanged { healthy: true, seen: None });
         }

@@ -181,10 +181,7 @@ impl Engine {
             return;
         }
         unit.told = to;
-        if !fx.has_record(name) {
-            let (run, why) = (unit.main, view::reason(unit));
-            fx.record(name, run, RecordKind::Changed { from, to, why });
-        }
+        fx.tell_state(name, unit.main, to, || RecordKind::Changed { from, to, why: view::reason(unit) });
     }
 
     fn rearm(&mut self, name: &UnitName) {
@@ -453,6 +450,7 @@ impl Engine {
         }
         unit.durable.counted_run = Some(run);
         unit.durable.failures = unit.durable.failures.saturating_add(1);
+        let well_until = restart::well_until(&unit.state, run, &cause, at);
         match &mut unit.state {
             // An older run's failure, heard late: the outage is over, the episode is not.
             State::Active(active) if active.main.is_some_and(|main| main > run) => {
@@ -473,7 +471,11 @@ impl Engine {
         let down = |other: &UnitName| !self.units.get(other).is_some_and(Unit::is_ready);
         let blame: Vec<UnitName> = requires.into_iter().filter(down).collect();
         let sentence = cause.to_string();
-        fx.record(name, Some(run), RecordKind::Failed { cause, failures, episode, blame: blame.clone() });
+        fx.record(
+            name,
+            Some(run),
+            RecordKind::Failed { cause, failures, episode, blame: blame.clone(), well_until },
+        );
         self.alert_failure(name, run, &sentence, &blame, fx);
         Some(failures)
     }

@@ -4,8 +4,11 @@
 
 use std::time::Duration;
 
-use crate::base::exit::{Exit, SpawnStep};
+use crate::base::exit::{Exit, RunId, SpawnStep};
 use crate::base::luck::Luck;
+use crate::base::time::Monotonic;
+use crate::engine::effect::Cause;
+use crate::engine::state::State;
 use crate::unit::spec::{Limits, Restart, RestartPolicy, ServiceType};
 
 /// What the end of a main process that nobody asked to end means.
@@ -31,6 +34,28 @@ pub(crate) fn judge(kind: ServiceType, restart: &Restart, exit: Exit) -> Ending 
         (_, RestartPolicy::Always, true) => Ending::Failure,
         (_, RestartPolicy::OnFailure | RestartPolicy::Never, true) => Ending::Finished,
     }
+}
+
+/// The last moment at which a unit was known to be well whose run failed at `at`; none for an older
+/// run's failure that is heard when the next is ready already.
+pub(crate) fn well_until(state: &State, run: RunId, cause: &Cause, at: Monotonic) -> Option<Monotonic> {
+    let before = |ms: u64| Monotonic::from_ns(at.as_ns().saturating_sub(ms.saturating_mul(1_000_000)));
+    let watch = match state {
+        State::Active(active) if active.main.is_some_and(|main| main > run) => return None,
+        State::Active(active) => active.health.as_ref(),
+        State::Inactive { .. }
+        | State::Waiting { .. }
+        | State::Activating(_)
+        | State::Backoff { .. }
+        | State::Deactivating { .. }
+        | State::Failed { .. } => None,
+    };
+    Some(match cause {
+        Cause::Exited(_) | Cause::Hook { .. } | Cause::WatchdogTriggered => at,
+        Cause::NotReady { timeout_ms, .. } | Cause::HookTimeout { timeout_ms } => before(*timeout_ms),
+        Cause::Watchdog { silent_ms } => before(*silent_ms),
+        Cause::Unhealthy { .. } => watch.map_or(at, |watch| watch.good_at),
+    })
 }
 
 /// errno(3), of every Linux.

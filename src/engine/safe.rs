@@ -73,7 +73,7 @@ impl Engine {
         self.durable.told_death = Some(newest.at);
         for death in &untold {
             let kind = RecordKind::EngineDied { how: death.how, touched: death.touched.clone() };
-            fx.push(Effect::Record(Record { unit: None, run: None, kind }));
+            fx.push(Effect::Record(Record { unit: None, run: None, kind, state: None }));
         }
         if self.durable.safe_since.is_some() {
             self.durable.safe_since = Some(now); // its calm begins anew; it was told once
@@ -152,7 +152,12 @@ impl Engine {
     pub(crate) fn trust_again(&mut self, now: Monotonic, fx: &mut Effects) {
         if self.mode(now) == Mode::Safe {
             fx.mark(Mark::SafeModeLeft);
-            fx.push(Effect::Record(Record { unit: None, run: None, kind: RecordKind::SafeModeLeft }));
+            fx.push(Effect::Record(Record {
+                unit: None,
+                run: None,
+                kind: RecordKind::SafeModeLeft,
+                state: None,
+            }));
         }
         self.durable.safe_since = None;
         if self.durable.told_death > self.durable.forgiven {

@@ -146,6 +146,8 @@ pub(crate) struct Watch {
     pub healthy: Option<bool>,
     /// What the last of the bad checks in a row saw.
     pub seen: Option<String>,
+    /// When it was last known to be well.
+    pub good_at: Monotonic,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -312,13 +312,13 @@ impl Bug {
                 durable.owed.insert(unit.clone());
                 out.push(Effect::Save { unit: unit.clone(), durable });
             }
-            (Bug::ResyncWhileDown, Effect::Record(Record { unit: Some(unit), run: Some(run), kind })) => {
+            (Bug::ResyncWhileDown, Effect::Record(Record { unit: Some(unit), run: Some(run), kind, .. })) => {
                 if matches!(kind, RecordKind::Degraded { .. }) {
                     out.push(Effect::Resync { unit: unit.clone(), run: *run });
                 }
                 return false;
             }
-            (Bug::ResyncTwice, Effect::Record(Record { unit: Some(unit), run: Some(run), kind })) => {
+            (Bug::ResyncTwice, Effect::Record(Record { unit: Some(unit), run: Some(run), kind, .. })) => {
                 out.push(effect.clone());
                 if matches!(kind, RecordKind::Resynced { .. }) {
                     out.push(Effect::Resync { unit: unit.clone(), run: *run });

@@ -215,6 +215,14 @@ impl Base {
         }
     }
 
+    /// Records up to this one are removed; told in history with the next commit.
+    pub fn tell_removed(&mut self, through: u64, removed: u64) {
+        let message =
+            format!("{removed} events up to #{through} were removed: they are older than [store] retention");
+        let data = vec![("through", through.into()), ("removed", removed.into())];
+        self.news.push(news(Level::Info, "store.pruned", message, data));
+    }
+
     /// Commits what an open owes, as no batch.
     pub fn commit_owed(&mut self, writes: &[Write]) -> Result<(), StoreError> {
         let news = std::mem::take(&mut self.news); // told with the first commit that somebody hears of

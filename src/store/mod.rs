@@ -10,9 +10,12 @@
 pub mod alert;
 pub mod alert_journal;
 mod base;
+pub mod books;
+mod chores;
 mod checked;
 pub mod figures;
 pub mod kept;
+mod lost;
 pub mod open;
 pub mod rebuild;
 pub mod reconcile;

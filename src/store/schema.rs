@@ -13,7 +13,7 @@ use std::path::Path;
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::store::open::{read_meta, write_meta};
-use crate::store::{StoreError, run};
+use crate::store::{StoreError, books, run};
 
 /// Step k brings a file from schema k to k + 1.
 struct Step {
@@ -122,6 +122,7 @@ const STEPS: &[Step] = &[
     ALTER TABLE delivery_4 RENAME TO delivery;
 ",
     },
+    Step { compatible_from: 2, sql: books::MIGRATION },
 ];
 
 /// Key of `Schema::compatible_from`.

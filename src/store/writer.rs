@@ -19,8 +19,11 @@ use crate::engine::effect::Alert;
 use crate::engine::outbox::{Delivery, Row};
 use crate::store::alert::{self, AlertRow};
 use crate::store::base::Base;
+use crate::store::books::Window;
+use crate::store::chores::Chores;
+use crate::store::lost::{delivery_of, lost_record};
 use crate::store::open::{Life, Opened};
-use crate::store::row::{EventQuery, EventRow, Level, NewEvent};
+use crate::store::row::{EventQuery, EventRow, NewEvent};
 use crate::store::run::RunRow;
 use crate::store::trouble::{COPY, Trouble, copy_trouble};
 use crate::store::{StoreError, open, rebuild, row};
@@ -146,9 +149,16 @@ enum Tries {
     Last,
 }
 
+/// Called once, on the store's thread.
+pub(crate) type Told = Box<dyn FnOnce(Result<Window, StoreError>) + Send>;
+
 enum Command {
     Commit(u64, Batch),
     Ask(Question),
+    /// The figures from one time until another.
+    Summary(i64, i64, Told),
+    /// How long history is kept.
+    KeepFor(Duration),
     End,
 }
 
@@ -206,6 +216,7 @@ impl Opened {
             audience: Box::new(audience),
             status: Arc::clone(&status),
             aside: Vec::new(),
+            chores: Chores::default(),
         };
         writer.look_aside();
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || writer.run(&waiting))?;
@@ -274,6 +285,22 @@ impl Reader {
         self.ask(move |db| alert::select_newest(db, limit), answer);
     }
 
+    /// Asks for the figures of everything from `since_us` until `now_us`, wall time, all of which
+    /// has been submitted. `answer` is called on the store's thread.
+    pub fn summary(
+        &self,
+        since_us: i64,
+        now_us: i64,
+        answer: impl FnOnce(Result<Window, StoreError>) + Send + 'static,
+    ) {
+        self.send(Command::Summary(since_us, now_us, Box::new(answer)));
+    }
+
+    /// Records of history that are older are removed, bit by bit.
+    pub fn keep_for(&self, retention: Duration) {
+        self.send(Command::KeepFor(retention));
+    }
+
     pub(crate) fn ask<T>(
         &self,
         question: impl Fn(&Connection) -> Result<T, StoreError> + Send + 'static,
@@ -292,7 +319,8 @@ impl Reader {
 
     fn send(&self, command: Command) {
         match self.commands.send(command).err().map(|refused| refused.0) {
-            None | Some(Command::End) => {}
+            None | Some(Command::End | Command::KeepFor(_)) => {}
+            Some(Command::Summary(.., told)) => told(Err(StoreError::Closed)),
             Some(Command::Ask(mut question)) => _ = question(Err(StoreError::Closed), Tries::Last),
             // The thread ends only with the store. Should it ever have died, say so in health.
             Some(Command::Commit(..)) => {
@@ -322,6 +350,7 @@ struct Writer {
     status: Arc<Mutex<Status>>,
     /// What stood aside at the last look.
     aside: Vec<String>,
+    chores: Chores,
 }
 
 impl Writer {
@@ -338,22 +367,28 @@ impl Writer {
                 match command {
                     Command::Commit(number, batch) => self.keep(number, batch),
                     Command::Ask(question) => questions.push(question),
+                    Command::Summary(since_us, now_us, told) => self.chores.ask(since_us, now_us, told),
+                    Command::KeepFor(retention) => self.chores.keep_for(retention),
                     Command::End => end = true,
                 }
             }
             self.commit_pending();
-            if idle {
+            if idle && !self.chores.are_due() {
                 self.mend();
             }
+            self.chores.step(&mut self.base);
             questions.into_iter().for_each(|question| self.answer(question));
             if end {
-                return;
+                return self.chores.end();
             }
         }
     }
 
     /// How long it may wait for the next command; None: nothing else is to be done.
     fn patience(&self) -> Option<Duration> {
+        if self.base.is_connected() && self.chores.are_due() {
+            return Some(Duration::ZERO);
+        }
         let troubled = !self.pending.is_empty() || !self.base.is_connected();
         if troubled || self.base.copy_trouble().is_some() {
             return Some(TROUBLE_RETRY);
@@ -452,6 +487,7 @@ impl Writer {
                 self.pending.clear();
                 self.lost_events = 0;
                 self.set_trouble(None);
+                self.chores.committed(&committed.events);
                 self.audience.committed(committed);
             }
             Err(error) => {
@@ -483,6 +519,7 @@ impl Writer {
     /// A fresh connection. A commit that answered with an error may still have reached the disk: the
     /// file says how far it came; what it has is told now and not written again.
     fn reconnect(&mut self) -> Result<u64, StoreError> {
+        self.chores.forget(); // it may be another database
         let told = (self.base.last_event_id, self.base.last_alert);
         let Writer { base, audience, .. } = self;
         let connected = base.connect(&mut |id, limit| audience.newest(id, limit));
@@ -555,46 +592,4 @@ impl Writer {
 fn corrupt() -> StoreError {
     let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
     StoreError::Sqlite(rusqlite::Error::SqliteFailure(code, None))
-}
-
-fn delivery_of(write: Write) -> Option<Delivery> {
-    if let Write::Delivery { delivery, .. } = write { Some(delivery) } else { None }
-}
-
-/// The record of a loss, stamped like the oldest event that was kept.
-fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option<Write> {
-    if lost == 0 {
-        return None;
-    }
-    let oldest = pending.iter().flat_map(|(_, batch)| &batch.writes).find_map(|write| match write {
-        Write::Event(event) => Some(event),
-        Write::Save { .. }
-        | Write::Forget { .. }
-        | Write::Alert { .. }
-        | Write::Delivery { .. }
-        | Write::Channels(_)
-        | Write::SaveEngine(_)
-        | Write::LastGood { .. }
-        | Write::Run(_)
-        | Write::RunGone { .. }
-        | Write::ReserveRuns { .. }
-        | Write::Life(_)
-        | Write::Boot { .. }
-        | Write::UpgradeTold(_)
-        | Write::Quiet(_)
-        | Write::Home { .. } => None,
-    })?;
-    let mut data = serde_json::Map::new();
-    data.insert("events".into(), lost.into());
-    Some(Write::Event(NewEvent {
-        ts_us: oldest.ts_us,
-        level: Level::Error,
-        event: "store.lost".into(),
-        unit: None,
-        run: None,
-        cause: None,
-        message: format!("{lost} events were lost before this one: the store could not be written"),
-        at: oldest.at,
-        data,
-    }))
 }

@@ -33,7 +33,14 @@ struct Said {
 
 /// The line of history for `record`.
 pub fn observe(record: &Record, stamp: Stamp) -> NewEvent {
-    let said = say(&record.kind);
+    let mut said = say(&record.kind);
+    if let RecordKind::Failed { well_until: Some(well_until), .. } = &record.kind {
+        let detect_us = u64::try_from(stamp.at.since(*well_until).as_micros()).unwrap_or(u64::MAX);
+        said.data.push(("detect_us", detect_us.into()));
+    }
+    if let Some(state) = record.state {
+        said.data.push(("state", state.as_str().into()));
+    }
     let subject = record.unit.as_ref().map_or("upright", UnitName::as_str);
     NewEvent {
         ts_us: stamp.ts_us,
@@ -112,7 +119,9 @@ fn say(kind: &RecordKind) -> Said {
             let text = format!("is ready after {}", pretty(*start_ms));
             said(Info, "unit.active", text, vec![("start_ms", (*start_ms).into())])
         }
-        RecordKind::Failed { cause, failures, episode, blame } => failed(cause, *failures, *episode, blame),
+        RecordKind::Failed { cause, failures, episode, blame, .. } => {
+            failed(cause, *failures, *episode, blame)
+        }
         RecordKind::RestartScheduled { at, delay_ms, failures } => scheduled(*at, *delay_ms, *failures),
         RecordKind::Restarted { failures, late_us } => {
             let data = vec![("failures", (*failures).into()), ("late_us", (*late_us).into())];
@@ -356,7 +365,7 @@ mod tests {
     fn seen(kind: RecordKind) -> NewEvent {
         let unit = Some(UnitName::parse("web").expect("a name"));
         let stamp = Stamp { at: Monotonic::from_ns(9), ts_us: 1 };
-        observe(&Record { unit, run: Some(RunId(7)), kind }, stamp)
+        observe(&Record { unit, run: Some(RunId(7)), kind, state: None }, stamp)
     }
 
     #[test]
@@ -367,6 +376,7 @@ mod tests {
             failures: 2,
             episode: 5,
             blame: Vec::new(),
+            well_until: Some(Monotonic::from_ns(4)),
         });
         assert_eq!(event.event, "unit.failed");
         assert_eq!(event.level, Level::Warn);

@@ -306,7 +306,7 @@ const DAEMON_KEYS: &[Key] = &[
     unset("heartbeat", "url", Kind::Url, "Called every `interval`: an outside system notices silence.").later(),
     key("heartbeat", "interval", Kind::Duration, r#""60s""#, "How often.").later(),
 
-    key("store", "retention", Kind::Duration, r#""90d""#, "How long history is kept.").later(),
+    key("store", "retention", Kind::Duration, r#""90d""#, "How long single events are kept in the database; their sums by day stay."),
     key("store", "log_max_size", Kind::Size, r#""64MiB""#, "`system_resilience.log` is rotated at this size: to `.1`, `.2` and so on."),
     key("store", "log_max_files", Kind::Integer(1, 1_000), "8", "How many rotated files of it are kept."),
 ];
