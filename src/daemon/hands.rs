@@ -281,6 +281,8 @@ impl Hands {
     pub fn keep_of_outbox(&mut self, keep: Keep, stamp: Stamp) {
         match keep {
             Keep::Channels(known) => self.keep(Write::Channels(known)),
+            Keep::Print { channel, print } => self.keep(Write::AlertPrint { channel, print }),
+            Keep::Note(word) => self.note(word.event(stamp.ts_us, stamp.at)),
             Keep::Delivery { row, delivery } => {
                 if let Some(event) = delivery_event(&row, &delivery, stamp) {
                     self.note(event);

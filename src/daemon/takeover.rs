@@ -392,6 +392,7 @@ fn start_outbox(
         last_alert: loaded.last_alert,
         seed: clock::monotonic().as_ns(),
         reader: store.reader().clone(),
+        logs: home.log_dir.clone(),
     };
     let keep = sources.clone();
     Dispatcher::start(inherited, move |wanted| drop(keep.send(Source::Outbox(wanted))))

@@ -9,12 +9,15 @@ use serde_json::Value;
 
 use crate::base::{limits, name::UnitName};
 use crate::engine::effect::{Alert, AlertKind};
-use crate::engine::outbox::{Delivery, DeliveryState, Row};
+use crate::engine::outbox::{Delivery, DeliveryState, GONE, Row, Which};
 use crate::store::row::{name_of, signed, unsigned};
 use crate::store::{StoreError, open};
 
 /// The key of `meta` with the channels: `{"ops":17}`, each with the last alert that is not for it.
 const CHANNELS: &str = "alert_channels";
+
+/// The key of `meta` with a number for what each channel was configured to be: `{"ops":17}`.
+const PRINTS: &str = "alert_prints";
 
 const ALERT_COLUMNS: &str =
     "a.id, a.key, a.ts_us, a.unit, a.kind, a.message, a.failures, a.episode, a.affected, a.channels";
@@ -72,13 +75,16 @@ fn execute(db: &Connection, on_conflict: &str, row: &Row) -> Result<usize, rusql
     ])
 }
 
-/// Keeps how far an alert is; what is delivered or parked stays so: whether anything changed.
+/// Keeps how far an alert is: whether anything changed. What is delivered stays so, and what is parked,
+/// unless it was sent again after all and taken.
 pub(crate) fn save_delivery(
     db: &Connection,
     delivery: &Delivery,
     ts_us: i64,
 ) -> Result<bool, rusqlite::Error> {
-    Ok(deliver(db, "WHERE delivery.state = 'pending'", delivery, ts_us)? > 0)
+    let may =
+        "WHERE delivery.state = 'pending' OR (delivery.state = 'parked' AND excluded.state = 'delivered')";
+    Ok(deliver(db, may, delivery, ts_us)? > 0)
 }
 
 /// Puts the end of a delivery back as its second copy has it.
@@ -118,6 +124,22 @@ pub(crate) fn save_channels(db: &Connection, known: &BTreeMap<String, u64>) -> R
 pub(crate) fn load_channels(db: &Connection) -> Result<BTreeMap<String, u64>, StoreError> {
     let text = open::read_meta(db, CHANNELS)?.unwrap_or_default();
     Ok(serde_json::from_str(&text).unwrap_or_default())
+}
+
+pub(crate) fn save_print(db: &Connection, channel: &str, print: u64) -> Result<(), rusqlite::Error> {
+    let mut prints = prints_of(open::read_meta_raw(db, PRINTS)?);
+    prints.insert(channel.to_string(), print);
+    let text: Value = prints.into_iter().map(|(name, print)| (name, Value::from(print))).collect();
+    open::write_meta(db, PRINTS, &text.to_string())
+}
+
+/// What cannot be read was never kept.
+pub(crate) fn load_prints(db: &Connection) -> Result<BTreeMap<String, u64>, StoreError> {
+    Ok(prints_of(open::read_meta(db, PRINTS)?))
+}
+
+fn prints_of(text: Option<String>) -> BTreeMap<String, u64> {
+    serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default()
 }
 
 /// The greatest id ever given; 0 before the first.
@@ -166,21 +188,30 @@ pub(crate) fn select_settled_after(db: &Connection, id: u64) -> Result<Vec<(Deli
     Ok(found)
 }
 
-/// At most `limit` alerts after `id` that are neither delivered to this channel nor parked,
-/// oldest first, each with its sends so far.
+/// At most `limit` alerts after `id` that are neither delivered to this channel nor parked, or only
+/// refused by it, oldest first, each with its sends so far.
 pub(crate) fn select_unsettled(
     db: &Connection,
     channel: &str,
     id: u64,
     limit: usize,
+    which: Which,
 ) -> Result<Vec<(Row, u32)>, StoreError> {
+    let refused = match which {
+        Which::Open => "",
+        Which::Refused => "OR (d.state = 'parked' AND d.error IS NOT ?4)",
+    };
     let sql = format!(
         "SELECT {ALERT_COLUMNS}, COALESCE(d.attempts, 0)
          FROM alert a LEFT JOIN delivery d ON d.alert = a.id AND d.channel = ?1
-         WHERE a.id > ?2 AND (d.state IS NULL OR d.state = 'pending') ORDER BY a.id LIMIT ?3"
+         WHERE a.id > ?2 AND (d.state IS NULL OR d.state = 'pending' {refused}) ORDER BY a.id LIMIT ?3"
     );
     let mut statement = db.prepare_cached(&sql)?;
-    let mut rows = statement.query(params![channel, signed(id), i64::try_from(limit).unwrap_or(i64::MAX)])?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut rows = match which {
+        Which::Open => statement.query(params![channel, signed(id), limit])?,
+        Which::Refused => statement.query(params![channel, signed(id), limit, GONE])?,
+    };
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         if let Some(alert) = known(row_of(row))? {

@@ -68,10 +68,11 @@ impl Kept {
             Write::Boot { id } => self.boot_id = Some(id.clone()),
             Write::UpgradeTold(id) => self.upgrade_told = Some(id.clone()),
             Write::Home { id } => self.home = id.clone(),
-            // Of a run the keeper knows, and where it died, too, the database alone.
+            // Without it what was refused is sent once more; of a run the keeper knows, and where it died, too, the database alone.
             Write::Event(_)
             | Write::Alert { .. }
             | Write::Delivery { .. }
+            | Write::AlertPrint { .. }
             | Write::Run(_)
             | Write::RunGone { .. } => {}
         }
@@ -248,6 +249,7 @@ fn encode(write: &Write) -> Option<Value> {
         Write::Event(_)
         | Write::Alert { .. }
         | Write::Delivery { .. }
+        | Write::AlertPrint { .. }
         | Write::Run(_)
         | Write::RunGone { .. } => return None,
     })

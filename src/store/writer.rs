@@ -16,7 +16,7 @@ use rusqlite::Connection;
 use crate::base::{exit::RunId, name::UnitName};
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::effect::Alert;
-use crate::engine::outbox::{Delivery, Row};
+use crate::engine::outbox::{Delivery, Row, Which};
 use crate::store::alert::{self, AlertRow};
 use crate::store::base::Base;
 use crate::store::open::{Life, Opened};
@@ -64,6 +64,11 @@ pub enum Write {
     },
     /// Which channels the outbox has, each with the last alert that is not for it.
     Channels(BTreeMap<String, u64>),
+    /// What a channel is configured to be, as a number: for it, what was refused has been sent again.
+    AlertPrint {
+        channel: String,
+        print: u64,
+    },
     /// No run id below this one is given out after a crash.
     ReserveRuns {
         until: RunId,
@@ -255,9 +260,18 @@ impl Reader {
         channel: String,
         after: u64,
         limit: usize,
+        which: Which,
         answer: impl FnOnce(Result<Vec<(Row, u32)>, StoreError>) + Send + 'static,
     ) {
-        self.ask(move |db| alert::select_unsettled(db, &channel, after, limit), answer);
+        self.ask(move |db| alert::select_unsettled(db, &channel, after, limit, which), answer);
+    }
+
+    /// Asks for what `Write::AlertPrint` kept. `answer` is called on the store's thread.
+    pub fn alert_prints(
+        &self,
+        answer: impl FnOnce(Result<BTreeMap<String, u64>, StoreError>) + Send + 'static,
+    ) {
+        self.ask(alert::load_prints, answer);
     }
 
     /// Asks for the newest alerts, newest first. `answer` is called on the store's thread.
@@ -407,6 +421,7 @@ impl Writer {
                 Write::Alert { .. }
                 | Write::Delivery { .. }
                 | Write::Channels(_)
+                | Write::AlertPrint { .. }
                 | Write::SaveEngine(_)
                 | Write::LastGood { .. } => rest.push_back(write),
                 Write::Event(_)
@@ -567,6 +582,7 @@ fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option<Write> {
         | Write::Alert { .. }
         | Write::Delivery { .. }
         | Write::Channels(_)
+        | Write::AlertPrint { .. }
         | Write::SaveEngine(_)
         | Write::LastGood { .. }
         | Write::Run(_)

@@ -11,6 +11,7 @@ pub mod lines;
 pub mod injector;
 pub mod oracle;
 pub mod proc;
+pub mod receivers;
 pub mod stack;
 pub mod tracer;
 

@@ -11,14 +11,15 @@ use crate::base::luck::Luck;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::outbox::{
-    Before, Delivery, DeliveryState, Effect, Effects, GONE, JITTER_PERCENT, LOAD_RETRY, Mark, Outcome,
-    RETRY_AFTER_MAX, RETRY_FIRST, RETRY_MAX, Row, SEND_TIMEOUT, STEP_ASIDE_AFTER, Takes,
+    Before, Delivery, DeliveryState, Effect, Effects, FOLD_TRIES, GONE, JITTER_PERCENT, LOAD_RETRY, Mark,
+    OVERDUE_AFTER, Outcome, RETRY_AFTER_MAX, RETRY_FIRST, RETRY_MAX, Row, SEND_TIMEOUT, STEP_ASIDE_AFTER,
+    Terms, Which,
 };
 
 #[derive(Debug)]
 pub(super) struct Channel {
     name: String,
-    pub takes: Takes,
+    pub terms: Terms,
     /// Rows up to this one are older than the channel.
     pub since: u64,
     pub presence: Presence,
@@ -33,9 +34,25 @@ pub(super) struct Channel {
     sending: Option<Sending>,
     /// Failed sends since the last that was answered.
     failures: u32,
-    /// Nothing is sent before this.
+    /// Nothing is sent before this: the sink failed.
     hold: Monotonic,
+    /// Nothing is sent before this: the sink bears no more.
+    paced: Monotonic,
+    /// What of its configuration the refused rows have been sent to.
+    print: Option<u64>,
+    reviving: Option<Reviving>,
+    /// `Effect::Overdue` was said, and `InTime` not yet.
+    overdue: bool,
     luck: Luck,
+}
+
+/// What was refused is read and sent again; it is over when all of it is settled.
+#[derive(Debug)]
+struct Reviving {
+    print: u64,
+    open: BTreeSet<u64>,
+    /// A row was on its way to the disk when it was asked for: everything is read once more.
+    again: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,20 +82,28 @@ struct Entry {
     before: Before,
     /// Acknowledged or parked; on its way to the disk.
     settled: bool,
+    /// Since when we know of it.
+    since: Monotonic,
+    /// Never again in a message with others.
+    alone: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Sending {
     row: u64,
+    /// What the message tells beside it.
+    others: Vec<u64>,
     attempt: u32,
     deadline: Monotonic,
+    /// The configuration that it went to.
+    print: Option<u64>,
 }
 
 impl Channel {
-    pub fn new(name: &str, takes: Takes, since: u64, reading: Reading, seed: u64) -> Channel {
+    pub fn new(name: &str, terms: Terms, since: u64, reading: Reading, seed: u64) -> Channel {
         Channel {
             name: name.to_string(),
-            takes,
+            terms,
             since,
             presence: Presence::Here,
             reading,
@@ -89,6 +114,10 @@ impl Channel {
             sending: None,
             failures: 0,
             hold: Monotonic::ZERO,
+            paced: Monotonic::ZERO,
+            print: None,
+            reviving: None,
+            overdue: false,
             // Its own luck: what other channels draw must not move this one.
             luck: Luck::new(seed ^ fnv1a(name)),
         }
@@ -105,9 +134,30 @@ impl Channel {
         };
     }
 
+    /// Another configuration than the one that refused rows: they are sent again.
+    pub fn on_printed(&mut self, now: Monotonic, print: u64, kept: Option<u64>, fx: &mut Effects) {
+        self.print = self.print.or(kept);
+        if self.presence != Presence::Here || self.wanted_print() == Some(print) {
+            return;
+        }
+        fx.mark(Mark::Revived);
+        self.reviving = Some(Reviving { print, open: BTreeSet::new(), again: false });
+        self.reading = Reading::Behind { after: self.since, at: now };
+    }
+
+    fn wanted_print(&self) -> Option<u64> {
+        self.reviving.as_ref().map(|reviving| reviving.print).or(self.print)
+    }
+
+    /// It is not configured any more: rows up to `until` are parked.
+    pub fn leave(&mut self, until: u64) {
+        self.presence = Presence::Leaving { until };
+        self.reviving = None;
+    }
+
     /// Whether it takes the row.
-    pub fn on_committed(&mut self, row: &Arc<Row>, window: usize, fx: &mut Effects) -> bool {
-        let takes = self.takes.takes(&self.name, &row.alert);
+    pub fn on_committed(&mut self, now: Monotonic, row: &Arc<Row>, window: usize, fx: &mut Effects) -> bool {
+        let takes = self.terms.takes.takes(&self.name, &row.alert);
         match &mut self.reading {
             Reading::Behind { .. } => {}
             Reading::Asked { news, .. } => *news = true,
@@ -119,7 +169,7 @@ impl Channel {
             Reading::Current { after } => {
                 *after = row.id;
                 if takes {
-                    self.insert(row.clone(), 0, Before::Never);
+                    self.insert(now, row.clone(), 0, Before::Never);
                 }
             }
         }
@@ -131,9 +181,17 @@ impl Channel {
         for (row, attempts) in rows {
             after = after.max(row.id);
             let known = self.rows.contains_key(&row.id) || row.id <= self.since;
-            if !known && self.takes.takes(&self.name, &row.alert) {
+            if self.rows.get(&row.id).is_some_and(|entry| entry.settled)
+                && let Some(reviving) = &mut self.reviving
+            {
+                reviving.again = true;
+            }
+            if !known && self.terms.takes.takes(&self.name, &row.alert) {
                 fx.mark(Mark::TakenUp);
-                self.insert(row, attempts, Before::Maybe);
+                if let Some(reviving) = &mut self.reviving {
+                    reviving.open.insert(row.id);
+                }
+                self.insert(now, row, attempts, Before::Maybe);
             }
         }
         if full {
@@ -158,27 +216,54 @@ impl Channel {
         outcome: Outcome,
         fx: &mut Effects,
     ) {
-        let current = self.sending.is_some_and(|sending| sending.row == row && sending.attempt == attempt);
+        let is_it = |sending: &Sending| sending.row == row && sending.attempt == attempt;
+        let current = self.sending.as_ref().is_some_and(is_it);
         match outcome {
+            Outcome::Acked if current => {
+                fx.mark(Mark::Delivered);
+                self.has_answered();
+                let others = self.sending.take().map(|sending| sending.others).unwrap_or_default();
+                for id in std::iter::once(row).chain(others) {
+                    self.settle(id, DeliveryState::Delivered, None, fx);
+                }
+            }
+            // Of a send that was given up: what else it told is not known any more, and goes again.
             Outcome::Acked if self.rows.get(&row).is_some_and(|entry| !entry.settled) => {
-                fx.mark(if current { Mark::Delivered } else { Mark::LateAck });
-                if let Some(other) = self.sending.filter(|sending| !current && sending.row == row) {
-                    self.abandon(other, fx);
+                fx.mark(Mark::LateAck);
+                if let Some(other) = self.sending.take_if(|sending| sending.row == row) {
+                    self.abandon(&other, fx);
                 }
                 self.has_answered();
                 self.settle(row, DeliveryState::Delivered, None, fx);
             }
             Outcome::Failed { why, retry_after } if current => {
                 fx.mark(if retry_after.is_some() { Mark::RetryAfter } else { Mark::Failed });
-                self.fail(now, row, why, retry_after, fx);
+                self.fail(now, why, retry_after, fx);
             }
             Outcome::Refused { why } if current => {
-                fx.mark(Mark::Refused);
                 self.has_answered();
-                self.settle(row, DeliveryState::Parked, Some(why), fx);
+                let Some(Sending { others, print, .. }) = self.sending.take() else { return };
+                if print != self.wanted_print() {
+                    fx.mark(Mark::RefusedByFormer);
+                } else if others.is_empty() {
+                    fx.mark(Mark::Refused);
+                    self.settle(row, DeliveryState::Parked, Some(why), fx);
+                } else {
+                    fx.mark(Mark::TakenApart);
+                    self.take_apart(row, &others);
+                }
             }
             Outcome::Acked | Outcome::Failed { .. } | Outcome::Refused { .. } => {
                 fx.mark(Mark::LateAnswerIgnored);
+            }
+        }
+    }
+
+    /// Nobody knows which of them was refused.
+    fn take_apart(&mut self, row: u64, others: &[u64]) {
+        for id in std::iter::once(&row).chain(others) {
+            if let Some(entry) = self.rows.get_mut(id) {
+                entry.alone = true;
             }
         }
     }
@@ -189,8 +274,8 @@ impl Channel {
         }
     }
 
-    fn abandon(&self, sending: Sending, fx: &mut Effects) {
-        let Sending { row, attempt, .. } = sending;
+    fn abandon(&self, sending: &Sending, fx: &mut Effects) {
+        let (row, attempt) = (sending.row, sending.attempt);
         fx.push(Effect::Abandon { channel: self.name.clone(), row, attempt });
     }
 
@@ -200,7 +285,7 @@ impl Channel {
         self.hold = Monotonic::ZERO;
     }
 
-    fn insert(&mut self, row: Arc<Row>, attempts: u32, before: Before) {
+    fn insert(&mut self, now: Monotonic, row: Arc<Row>, attempts: u32, before: Before) {
         let id = row.id;
         let lane = self.lanes.entry(row.alert.unit.clone()).or_default();
         if let Some(first) = lane.first().filter(|first| **first > id) {
@@ -210,18 +295,19 @@ impl Channel {
         if lane.first() == Some(&id) {
             self.ready.insert(id);
         }
-        self.rows.insert(id, Entry { row, attempts, before, settled: false });
+        let entry = Entry { row, attempts, before, settled: false, since: now, alone: false };
+        self.rows.insert(id, entry);
     }
 
     /// The row leaves its lane; it is forgotten when that is on the disk.
     fn settle(&mut self, id: u64, state: DeliveryState, error: Option<String>, fx: &mut Effects) {
-        let Some(entry) = self.rows.get_mut(&id) else { return };
+        let Some(entry) = self.rows.get_mut(&id).filter(|entry| !entry.settled) else { return };
         entry.settled = true;
         let (row, attempts) = (entry.row.clone(), entry.attempts);
         self.ready.remove(&id);
         self.aside.retain(|(_, other)| *other != id);
-        if self.sending.is_some_and(|sending| sending.row == id) {
-            self.sending = None;
+        if let Some(reviving) = &mut self.reviving {
+            reviving.open.remove(&id);
         }
         let unit = &row.alert.unit;
         if let Some(lane) = self.lanes.get_mut(unit) {
@@ -236,36 +322,32 @@ impl Channel {
     }
 
     /// The send failed, for now: the channel waits, and a row that failed often steps aside.
-    fn fail(
-        &mut self,
-        now: Monotonic,
-        id: u64,
-        why: String,
-        retry_after: Option<Duration>,
-        fx: &mut Effects,
-    ) {
-        self.sending = None;
-        let Some(entry) = self.rows.get(&id) else { return };
-        let (row, attempts) = (entry.row.clone(), entry.attempts);
+    fn fail(&mut self, now: Monotonic, why: String, retry_after: Option<Duration>, fx: &mut Effects) {
+        let Some(Sending { row: id, others, .. }) = self.sending.take() else { return };
         self.failures = self.failures.saturating_add(1);
         let asked = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
         self.hold = now + delay(self.failures, &mut self.luck).max(asked);
+        let attempts = self.rows.get(&id).map_or(0, |entry| entry.attempts);
         if attempts >= STEP_ASIDE_AFTER {
             fx.mark(Mark::SteppedAside);
             self.ready.remove(&id);
             self.aside.insert((now + delay(attempts, &mut self.luck), id));
         }
-        let state = DeliveryState::Pending;
-        let delivery = Delivery { row: id, channel: self.name.clone(), state, attempts, error: Some(why) };
-        fx.push(Effect::Keep { row, delivery });
+        for id in std::iter::once(id).chain(others) {
+            let Some(entry) = self.rows.get(&id).filter(|entry| !entry.settled) else { continue };
+            let (row, attempts) = (entry.row.clone(), entry.attempts);
+            let (channel, error) = (self.name.clone(), Some(why.clone()));
+            let delivery = Delivery { row: id, channel, state: DeliveryState::Pending, attempts, error };
+            fx.push(Effect::Keep { row, delivery });
+        }
     }
 
     /// Whatever is due and possible now.
     pub fn advance(&mut self, now: Monotonic, window: usize, fx: &mut Effects) {
-        if let Some(late) = self.sending.filter(|sending| sending.deadline <= now) {
+        if let Some(late) = self.sending.as_ref().filter(|sending| sending.deadline <= now) {
             fx.mark(Mark::TimedOut);
             self.abandon(late, fx);
-            self.fail(now, late.row, format!("no answer within {}", Pretty(SEND_TIMEOUT)), None, fx);
+            self.fail(now, format!("no answer within {}", Pretty(SEND_TIMEOUT)), None, fx);
         }
         if let Presence::Leaving { .. } = self.presence {
             self.park_all(fx);
@@ -276,33 +358,120 @@ impl Channel {
         {
             let limit = window.saturating_sub(self.rows.len()).max(1);
             self.reading = Reading::Asked { after, news: false };
-            fx.push(Effect::Load { channel: self.name.clone(), after, limit });
+            let which = if self.reviving.is_some() { Which::Refused } else { Which::Open };
+            fx.push(Effect::Load { channel: self.name.clone(), after, limit, which });
         }
         while let Some((until, id)) = self.aside.first().copied().filter(|(until, _)| *until <= now) {
             self.aside.remove(&(until, id));
             self.ready.insert(id);
         }
-        if self.sending.is_none() && self.hold <= now {
-            self.pick(now, fx);
+        self.note_revived(now, fx);
+        self.note_overdue(now, fx);
+        if self.sending.is_some() || self.hold > now || self.ready.is_empty() {
+            return;
         }
+        if self.paced > now { fx.mark(Mark::Paced) } else { self.pick(now, fx) }
     }
 
-    /// The lowest row that may go.
+    /// All that was refused has been read, sent again and settled.
+    fn note_revived(&mut self, now: Monotonic, fx: &mut Effects) {
+        let Reading::Current { .. } = self.reading else { return };
+        let Some(reviving) = self.reviving.as_mut().filter(|reviving| reviving.open.is_empty()) else {
+            return;
+        };
+        let print = reviving.print;
+        if std::mem::take(&mut reviving.again) {
+            self.reading = Reading::Behind { after: self.since, at: now };
+            return;
+        }
+        // What is on its way to the disk may be a refusal by the former configuration.
+        if self.rows.values().any(|entry| entry.settled) {
+            return;
+        }
+        self.reviving = None;
+        self.print = Some(print);
+        fx.push(Effect::SavePrint { channel: self.name.clone(), print });
+    }
+
+    fn note_overdue(&mut self, now: Monotonic, fx: &mut Effects) {
+        let late = self.oldest().filter(|entry| entry.since + OVERDUE_AFTER <= now);
+        let (channel, row) = (self.name.clone(), late.map(|entry| entry.row.clone()));
+        match (row, self.overdue) {
+            (Some(row), false) => {
+                fx.mark(Mark::Overdue);
+                fx.push(Effect::Overdue { channel, row });
+            }
+            (None, true) => {
+                fx.mark(Mark::InTime);
+                fx.push(Effect::InTime { channel });
+            }
+            (Some(_), true) | (None, false) => return,
+        }
+        self.overdue = !self.overdue;
+    }
+
+    fn oldest(&self) -> Option<&Entry> {
+        self.rows.values().find(|entry| !entry.settled)
+    }
+
+    /// The lowest row that may go, and what may go with it.
     fn pick(&mut self, now: Monotonic, fx: &mut Effects) {
         let Some(id) = self.ready.first().copied() else { return };
-        let Some(entry) = self.rows.get_mut(&id) else { return };
-        let before = entry.before;
-        entry.attempts = entry.attempts.saturating_add(1);
-        entry.before = Before::Maybe;
-        let (row, attempt) = (entry.row.clone(), entry.attempts);
-        self.sending = Some(Sending { row: id, attempt, deadline: now + SEND_TIMEOUT });
-        fx.push(Effect::Send { channel: self.name.clone(), row, attempt, before });
+        let others = self.company_of(id);
+        let mut rows = Vec::new();
+        let Some(before) = self.rows.get(&id).map(|entry| entry.before) else { return };
+        for id in std::iter::once(&id).chain(&others) {
+            let Some(entry) = self.rows.get_mut(id) else { continue };
+            entry.attempts = entry.attempts.saturating_add(1);
+            entry.before = Before::Maybe;
+            rows.push(entry.row.clone());
+        }
+        if !others.is_empty() {
+            fx.mark(Mark::Folded);
+        }
+        let attempt = self.rows.get(&id).map_or(0, |entry| entry.attempts);
+        self.paced = now + self.terms.gap;
+        let (deadline, print) = (now + SEND_TIMEOUT, self.wanted_print());
+        self.sending = Some(Sending { row: id, others, attempt, deadline, print });
+        let row = rows.remove(0);
+        fx.push(Effect::Send { channel: self.name.clone(), row, others: rows, attempt, before });
+    }
+
+    /// Further rows for the same message, oldest first: of each unit the next ones, none of them
+    /// over the head of an older one.
+    fn company_of(&self, id: u64) -> Vec<u64> {
+        let folds = |entry: &Entry| !entry.alone && entry.attempts < FOLD_TRIES;
+        if self.terms.fold <= 1 || !self.rows.get(&id).is_some_and(folds) {
+            return Vec::new();
+        }
+        let mut blocked: BTreeSet<&Option<UnitName>> = BTreeSet::new();
+        let mut others = Vec::new();
+        for (other, entry) in &self.rows {
+            if *other == id || entry.settled {
+                continue;
+            }
+            let unit = &entry.row.alert.unit;
+            if *other < id || blocked.contains(unit) {
+                blocked.insert(unit); // its first stepped aside
+                continue;
+            }
+            if !folds(entry) {
+                break;
+            }
+            others.push(*other);
+            if others.len() + 1 >= self.terms.fold {
+                break;
+            }
+        }
+        others
     }
 
     /// All but what is being sent: that may still be acknowledged.
     fn park_all(&mut self, fx: &mut Effects) {
-        let busy = self.sending.map(|sending| sending.row);
-        let open = self.rows.iter().filter(|(id, entry)| !entry.settled && Some(**id) != busy);
+        let is_sent = |id: &u64| {
+            self.sending.as_ref().is_some_and(|sending| sending.row == *id || sending.others.contains(id))
+        };
+        let open = self.rows.iter().filter(|(id, entry)| !entry.settled && !is_sent(id));
         let open: Vec<u64> = open.map(|(id, _)| *id).collect();
         for id in open {
             self.settle(id, DeliveryState::Parked, Some(GONE.to_string()), fx);
@@ -338,12 +507,13 @@ impl Channel {
             Reading::Behind { at, .. } if self.has_room(window) => Some(at),
             Reading::Behind { .. } | Reading::Asked { .. } | Reading::Current { .. } => None,
         };
-        let send = match self.sending {
+        let send = match &self.sending {
             Some(sending) => Some(sending.deadline),
-            None if !self.ready.is_empty() => Some(self.hold),
+            None if !self.ready.is_empty() => Some(self.hold.max(self.paced)),
             None => self.aside.first().map(|(until, _)| (*until).max(self.hold)),
         };
-        [read, send].into_iter().flatten().min()
+        let overdue = self.oldest().filter(|_| !self.overdue).map(|entry| entry.since + OVERDUE_AFTER);
+        [read, send, overdue].into_iter().flatten().min()
     }
 }
 
