@@ -26,6 +26,9 @@ use crate::unit::channels::Channel;
 /// An attempt takes at most this, looking the name up included.
 const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 
+/// The command of `exec`: so that it is told as late by whoever killed it.
+const COMMAND_MAX: Duration = Duration::from_millis(9_500);
+
 /// What was made of the channel, its secrets and the alert: all that needs no network.
 enum Ready {
     Http {
@@ -42,6 +45,29 @@ pub async fn send(channel: Arc<Channel>, row: Arc<Row>, others: Vec<Arc<Row>>, g
     let facts = gather.facts(&row).await;
     let story = Story { row, others, facts };
     match tokio::time::timeout(ATTEMPT_MAX, attempt(channel, story)).await {
+        Ok(outcome) => outcome,
+        Err(_) => later(format!("no answer within {}", Pretty(ATTEMPT_MAX))),
+    }
+}
+
+/// Asks for a URL, and nothing else.
+pub async fn get(url: Hidden) -> Outcome {
+    let asked = async {
+        let tls = match http::is_https(url.expose()) {
+            false => None,
+            // The system's certificates are files: read aside.
+            true => match aside("alert", || tls::config(None)) {
+                Ok(config) => match config.await {
+                    Ok(Ok(config)) => Some(config),
+                    Ok(Err(why)) => return later(why),
+                    Err(_) => return later("what reads the certificates has ended".to_string()),
+                },
+                Err(error) => return later(format!("no thread to prepare it with: {error}")),
+            },
+        };
+        http::send(&Request::get(url), tls).await
+    };
+    match tokio::time::timeout(ATTEMPT_MAX, asked).await {
         Ok(outcome) => outcome,
         Err(_) => later(format!("no answer within {}", Pretty(ATTEMPT_MAX))),
     }
@@ -111,11 +137,11 @@ fn request(kind: &str, secrets: &Secrets, story: &Story) -> Result<Request, &'st
 
 fn execute(argv: &[String], story: &Story) -> Outcome {
     let input = format!("{}\n", story.json());
-    match command::run(argv, input.as_bytes(), clock::monotonic() + ATTEMPT_MAX) {
+    match command::run(argv, input.as_bytes(), clock::monotonic() + COMMAND_MAX) {
         Ok(Ended::Code(0)) => Outcome::Acked,
         Ok(Ended::Code(code)) => later(format!("the command exits with {code}")),
         Ok(Ended::Killed(signal)) => later(format!("the command was killed by {signal}")),
-        Ok(Ended::Late) => later(format!("the command was not done within {}", Pretty(ATTEMPT_MAX))),
+        Ok(Ended::Late) => later(format!("the command was not done within {}", Pretty(COMMAND_MAX))),
         Err(error) => later(format!("cannot run the command: {error}")),
     }
 }

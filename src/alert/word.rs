@@ -11,23 +11,13 @@ use crate::base::time::Monotonic;
 use crate::engine::outbox::{OVERDUE_AFTER, Row};
 use crate::store::row::{Level, NewEvent};
 
-/// A line of history about a channel, or about the heartbeat.
+/// A line of history about a channel.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Word {
     /// The first of its alerts waits too long.
-    Overdue {
-        channel: String,
-        row: Arc<Row>,
-    },
+    Overdue { channel: String, row: Arc<Row> },
     /// None waits that long any more.
-    InTime {
-        channel: String,
-    },
-    /// The heartbeat is not taken any more, or is again.
-    Silent {
-        why: String,
-    },
-    Beats,
+    InTime { channel: String },
 }
 
 impl Word {
@@ -48,20 +38,15 @@ impl Word {
                 "alert.intime",
                 format!("no alert waits for {channel} longer than {long} any more"),
             ),
-            Word::Silent { why } => {
-                (Level::Warn, "heartbeat.failed", format!("the heartbeat is not taken: {why}"))
-            }
-            Word::Beats => (Level::Info, "heartbeat.taken", "the heartbeat is taken".to_string()),
         };
-        let (mut unit, mut cause, mut data) = (None::<UnitName>, None, Vec::new());
+        let mut unit: Option<UnitName> = None;
+        let data;
         match self {
             Word::Overdue { channel, row } => {
                 unit.clone_from(&row.alert.unit);
                 data = vec![("channel", Value::from(channel)), ("key", row.alert.key.clone().into())];
             }
             Word::InTime { channel } => data = vec![("channel", channel.into())],
-            Word::Silent { why } => cause = Some(why),
-            Word::Beats => {}
         }
         NewEvent {
             ts_us,
@@ -69,7 +54,7 @@ impl Word {
             event: event.to_string(),
             unit,
             run: None,
-            cause,
+            cause: None,
             message,
             at,
             data: data.into_iter().map(|(key, value)| (key.to_string(), value)).collect(),

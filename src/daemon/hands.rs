@@ -18,6 +18,7 @@ use crate::base::signal::Signal;
 use crate::base::{name::UnitName, time::Monotonic};
 use crate::config::load::Loaded;
 use crate::daemon::again::Again;
+use crate::daemon::beat::Pulse;
 use crate::daemon::containment::Containment;
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::launch::Maker;
@@ -71,6 +72,7 @@ pub enum Source {
         troubles: Vec<String>,
     },
     Upgrade(Heard),
+    Heartbeat(Pulse),
 }
 
 /// What waits for a commit.

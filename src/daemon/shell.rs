@@ -18,6 +18,7 @@ use crate::api::call::Answer;
 use crate::base::signal::Signal;
 use crate::base::{limits, time::Monotonic};
 use crate::config::paths::Home;
+use crate::daemon::beat::Beat;
 use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Late, Source, stamp};
 use crate::daemon::notify::NotifySocket;
@@ -63,6 +64,7 @@ pub struct Shell {
     pub(crate) requests: BTreeMap<RequestId, oneshot::Sender<Answer>>,
     pub(crate) next_request: u64,
     pub(crate) upgrade: Upgrade,
+    pub(crate) beat: Beat,
 }
 
 /// How far the end of everything is.
@@ -375,6 +377,7 @@ impl Shell {
             Source::Again(what) => self.on_again(what),
             Source::FilesRead { loaded, troubles } => self.on_files_read(*loaded, &troubles),
             Source::Upgrade(heard) => self.on_upgrade_heard(heard),
+            Source::Heartbeat(pulse) => self.on_pulse(pulse),
         }
         Ok(())
     }

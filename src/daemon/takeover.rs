@@ -24,6 +24,7 @@ use crate::base::time::Monotonic;
 use crate::config::load::load;
 use crate::config::paths::Home;
 use crate::daemon::adopt;
+use crate::daemon::beat::Beat;
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::files::{self, Reading, judge};
 use crate::daemon::handlers::{Asked, refuse};
@@ -104,7 +105,9 @@ pub(super) fn begin(
         requests: BTreeMap::new(),
         next_request: 0,
         upgrade: Upgrade::new(binary, loaded.schema, loaded.upgrade_told.clone(), stop),
+        beat: Beat::default(),
     };
+    shell.beat_as(in_force.daemon.heartbeat.clone());
     say_begin(&mut shell, boot, &loaded, begun, &survey);
     shell.files.keep_all(&loaded.last_good).into_iter().for_each(|text| shell.hands.keep(text));
     shell.perform(stamp(now));

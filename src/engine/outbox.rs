@@ -329,7 +329,7 @@ impl Outbox {
             Event::Printed { prints, kept } => {
                 for (name, print) in prints {
                     if let Some(channel) = self.channels.get_mut(&name) {
-                        channel.on_printed(now, print, kept.get(&name).copied(), fx);
+                        channel.on_printed(print, kept.get(&name).copied(), fx);
                     }
                 }
             }

@@ -51,7 +51,8 @@ pub(super) struct Channel {
 struct Reviving {
     print: u64,
     open: BTreeSet<u64>,
-    /// A row was on its way to the disk when it was asked for: everything is read once more.
+    /// Everything is to be read once more: nothing was yet, or a row was on its way to the disk
+    /// when it was asked for.
     again: bool,
 }
 
@@ -135,14 +136,14 @@ impl Channel {
     }
 
     /// Another configuration than the one that refused rows: they are sent again.
-    pub fn on_printed(&mut self, now: Monotonic, print: u64, kept: Option<u64>, fx: &mut Effects) {
+    pub fn on_printed(&mut self, print: u64, kept: Option<u64>, fx: &mut Effects) {
         self.print = self.print.or(kept);
         if self.presence != Presence::Here || self.wanted_print() == Some(print) {
             return;
         }
         fx.mark(Mark::Revived);
-        self.reviving = Some(Reviving { print, open: BTreeSet::new(), again: false });
-        self.reading = Reading::Behind { after: self.since, at: now };
+        // Read from the beginning when what is asked for now has come: one question at a time.
+        self.reviving = Some(Reviving { print, open: BTreeSet::new(), again: true });
     }
 
     fn wanted_print(&self) -> Option<u64> {

@@ -108,6 +108,7 @@ impl Oracle {
     pub fn configured(&mut self, names: &BTreeSet<String>, known: &BTreeMap<String, u64>) {
         for name in names.iter().filter(|name| !known.contains_key(*name)) {
             self.since.insert(name.clone(), self.told_last);
+            self.last_send.remove(name);
             self.waits.remove(name);
         }
         self.ever_gone.extend(known.keys().filter(|name| !names.contains(*name)).cloned());
@@ -184,7 +185,10 @@ impl Oracle {
         }
         // This life, this channel, a window that has room for all: it must have been told.
         let waited = |id: &u64| now.since(self.committed.get(id).copied().unwrap_or(now).max(self.born));
-        let late = ids.iter().any(|id| waited(id) > OVERDUE_AFTER + LATENESS);
+        // What was refused and is sent again has not waited all the time.
+        let refused =
+            |id: &u64| self.stories.get(&(channel.to_string(), *id)).is_some_and(|story| story.refused);
+        let late = ids.iter().any(|id| !refused(id) && waited(id) > OVERDUE_AFTER + LATENESS);
         if late && self.sees_all && !self.late.contains(channel) && !self.ever_gone.contains(channel) {
             return broken(I54, format!("nobody was told of {ids:?} to {channel}"));
         }
