@@ -21,7 +21,8 @@ use support::{Home, eventually, free_port, http, proc, skip_tool};
 const SOON: Duration = Duration::from_secs(30);
 
 /// Fails once, with an alert, and stays down.
-const FAILS: &str = "[service]\ncommand = [\"false\"]\n[restart]\ndelays = [\"1h\"]\n[alert]\nafter_failures = 1\n";
+const FAILS: &str =
+    "[service]\ncommand = [\"false\"]\n[restart]\ndelays = [\"1h\"]\n[alert]\nafter_failures = 1\n";
 
 fn configure(home: &Home, text: &str) {
     fs::write(home.path().join("upright.toml"), text).expect("upright.toml");
@@ -50,8 +51,12 @@ impl Peer {
     }
 
     fn start(command: &mut Command) -> Peer {
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it runs");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it runs");
         let out = BufReader::new(child.stdout.take().expect("a pipe"));
         let (tell, lines) = mpsc::channel();
         std::thread::spawn(move || {
@@ -191,7 +196,10 @@ fn a_command_gets_the_alert_and_a_redirect_is_not_followed() {
     let delivered = home.await_event(0, "it is told", SOON, |event| event["event"] == "alert.delivered");
     assert_eq!(delivered["data"]["channel"], "tell");
     let told: Value = serde_json::from_str(&fs::read_to_string(&out).expect("written")).expect("JSON");
-    assert_eq!((&told["unit"], &told["exit_code"], &told["status"]), (&"web".into(), &1.into(), &"firing".into()));
+    assert_eq!(
+        (&told["unit"], &told["exit_code"], &told["status"]),
+        (&"web".into(), &1.into(), &"firing".into())
+    );
 }
 
 #[test]
@@ -269,7 +277,11 @@ fn alertmanager_receives_groups_and_resolves() {
     assert_eq!(firing, ["cart", "web"]);
     let (_, body) = http::ask_tcp(port, "GET", "/api/v2/alerts", "").expect("an answer");
     let alerts: Value = serde_json::from_slice(&body).expect("JSON");
-    let failing = alerts.as_array().expect("alerts").iter().filter(|alert| alert["labels"]["alertname"] == "UprightFailing");
+    let failing = alerts
+        .as_array()
+        .expect("alerts")
+        .iter()
+        .filter(|alert| alert["labels"]["alertname"] == "UprightFailing");
     assert_eq!(failing.count(), 2, "one each, however often it is told: {alerts}");
     fs::write(&well, "").expect("written");
     eventually("both are resolved", SOON, || of("resolved"));
@@ -316,7 +328,10 @@ fn secrets_are_found_nowhere_but_at_their_target() {
              to = [\"b@example.net\"]\nuser = \"upright\"\npassword_file = \"{password}\"\n"
         ),
     );
-    home.unit("web", &FAILS.replace("[restart]", &format!("environment_files = [\"{environment}\"]\n[restart]")));
+    home.unit(
+        "web",
+        &FAILS.replace("[restart]", &format!("environment_files = [\"{environment}\"]\n[restart]")),
+    );
     home.daemon();
     home.await_event(0, "one is delivered", SOON, |event| event["event"] == "alert.delivered");
     home.await_event(0, "one is parked", SOON, |event| event["event"] == "alert.parked");
@@ -329,9 +344,14 @@ fn secrets_are_found_nowhere_but_at_their_target() {
     assert!(!format!("{taken:?}").contains("canary-hmac"), "the key is not sent");
     assert!(taken[0].header("upright-signature").is_some_and(|text| text.contains(",v1=")));
 
-    for path in ["/v1/alerts", "/v1/units", "/v1/units/web", "/v1/events?limit=10000", "/api/system/health",
-        "/v1/config/errors"]
-    {
+    for path in [
+        "/v1/alerts",
+        "/v1/units",
+        "/v1/units/web",
+        "/v1/events?limit=10000",
+        "/api/system/health",
+        "/v1/config/errors",
+    ] {
         let answer = home.get(path).to_string();
         assert!(!answer.contains("canary"), "{path}: {answer}");
     }

@@ -11,6 +11,7 @@ use crate::base::{limits, name::UnitName};
 use crate::engine::effect::{Alert, AlertKind};
 use crate::engine::outbox::{Delivery, DeliveryState, GONE, Row, Which};
 use crate::store::row::{name_of, signed, unsigned};
+use crate::store::writer::Reader;
 use crate::store::{StoreError, open};
 
 /// The key of `meta` with the channels: `{"ops":17}`, each with the last alert that is not for it.
@@ -28,6 +29,38 @@ pub struct AlertRow {
     pub row: Row,
     /// By channel; each with the wall time of its last change, microseconds since 1970.
     pub deliveries: Vec<(Delivery, i64)>,
+}
+
+impl Reader {
+    /// Asks for what this channel has not got yet: at most `limit` alerts after `after`, oldest
+    /// first, each with its sends so far. `answer` is called on the store's thread.
+    pub fn unsettled(
+        &self,
+        channel: String,
+        after: u64,
+        limit: usize,
+        which: Which,
+        answer: impl FnOnce(Result<Vec<(Row, u32)>, StoreError>) + Send + 'static,
+    ) {
+        self.ask(move |db| select_unsettled(db, &channel, after, limit, which), answer);
+    }
+
+    /// Asks for what `Write::AlertPrint` kept. `answer` is called on the store's thread.
+    pub fn alert_prints(
+        &self,
+        answer: impl FnOnce(Result<BTreeMap<String, u64>, StoreError>) + Send + 'static,
+    ) {
+        self.ask(load_prints, answer);
+    }
+
+    /// Asks for the newest alerts, newest first. `answer` is called on the store's thread.
+    pub fn alerts(
+        &self,
+        limit: usize,
+        answer: impl FnOnce(Result<Vec<AlertRow>, StoreError>) + Send + 'static,
+    ) {
+        self.ask(move |db| select_newest(db, limit), answer);
+    }
 }
 
 /// Keeps an alert under this id; its row. None: the same key stands there already, because the engine

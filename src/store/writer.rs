@@ -16,8 +16,8 @@ use rusqlite::Connection;
 use crate::base::{exit::RunId, name::UnitName};
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::effect::Alert;
-use crate::engine::outbox::{Delivery, Row, Which};
-use crate::store::alert::{self, AlertRow};
+use crate::engine::outbox::{Delivery, Row};
+use crate::store::alert;
 use crate::store::base::Base;
 use crate::store::open::{Life, Opened};
 use crate::store::row::{EventQuery, EventRow, Level, NewEvent};
@@ -253,37 +253,7 @@ impl Reader {
         self.ask(move |db| row::select_events(db, &query), answer);
     }
 
-    /// Asks for what this channel has not got yet: at most `limit` alerts after `after`, oldest
-    /// first, each with its sends so far. `answer` is called on the store's thread.
-    pub fn unsettled(
-        &self,
-        channel: String,
-        after: u64,
-        limit: usize,
-        which: Which,
-        answer: impl FnOnce(Result<Vec<(Row, u32)>, StoreError>) + Send + 'static,
-    ) {
-        self.ask(move |db| alert::select_unsettled(db, &channel, after, limit, which), answer);
-    }
-
-    /// Asks for what `Write::AlertPrint` kept. `answer` is called on the store's thread.
-    pub fn alert_prints(
-        &self,
-        answer: impl FnOnce(Result<BTreeMap<String, u64>, StoreError>) + Send + 'static,
-    ) {
-        self.ask(alert::load_prints, answer);
-    }
-
-    /// Asks for the newest alerts, newest first. `answer` is called on the store's thread.
-    pub fn alerts(
-        &self,
-        limit: usize,
-        answer: impl FnOnce(Result<Vec<AlertRow>, StoreError>) + Send + 'static,
-    ) {
-        self.ask(move |db| alert::select_newest(db, limit), answer);
-    }
-
-    fn ask<T>(
+    pub(crate) fn ask<T>(
         &self,
         question: impl Fn(&Connection) -> Result<T, StoreError> + Send + 'static,
         answer: impl FnOnce(Result<T, StoreError>) + Send + 'static,
