@@ -307,3 +307,81 @@ fn row_of(row: &SqlRow<'_>) -> Result<Row, StoreError> {
     };
     Ok(Row { id: unsigned(row.get(0)?), ts_us: row.get(2)?, alert })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::store::writer::{Batch, Write};
+
+    fn delivery(row: u64, channel: &str, state: DeliveryState, error: Option<&str>) -> Write {
+        let error = error.map(String::from);
+        Write::Delivery {
+            delivery: Delivery { row, channel: channel.into(), state, attempts: 1, error },
+            ts_us: 2,
+        }
+    }
+
+    fn alert(key: &str) -> Write {
+        let alert = Alert {
+            key: key.into(),
+            unit: None,
+            kind: AlertKind::Failing,
+            message: "it failed".into(),
+            failures: 4,
+            episode: 1,
+            affected: Vec::new(),
+            channels: None,
+        };
+        Write::Alert { alert, ts_us: 1 }
+    }
+
+    fn asked<T: Send + 'static>(ask: impl FnOnce(mpsc::Sender<Result<T, StoreError>>)) -> T {
+        let (tell, told) = mpsc::channel();
+        ask(tell);
+        told.recv().expect("an answer").expect("the store answers")
+    }
+
+    #[test]
+    fn what_was_refused_can_be_read_again_and_be_delivered_after_all() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("upright.db");
+        let (opened, _) = open::open(&path, "boot").expect("opens");
+        let mut store = opened.start(|_| ()).expect("a thread");
+        let parked = DeliveryState::Parked;
+        let writes = vec![
+            alert("web/1/failing/4"),
+            alert("web/1/failing/8"),
+            delivery(1, "ops", parked, Some("HTTP 404")),
+            delivery(2, "ops", parked, Some(GONE)),
+            Write::AlertPrint { channel: "ops".into(), print: 7 },
+        ];
+        store.submit(Batch { writes });
+        let reader = store.reader().clone();
+        let read = |which| {
+            let ops = "ops".to_string();
+            let rows = asked(|tell| reader.unsettled(ops, 0, 10, which, move |rows| drop(tell.send(rows))));
+            rows.into_iter().map(|(row, attempts)| (row.id, attempts)).collect::<Vec<_>>()
+        };
+        assert_eq!((read(Which::Open), read(Which::Refused)), (vec![], vec![(1, 1)]));
+        let prints = asked(|tell| reader.alert_prints(move |prints| drop(tell.send(prints))));
+        assert_eq!(prints, BTreeMap::from([("ops".to_string(), 7)]));
+        // What is parked is not parked again for another reason; delivered is the end of it.
+        let writes = vec![
+            delivery(1, "ops", parked, Some(GONE)),
+            delivery(1, "ops", DeliveryState::Delivered, None),
+            delivery(1, "ops", parked, Some("late")),
+        ];
+        store.submit(Batch { writes });
+        assert_eq!(read(Which::Refused), vec![]);
+        drop(store);
+        // Both copies say the same: it is believed.
+        let (opened, loaded) = open::open(&path, "boot").expect("opens");
+        assert_eq!((loaded.moved_aside, loaded.last_alert), (None, 2));
+        let store = opened.start(|_| ()).expect("a thread");
+        let rows = asked(|tell| store.reader().alerts(10, move |rows| drop(tell.send(rows))));
+        let states: Vec<_> = rows.iter().map(|row| row.deliveries[0].0.state).collect();
+        assert_eq!(states, [parked, DeliveryState::Delivered]);
+    }
+}
