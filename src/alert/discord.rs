@@ -43,7 +43,7 @@ pub fn body(story: &Story) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::alert::golden;
+    use crate::alert::golden_tests as golden;
     use crate::alert::story::tests::{hostile, story};
 
     #[test]

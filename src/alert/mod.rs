@@ -9,7 +9,7 @@ mod discord;
 mod file;
 mod gather;
 #[cfg(test)]
-mod golden;
+mod golden_tests;
 mod http;
 mod line;
 mod mail;

@@ -46,7 +46,7 @@ fn body(story: &Story, topic: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::alert::golden;
+    use crate::alert::golden_tests as golden;
     use crate::alert::story::tests::{hostile, story};
 
     #[test]

@@ -62,7 +62,7 @@ fn body(story: &Story) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::alert::golden;
+    use crate::alert::golden_tests as golden;
     use crate::alert::story::tests::{hostile, over, story};
 
     #[test]

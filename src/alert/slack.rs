@@ -60,7 +60,7 @@ fn harmless(text: &str, chars: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::alert::golden;
+    use crate::alert::golden_tests as golden;
     use crate::alert::story::tests::{folded, hostile, story};
 
     #[test]

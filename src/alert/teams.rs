@@ -51,7 +51,7 @@ pub fn body(story: &Story) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::alert::golden;
+    use crate::alert::golden_tests as golden;
     use crate::alert::story::tests::{folded, hostile, story};
 
     #[test]

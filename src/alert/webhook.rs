@@ -39,7 +39,7 @@ fn signature(secret: &Hidden, seconds: i64, body: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::alert::golden;
+    use crate::alert::golden_tests as golden;
     use crate::alert::story::tests::{HOSTILE, hostile, story};
 
     #[test]

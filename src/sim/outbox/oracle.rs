@@ -302,7 +302,10 @@ impl Oracle {
 
     pub fn abandons(&mut self, now: Monotonic, channel: &str, row: u64) {
         if self.busy.get(channel).is_some_and(|rows| rows.first() == Some(&row)) {
-            self.busy.remove(channel);
+            // A late acknowledgement of the first settles that one: what else the message told goes again.
+            for other in self.busy.remove(channel).unwrap_or_default().into_iter().skip(1) {
+                self.story(channel, other).excuses += 1;
+            }
             self.failed(now, channel, Duration::ZERO);
         }
     }
