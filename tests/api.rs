@@ -135,6 +135,7 @@ fn answer(call: Call) -> Answer {
         | Call::Events { .. }
         | Call::ConfigErrors
         | Call::SystemMetrics
+        | Call::Summary { .. }
         | Call::Alerts(_)
         | Call::ConfigPlan
         | Call::ConfigApply { .. }

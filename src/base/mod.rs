@@ -6,6 +6,7 @@ pub mod base64;
 pub mod check;
 pub mod duration;
 pub mod exit;
+pub mod hidden;
 pub mod histogram;
 pub mod limits;
 pub mod luck;

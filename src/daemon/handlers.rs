@@ -297,9 +297,15 @@ impl Shell {
         let tools = &self.hands.tools;
         let told = tools.store.troubles().into_iter().chain(tools.log.trouble());
         let logs = self.hands.output.trouble();
+        let late = tools.outbox.late().into_iter().map(|channel| Trouble {
+            code: "alert.overdue".to_string(),
+            message: format!("alerts wait for channel `{channel}` longer than 15 minutes"),
+            help: "`upright alert list` says why".to_string(),
+        });
         told.chain(logs)
             .map(|t| Trouble { code: t.code.to_string(), message: t.message, help: t.help })
             .chain(self.doors.troubles())
+            .chain(late)
             .collect()
     }
 

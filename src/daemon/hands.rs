@@ -18,6 +18,7 @@ use crate::base::signal::Signal;
 use crate::base::{name::UnitName, time::Monotonic};
 use crate::config::load::Loaded;
 use crate::daemon::again::Again;
+use crate::daemon::beat::Pulse;
 use crate::daemon::containment::Containment;
 use crate::daemon::doors;
 use crate::daemon::fdstore::FdStore;
@@ -74,6 +75,7 @@ pub enum Source {
     },
     Door(doors::Heard),
     Upgrade(Heard),
+    Heartbeat(Pulse),
 }
 
 /// What waits for a commit.
@@ -294,6 +296,8 @@ impl Hands {
     pub fn keep_of_outbox(&mut self, keep: Keep, stamp: Stamp) {
         match keep {
             Keep::Channels(known) => self.keep(Write::Channels(known)),
+            Keep::Print { channel, print } => self.keep(Write::AlertPrint { channel, print }),
+            Keep::Note(word) => self.note(word.event(stamp.ts_us, stamp.at)),
             Keep::Delivery { row, delivery } => {
                 self.observed.on_delivery(&delivery);
                 if let Some(event) = delivery_event(&row, &delivery, stamp) {

@@ -8,6 +8,7 @@ pub mod tag;
 pub mod environment;
 mod adopt;
 mod again;
+mod beat;
 mod containment;
 mod doors;
 mod fdstore;

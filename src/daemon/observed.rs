@@ -215,13 +215,14 @@ mod tests {
         let mut observed = Observed::default();
         let at = |ms: u64| Monotonic::from_ns(ms * 1_000_000);
         let record = |observed: &mut Observed, kind, now| {
-            observed.on_record(&Record { unit: Some(unit.clone()), run: Some(RunId(1)), kind }, now);
+            observed
+                .on_record(&Record { unit: Some(unit.clone()), run: Some(RunId(1)), kind, state: None }, now);
         };
         let exit = Exit::Code(1);
         let cause = Cause::Exited(exit);
         record(
             &mut observed,
-            RecordKind::Failed { cause, failures: 1, episode: 1, blame: Vec::new() },
+            RecordKind::Failed { cause, failures: 1, episode: 1, blame: Vec::new(), well_until: None },
             at(9),
         );
         let scheduled = RecordKind::RestartScheduled { at: at(1_008), delay_ms: 1_000, failures: 1 };

@@ -393,10 +393,9 @@ impl Shell {
             self.note(Level::Warn, "config.needs_restart", message, data);
         }
         let old = std::mem::replace(&mut self.files.daemon, new);
-        if old.channels != self.files.daemon.channels {
-            let channels = Channels::of(&self.files.daemon, &self.home.log_dir);
-            self.hands.tools.outbox.configure(channels);
-        }
+        // Always: the files of a channel (a URL, a secret) may be others while its table is the same.
+        self.beat_as(self.files.daemon.heartbeat.clone());
+        self.hands.tools.outbox.configure(Channels::of(&self.files.daemon, &self.home.log_dir));
         self.shutdown_timeout = self.files.daemon.shutdown_timeout;
         self.hands.tools.log.rotate_by(rotation_of(&self.files.daemon));
         self.hands.tools.store.reader().keep_for(self.files.daemon.retention);

@@ -18,6 +18,7 @@ use crate::api::call::Answer;
 use crate::base::signal::Signal;
 use crate::base::{limits, time::Monotonic};
 use crate::config::paths::Home;
+use crate::daemon::beat::Beat;
 use crate::daemon::doors::Doors;
 use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Late, Source, stamp};
@@ -74,6 +75,7 @@ pub struct Shell {
     /// When this engine began.
     pub(crate) begun: Monotonic,
     pub(crate) logs_counted: LogsCounted,
+    pub(crate) beat: Beat,
 }
 
 /// How far the end of everything is.
@@ -397,6 +399,7 @@ impl Shell {
             Source::FilesRead { loaded, troubles } => self.on_files_read(*loaded, &troubles),
             Source::Door(heard) => self.on_door(heard),
             Source::Upgrade(heard) => self.on_upgrade_heard(heard),
+            Source::Heartbeat(pulse) => self.on_pulse(pulse),
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::config::load::load;
 use crate::config::paths::Home;
+use crate::daemon::beat::Beat;
 use crate::daemon::doors::{self, Served};
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::files::{self, Reading, judge};
@@ -106,7 +107,9 @@ pub(super) fn begin(
         quiet: quiet_of(&loaded),
         begun,
         logs_counted: LogsCounted::default(),
+        beat: Beat::default(),
     };
+    shell.beat_as(in_force.daemon.heartbeat.clone());
     say_begin(&mut shell, boot, &loaded, begun, &survey);
     shell.files.keep_all(&loaded.last_good).into_iter().for_each(|text| shell.hands.keep(text));
     shell.perform(stamp(now));
@@ -396,6 +399,7 @@ fn start_outbox(
         seed: clock::monotonic().as_ns(),
         reader: store.reader().clone(),
         quiet: quiet_of(loaded),
+        logs: home.log_dir.clone(),
     };
     let keep = sources.clone();
     Dispatcher::start(inherited, move |wanted| drop(keep.send(Source::Outbox(wanted))))

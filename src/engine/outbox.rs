@@ -7,8 +7,13 @@
 //! up its own unit only. Nothing is told as delivered before the sink has acknowledged it *and*
 //! that is on the disk; killed in between, the same row is sent again with the same id.
 //!
-//! Refuses: sending, the time of day, folding several alerts into one (a later part: it would
-//! stand between `Channel::pick` and `Effect::Send`).
+//! A channel may be paced (so long between two sends), and may fold: what waited meanwhile goes as one
+//! message that names every id. A message of many that is refused, or that failed `FOLD_TRIES` times,
+//! is taken apart, so that one row which a sink cannot digest does not take others along.
+//!
+//! What was refused is sent again when the channel's configuration is another one (`Event::Printed`).
+//!
+//! Refuses: sending, the time of day, and what a message says.
 
 mod channel;
 mod quiet;
@@ -22,9 +27,10 @@ use crate::engine::effect::{Alert, AlertKind};
 use crate::engine::outbox::channel::{Channel, Presence, Reading};
 pub use crate::engine::outbox::quiet::{ACKNOWLEDGED, MUTED, Quiet};
 
-/// A send without an answer is given up after this. Sinks answer within a second; a TCP
+/// A send without an answer is given up after this: an attempt of `alert::send` has 10 s, and
+/// what it says about the alert is gathered before that. Sinks answer within a second; a TCP
 /// connection to a host that is gone takes minutes to say so.
-pub const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+pub const SEND_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// The wait after the first failed send; it doubles with each further one.
 pub const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -41,6 +47,12 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 
 /// After so many failed sends (about four minutes) rows of other units may pass a row.
 pub const STEP_ASIDE_AFTER: u32 = 8;
+
+/// After so many failed sends a row goes alone: it may be what the sink cannot digest.
+pub const FOLD_TRIES: u32 = 3;
+
+/// A row that waits longer than this is worth a word: somebody believes that alerts arrive.
+pub const OVERDUE_AFTER: Duration = Duration::from_secs(15 * 60);
 
 /// Between two tries to read waiting rows from a store that cannot be asked.
 pub const LOAD_RETRY: Duration = Duration::from_secs(1);
@@ -78,6 +90,23 @@ impl Takes {
             (Some(names), Takes::Named) => names.iter().any(|name| name == channel),
             (Some(names), Takes::Everything) => !names.is_empty(),
         }
+    }
+}
+
+/// What holds for a channel, whatever is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    pub takes: Takes,
+    /// Least time between two sends: what the sink bears.
+    pub gap: Duration,
+    /// Most rows in one message; at least 1.
+    pub fold: usize,
+}
+
+impl Terms {
+    /// Each row by itself, as fast as the sink answers.
+    pub fn plain(takes: Takes) -> Terms {
+        Terms { takes, gap: Duration::ZERO, fold: 1 }
     }
 }
 
@@ -140,7 +169,10 @@ pub enum Event {
     /// A deadline may have passed. Ticking early is harmless.
     Tick,
     /// The channels that are in force from now on.
-    Configured { channels: BTreeMap<String, Takes> },
+    Configured { channels: BTreeMap<String, Terms> },
+    /// Fingerprints of what the channels are configured to be, files included, and those that
+    /// `Effect::SavePrint` kept. Where they differ, what was refused is sent again.
+    Printed { prints: BTreeMap<String, u64>, kept: BTreeMap<String, u64> },
     /// These alerts are on the disk; in row order.
     Committed { rows: Vec<Arc<Row>> },
     /// The answer to `Effect::Load`: rows that are neither delivered nor parked, in row order,
@@ -160,9 +192,9 @@ pub enum Event {
 pub enum Effect {
     /// Read at most `limit` unsettled rows of this channel above `after`.
     /// Answer: `Loaded` or `LoadFailed`.
-    Load { channel: String, after: u64, limit: usize },
-    /// Answer: `Answered`, within `SEND_TIMEOUT`.
-    Send { channel: String, row: Arc<Row>, attempt: u32, before: Before },
+    Load { channel: String, after: u64, limit: usize, which: Which },
+    /// One message about `row`, which tells `others` too. Answer: `Answered`, within `SEND_TIMEOUT`.
+    Send { channel: String, row: Arc<Row>, others: Vec<Arc<Row>>, attempt: u32, before: Before },
     /// Nobody waits for the answer to this send any more. One that comes all the same and is an
     /// acknowledgement still counts.
     Abandon { channel: String, row: u64, attempt: u32 },
@@ -170,6 +202,21 @@ pub enum Effect {
     Keep { row: Arc<Row>, delivery: Delivery },
     /// Keep which channels there are, each with the last row that is not for it.
     SaveChannels(BTreeMap<String, u64>),
+    /// Everything that was refused before has been sent again: keep the fingerprint that it was for.
+    SavePrint { channel: String, print: u64 },
+    /// This row has waited for `OVERDUE_AFTER`, and is the first of its channel.
+    Overdue { channel: String, row: Arc<Row> },
+    /// Nothing waits that long any more.
+    InTime { channel: String },
+}
+
+/// Which rows `Effect::Load` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Neither delivered nor parked.
+    Open,
+    /// Those, and what the sink refused; not what was parked because its channel was gone.
+    Refused,
 }
 
 /// Whether the sink may have this row already.
@@ -243,6 +290,17 @@ marks! {
     MuteEnded,
     /// A repeated failure of an episode that somebody has taken.
     Acknowledged,
+    /// It was not yet time for the next send.
+    Paced,
+    Folded,
+    /// A message of many was refused: each of them goes alone.
+    TakenApart,
+    /// What was refused is sent again.
+    Revived,
+    /// It was refused by a configuration that is no more.
+    RefusedByFormer,
+    Overdue,
+    InTime,
 }
 
 /// What is the same for all channels.
@@ -270,7 +328,7 @@ impl Outbox {
     pub fn new(settings: Settings, known: &BTreeMap<String, u64>, last_row: u64) -> Outbox {
         let channel = |(name, since): (&String, &u64)| {
             let reading = Reading::Behind { after: *since, at: Monotonic::ZERO };
-            (name.clone(), Channel::new(name, Takes::Named, *since, reading, settings.seed))
+            (name.clone(), Channel::new(name, Terms::plain(Takes::Named), *since, reading, settings.seed))
         };
         Outbox { settings, channels: known.iter().map(channel).collect(), last_row, quiet: Quiet::default() }
     }
@@ -282,7 +340,14 @@ impl Outbox {
             Event::Tick => {}
             Event::Quieted { quiet } => self.quiet = quiet,
             Event::Configured { channels } => self.on_configured(&channels, fx),
-            Event::Committed { rows } => rows.iter().for_each(|row| self.on_committed(row, fx)),
+            Event::Printed { prints, kept } => {
+                for (name, print) in prints {
+                    if let Some(channel) = self.channels.get_mut(&name) {
+                        channel.on_printed(print, kept.get(&name).copied(), fx);
+                    }
+                }
+            }
+            Event::Committed { rows } => rows.iter().for_each(|row| self.on_committed(now, row, fx)),
             Event::Loaded { channel, rows, full } => {
                 if let Some(channel) = self.channels.get_mut(&channel) {
                     channel.on_loaded(now, rows, full, &self.quiet, fx);
@@ -329,7 +394,7 @@ impl Outbox {
     /// without a delivery is to be shown as.
     pub fn channels(&self) -> impl Iterator<Item = (&str, u64, Takes)> {
         self.channels.iter().filter_map(|(name, channel)| match channel.presence {
-            Presence::Here => Some((name.as_str(), channel.since, channel.takes)),
+            Presence::Here => Some((name.as_str(), channel.since, channel.terms.takes)),
             Presence::Leaving { .. } => None,
         })
     }
@@ -340,12 +405,12 @@ impl Outbox {
     }
 
     /// A new channel gets what is raised from now on; one that is gone has its rows parked.
-    fn on_configured(&mut self, channels: &BTreeMap<String, Takes>, fx: &mut Effects) {
+    fn on_configured(&mut self, channels: &BTreeMap<String, Terms>, fx: &mut Effects) {
         let last_row = self.last_row;
         let before = self.channels.len();
-        for (name, takes) in channels {
+        for (name, terms) in channels {
             if let Some(known) = self.channels.get_mut(name) {
-                known.takes = *takes;
+                known.terms = *terms;
                 if known.presence != Presence::Here {
                     known.come_back(fx);
                 }
@@ -353,13 +418,13 @@ impl Outbox {
             }
             fx.mark(Mark::ChannelAdded);
             let reading = Reading::Current { after: last_row };
-            let channel = Channel::new(name, *takes, last_row, reading, self.settings.seed);
+            let channel = Channel::new(name, *terms, last_row, reading, self.settings.seed);
             self.channels.insert(name.clone(), channel);
         }
         for (name, channel) in &mut self.channels {
             if !channels.contains_key(name) && channel.presence == Presence::Here {
                 fx.mark(Mark::ChannelGone);
-                channel.presence = Presence::Leaving { until: last_row };
+                channel.leave(last_row);
             }
         }
         if self.channels.len() != before {
@@ -367,12 +432,12 @@ impl Outbox {
         }
     }
 
-    fn on_committed(&mut self, row: &Arc<Row>, fx: &mut Effects) {
+    fn on_committed(&mut self, now: Monotonic, row: &Arc<Row>, fx: &mut Effects) {
         self.last_row = self.last_row.max(row.id);
         let window = self.settings.window_rows.max(1);
         let mut taken = false;
         for channel in self.channels.values_mut().filter(|channel| channel.presence == Presence::Here) {
-            taken |= channel.on_committed(row, window, &self.quiet, fx);
+            taken |= channel.on_committed(now, row, window, &self.quiet, fx);
         }
         if !taken {
             fx.mark(Mark::NoChannel);

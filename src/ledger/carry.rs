@@ -54,6 +54,9 @@ pub struct Waiting {
     pub drill: bool,
     /// A channel refused it for good.
     pub refused: bool,
+    /// People asked not to be told of it: nobody waits for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub muted: bool,
     pub raised_us: i64,
 }
 
@@ -77,6 +80,6 @@ impl Carry {
     /// Alerts that wait for their first channel, of this realm.
     pub fn pending(&self, drill: bool) -> u64 {
         let open = self.waiting.values();
-        open.filter(|waiting| waiting.drill == drill && !waiting.refused).count() as u64
+        open.filter(|waiting| waiting.drill == drill && !waiting.refused && !waiting.muted).count() as u64
     }
 }

@@ -199,7 +199,7 @@ impl Fold {
             "resync.failed" if fact.data.get("next_ms").is_none_or(Value::is_null) => {
                 self.resynced(fact, false);
             }
-            "alert.raised" | "alert.delivered" | "alert.parked" => self.alert(fact),
+            "alert.raised" | "alert.delivered" | "alert.parked" | "alert.muted" => self.alert(fact),
             "order.asked" => self.asked(fact),
             "log.counted" => {
                 let tally = self.tally.of(drill);
@@ -315,9 +315,12 @@ impl Fold {
         if fact.event == "alert.raised" {
             let drill = self.realm(fact);
             self.tally.of(drill).alerts_raised += 1;
-            return self.carry.wait(key, Waiting { drill, refused: false, raised_us: fact.ts_us });
+            return self.carry.wait(key, Waiting { drill, raised_us: fact.ts_us, ..Waiting::default() });
         }
         let known = self.carry.waiting.get_mut(key);
+        if fact.event == "alert.muted" {
+            return known.map_or((), |waiting| waiting.muted = true);
+        }
         let drill = known.as_ref().map_or(fact.is_drill(), |waiting| waiting.drill);
         let tally = self.tally.of(drill);
         match (fact.event == "alert.delivered", known) {

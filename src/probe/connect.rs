@@ -67,7 +67,7 @@ fn blamed(error: &std::io::Error) -> Trouble {
     }
 }
 
-async fn addresses(at: &HostPort) -> Result<Vec<SocketAddr>, Trouble> {
+pub(super) async fn addresses(at: &HostPort) -> Result<Vec<SocketAddr>, Trouble> {
     if let Ok(ip) = at.host.parse() {
         return Ok(vec![SocketAddr::new(ip, at.port)]);
     }

@@ -13,10 +13,13 @@ mod redis;
 #[cfg(test)]
 mod tests;
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::base::check::{Endpoint, NetCheck, ProbeOutcome};
+use tokio::net::TcpStream;
+
+use crate::base::check::{Endpoint, HostPort, NetCheck, ProbeOutcome};
 use crate::base::duration::Pretty;
 use crate::probe::bounded::Bounded;
 
@@ -55,6 +58,26 @@ pub async fn probe(check: &NetCheck, timeout: Duration) -> ProbeOutcome {
             ProbeOutcome::Failed(format!("no {awaited} within {}", Pretty(timeout)))
         }
     }
+}
+
+/// Connects, looking the name up where it is one; for other rooms that speak to servers.
+///
+/// # Errors
+/// What went wrong, in words.
+pub async fn connect(at: &HostPort) -> Result<TcpStream, String> {
+    connect::tcp(at).await.map_err(|trouble| match trouble {
+        Trouble::Theirs(text) | Trouble::Ours(text) => one_line(&text),
+    })
+}
+
+/// The addresses of a server, for what connects by itself.
+///
+/// # Errors
+/// What went wrong, in words.
+pub async fn addresses(at: &HostPort) -> Result<Vec<SocketAddr>, String> {
+    connect::addresses(at).await.map_err(|trouble| match trouble {
+        Trouble::Theirs(text) | Trouble::Ours(text) => one_line(&text),
+    })
 }
 
 async fn attempt(check: &NetCheck, connected: &AtomicBool) -> Result<(), Trouble> {

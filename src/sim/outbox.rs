@@ -17,7 +17,8 @@ use std::time::Duration;
 use crate::base::luck::Luck;
 use crate::base::time::Monotonic;
 use crate::engine::outbox::{
-    Delivery, DeliveryState, Effect, Effects, Event, Mark, Outbox, Outcome, Quiet, Row, Settings, Takes,
+    Delivery, DeliveryState, Effect, Effects, Event, GONE, Mark, Outbox, Outcome, Quiet, Row, Settings,
+    Takes, Terms, Which,
 };
 use crate::sim::outbox::bug::Bug;
 use crate::sim::outbox::oracle::Oracle;
@@ -25,7 +26,7 @@ pub use crate::sim::outbox::oracle::{Broken, PROMISES};
 use crate::sim::outbox::setup::{Change, Setup, Wish};
 
 /// After healing, the time in which everything must be delivered: the longest wait with its
-/// jitter (6 min), what a sink may ask for here (2 min), a hung send (30 s), and the rows.
+/// jitter (6 min), what a sink may ask for here (2 min), a hung send (12 s), and the rows.
 const LIVENESS: Duration = Duration::from_secs(600);
 
 /// More steps than any world needs: beyond it the outbox is running in a circle.
@@ -120,6 +121,7 @@ enum Happening {
         channel: String,
         after: u64,
         limit: usize,
+        which: Which,
     },
     /// The sink has taken the row, whoever is there to hear of it.
     Takes {
@@ -142,6 +144,7 @@ enum Happening {
     Starts,
     Changes(Change),
     Wishes(Wish),
+    Reprints(String),
     Heal,
 }
 
@@ -163,6 +166,9 @@ struct Sim {
     rows: Vec<Arc<Row>>,
     deliveries: BTreeMap<(String, u64), Delivery>,
     known: BTreeMap<String, u64>,
+    /// What the channels are configured to be, and for which of it the refused rows were sent.
+    prints: BTreeMap<String, u64>,
+    kept_prints: BTreeMap<String, u64>,
     /// On the way to the disk, oldest first.
     unwritten: BTreeMap<String, Vec<Delivery>>,
     configured: BTreeSet<String>,
@@ -204,6 +210,8 @@ impl Sim {
             rows: Vec::new(),
             deliveries: BTreeMap::new(),
             known: BTreeMap::new(),
+            prints: setup.sinks.iter().map(|sink| (sink.name.clone(), 1)).collect(),
+            kept_prints: BTreeMap::new(),
             unwritten: BTreeMap::new(),
             configured: setup.configured.clone(),
             setup,
@@ -225,6 +233,7 @@ impl Sim {
     }
 
     fn play(&mut self) -> Result<(), Broken> {
+        self.oracle.sees_all = self.setup.window_rows >= 1_000;
         self.after(Duration::ZERO, Happening::Starts);
         for (at, row) in self.setup.rows.clone() {
             if self.bug == Some(Bug::SentUncommitted) {
@@ -241,6 +250,9 @@ impl Sim {
         for (at, wish) in self.setup.wishes.clone() {
             self.after(at, Happening::Wishes(wish));
         }
+        for (at, name) in self.setup.reprints.clone() {
+            self.after(at, Happening::Reprints(name));
+        }
         self.after(self.setup.chaos, Happening::Heal);
         let end = self.now + self.setup.chaos + LIVENESS;
         while let Some(((at, _), happening)) = self.queue.pop_first() {
@@ -251,7 +263,7 @@ impl Sim {
             self.happen(happening)?;
         }
         self.now = end;
-        self.oracle.at_end(&self.configured, &self.known, &self.rows, &self.deliveries)
+        self.oracle.at_end(&self.configured, &self.known, &self.rows, &self.deliveries, &self.prints)
     }
 
     fn happen(&mut self, happening: Happening) -> Result<(), Broken> {
@@ -268,8 +280,8 @@ impl Sim {
                 self.armed = None;
                 return self.step(Event::Tick);
             }
-            Happening::Loads { life, channel, after, limit } if life == self.life => {
-                let event = self.load(channel, after, limit);
+            Happening::Loads { life, channel, after, limit, which } if life == self.life => {
+                let event = self.load(channel, after, limit, which);
                 return self.step(event);
             }
             Happening::Takes { channel, row } => {
@@ -288,6 +300,10 @@ impl Sim {
             Happening::Starts => return self.start(),
             Happening::Changes(change) => return self.change(change),
             Happening::Wishes(wish) => return self.wish(wish),
+            Happening::Reprints(name) => {
+                *self.prints.entry(name).or_insert(0) += 1;
+                return self.tell_prints();
+            }
             Happening::Heal => self.healed = true,
             Happening::Told(..) | Happening::Tick(_) | Happening::Loads { .. } | Happening::Keeps { .. } => {}
         }
@@ -296,6 +312,7 @@ impl Sim {
 
     fn commit_row(&mut self, row: &Arc<Row>) {
         self.rows.push(row.clone());
+        self.oracle.committed(self.now, row.id);
         // The store tells in order.
         let told = Duration::from_millis(3);
         if self.outbox.is_some() && !self.bug.is_some_and(|bug| bug.hides(row)) {
@@ -318,9 +335,32 @@ impl Sim {
             None => self.configured.clone(),
         };
         self.oracle.configured(&self.configured, &self.known);
-        self.step(Event::Configured {
-            channels: names.into_iter().map(|name| (name, Takes::Named)).collect(),
-        })
+        let channels = names.into_iter().map(|name| {
+            let sink = self.setup.sinks.iter().find(|sink| sink.name == name);
+            let terms = Terms {
+                takes: Takes::Named,
+                gap: sink.map_or(Duration::ZERO, |sink| sink.gap),
+                fold: sink.map_or(1, |sink| sink.fold),
+            };
+            (name, self.bug.map_or(terms, |bug| bug.terms(terms)))
+        });
+        let channels = channels.collect();
+        self.step(Event::Configured { channels })?;
+        self.tell_prints()
+    }
+
+    fn tell_prints(&mut self) -> Result<(), Broken> {
+        if self.bug == Some(Bug::PrintUnheard) || self.outbox.is_none() {
+            return Ok(());
+        }
+        let prints: BTreeMap<String, u64> = self
+            .prints
+            .iter()
+            .filter(|(name, _)| self.configured.contains(*name))
+            .map(|(name, print)| (name.clone(), *print))
+            .collect();
+        self.oracle.printed(&prints, &self.kept_prints);
+        self.step(Event::Printed { prints, kept: self.kept_prints.clone() })
     }
 
     fn change(&mut self, change: Change) -> Result<(), Broken> {
@@ -362,14 +402,14 @@ impl Sim {
                 self.write(delivery);
             }
         }
-        self.oracle.crash(&self.deliveries);
+        self.oracle.crash(self.now, &self.deliveries);
         if let Some(bug) = self.bug {
             bug.crashed(&mut self.known);
         }
         self.after(down, Happening::Starts);
     }
 
-    fn load(&mut self, channel: String, after: u64, limit: usize) -> Event {
+    fn load(&mut self, channel: String, after: u64, limit: usize, which: Which) -> Event {
         let fails = !self.healed && self.stores.get_mut(&channel).is_some_and(|luck| luck.chance(150));
         if fails {
             return Event::LoadFailed { channel };
@@ -377,7 +417,12 @@ impl Sim {
         let mut rows = Vec::new();
         for row in self.rows.iter().filter(|row| row.id > after) {
             let delivery = self.deliveries.get(&(channel.clone(), row.id));
-            if delivery.is_none_or(|delivery| delivery.state == DeliveryState::Pending) {
+            let is_wanted = |delivery: &Delivery| match delivery.state {
+                DeliveryState::Pending => true,
+                DeliveryState::Parked => which == Which::Refused && delivery.error.as_deref() != Some(GONE),
+                DeliveryState::Delivered | DeliveryState::Muted => false,
+            };
+            if delivery.is_none_or(is_wanted) {
                 let row = self.bug.map_or_else(|| row.clone(), |bug| bug.row(row));
                 rows.push((row, delivery.map_or(0, |delivery| delivery.attempts)));
             }
@@ -403,7 +448,9 @@ impl Sim {
     fn write(&mut self, delivery: Delivery) {
         let place = self.deliveries.entry((delivery.channel.clone(), delivery.row));
         let stands = place.or_insert_with(|| delivery.clone());
-        if stands.state == DeliveryState::Pending {
+        let again = matches!(delivery.state, DeliveryState::Delivered | DeliveryState::Muted);
+        let revived = stands.state == DeliveryState::Parked && again;
+        if stands.state == DeliveryState::Pending || revived {
             *stands = delivery;
         }
     }
@@ -443,19 +490,27 @@ impl Sim {
         });
         self.line(|| format!("    -> {text}"));
         match effect {
-            Effect::Load { channel, after, limit } => {
+            Effect::Load { channel, after, limit, which } => {
                 let wait = self.store_wait(&channel);
                 let life = self.life;
-                self.after(wait, Happening::Loads { life, channel, after, limit });
+                self.after(wait, Happening::Loads { life, channel, after, limit, which });
             }
-            Effect::Send { channel, row, attempt, .. } if self.is_held_up(&channel) => {
+            Effect::Send { channel, row, others, attempt, .. } if self.is_held_up(&channel) => {
                 let before = crate::engine::outbox::Before::Maybe;
-                self.waiting.push(Effect::Send { channel, row, attempt, before });
+                self.waiting.push(Effect::Send { channel, row, others, attempt, before });
             }
-            Effect::Send { channel, row, attempt, .. } => {
+            Effect::Send { channel, row, others, attempt, .. } => {
                 self.sends += 1;
-                self.oracle.sends(self.now, &channel, &row, attempt, &self.rows, &self.deliveries)?;
-                self.send(channel, row.id, attempt);
+                let message: Vec<Arc<Row>> = std::iter::once(row).chain(others).collect();
+                let sink = self.setup.sinks.iter().find(|sink| sink.name == channel);
+                let terms = sink.map_or((Duration::ZERO, 1), |sink| (sink.gap, sink.fold));
+                let print = self.prints.get(&channel).copied().unwrap_or(0);
+                self.oracle.sends_message(self.now, &channel, &message, terms, print)?;
+                for row in &message {
+                    self.oracle.sends(self.now, &channel, row, attempt, &self.rows, &self.deliveries)?;
+                }
+                let ids: Vec<u64> = message.iter().map(|row| row.id).collect();
+                self.send(channel, &ids, attempt);
             }
             Effect::Abandon { channel, row, .. } => {
                 self.oracle.abandons(self.now, &channel, row);
@@ -472,6 +527,10 @@ impl Sim {
             Effect::SaveChannels(known) => {
                 self.known = self.bug.map_or(known.clone(), |bug| bug.known(known))
             }
+            Effect::SavePrint { channel, print } => _ = self.kept_prints.insert(channel, print),
+            Effect::Overdue { .. } if self.bug == Some(Bug::OverdueUnsaid) => {}
+            Effect::Overdue { channel, row } => self.oracle.overdue(self.now, &channel, row.id)?,
+            Effect::InTime { channel } => self.oracle.in_time(&channel)?,
         }
         Ok(())
     }
@@ -490,20 +549,21 @@ impl Sim {
     }
 
     /// What the sink makes of a send: drawn from its own luck, whatever the others do.
-    fn send(&mut self, channel: String, row: u64, attempt: u32) {
+    fn send(&mut self, channel: String, rows: &[u64], attempt: u32) {
         let Some(index) = self.setup.sinks.iter().position(|sink| sink.name == channel) else { return };
         let Some(luck) = self.sinks.get_mut(&channel) else { return };
         let sink = &self.setup.sinks[index];
-        let mut answer = sink.answer(luck, self.now, row, self.healed);
+        let mut answer = sink.answer(luck, self.now, rows, self.healed);
         if self.fate == Fate::Kill(index) {
             answer = setup::Answer { takes: None, says: None };
         }
-        if let Some(wait) = answer.takes {
-            self.after(wait, Happening::Takes { channel: channel.clone(), row });
+        for row in rows.iter().filter(|_| answer.takes.is_some()) {
+            let wait = answer.takes.unwrap_or_default();
+            self.after(wait, Happening::Takes { channel: channel.clone(), row: *row });
         }
-        self.oracle.will_answer(&channel, row, &answer);
-        if let Some((wait, outcome)) = answer.says {
-            self.after(wait, Happening::Answers { life: self.life, channel, row, attempt, outcome });
+        self.oracle.will_answer(&channel, rows, &answer);
+        if let (Some((wait, outcome)), Some(row)) = (answer.says, rows.first()) {
+            self.after(wait, Happening::Answers { life: self.life, channel, row: *row, attempt, outcome });
         }
     }
 

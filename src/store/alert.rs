@@ -9,12 +9,16 @@ use serde_json::Value;
 
 use crate::base::{limits, name::UnitName};
 use crate::engine::effect::{Alert, AlertKind};
-use crate::engine::outbox::{Delivery, DeliveryState, Row};
+use crate::engine::outbox::{Delivery, DeliveryState, GONE, Row, Which};
 use crate::store::row::{name_of, signed, unsigned};
+use crate::store::writer::Reader;
 use crate::store::{StoreError, open};
 
 /// The key of `meta` with the channels: `{"ops":17}`, each with the last alert that is not for it.
 const CHANNELS: &str = "alert_channels";
+
+/// The key of `meta` with a number for what each channel was configured to be: `{"ops":17}`.
+const PRINTS: &str = "alert_prints";
 
 const ALERT_COLUMNS: &str =
     "a.id, a.key, a.ts_us, a.unit, a.kind, a.message, a.failures, a.episode, a.affected, a.channels";
@@ -25,6 +29,38 @@ pub struct AlertRow {
     pub row: Row,
     /// By channel; each with the wall time of its last change, microseconds since 1970.
     pub deliveries: Vec<(Delivery, i64)>,
+}
+
+impl Reader {
+    /// Asks for what this channel has not got yet: at most `limit` alerts after `after`, oldest
+    /// first, each with its sends so far. `answer` is called on the store's thread.
+    pub fn unsettled(
+        &self,
+        channel: String,
+        after: u64,
+        limit: usize,
+        which: Which,
+        answer: impl FnOnce(Result<Vec<(Row, u32)>, StoreError>) + Send + 'static,
+    ) {
+        self.ask(move |db| select_unsettled(db, &channel, after, limit, which), answer);
+    }
+
+    /// Asks for what `Write::AlertPrint` kept. `answer` is called on the store's thread.
+    pub fn alert_prints(
+        &self,
+        answer: impl FnOnce(Result<BTreeMap<String, u64>, StoreError>) + Send + 'static,
+    ) {
+        self.ask(load_prints, answer);
+    }
+
+    /// Asks for the newest alerts, newest first. `answer` is called on the store's thread.
+    pub fn alerts(
+        &self,
+        limit: usize,
+        answer: impl FnOnce(Result<Vec<AlertRow>, StoreError>) + Send + 'static,
+    ) {
+        self.ask(move |db| select_newest(db, limit), answer);
+    }
 }
 
 /// Keeps an alert under this id; its row. None: the same key stands there already, because the engine
@@ -72,13 +108,15 @@ fn execute(db: &Connection, on_conflict: &str, row: &Row) -> Result<usize, rusql
     ])
 }
 
-/// Keeps how far an alert is; what is delivered or parked stays so: whether anything changed.
+/// Keeps how far an alert is: whether anything changed. What is delivered stays so, and what is parked,
+/// unless it was sent again after all and taken.
 pub(crate) fn save_delivery(
     db: &Connection,
     delivery: &Delivery,
     ts_us: i64,
 ) -> Result<bool, rusqlite::Error> {
-    Ok(deliver(db, "WHERE delivery.state = 'pending'", delivery, ts_us)? > 0)
+    let may = "WHERE delivery.state = 'pending' OR (delivery.state = 'parked' AND excluded.state IN ('delivered', 'muted'))";
+    Ok(deliver(db, may, delivery, ts_us)? > 0)
 }
 
 /// Puts the end of a delivery back as its second copy has it.
@@ -118,6 +156,22 @@ pub(crate) fn save_channels(db: &Connection, known: &BTreeMap<String, u64>) -> R
 pub(crate) fn load_channels(db: &Connection) -> Result<BTreeMap<String, u64>, StoreError> {
     let text = open::read_meta(db, CHANNELS)?.unwrap_or_default();
     Ok(serde_json::from_str(&text).unwrap_or_default())
+}
+
+pub(crate) fn save_print(db: &Connection, channel: &str, print: u64) -> Result<(), rusqlite::Error> {
+    let mut prints = prints_of(open::read_meta_raw(db, PRINTS)?);
+    prints.insert(channel.to_string(), print);
+    let text: Value = prints.into_iter().map(|(name, print)| (name, Value::from(print))).collect();
+    open::write_meta(db, PRINTS, &text.to_string())
+}
+
+/// What cannot be read was never kept.
+pub(crate) fn load_prints(db: &Connection) -> Result<BTreeMap<String, u64>, StoreError> {
+    Ok(prints_of(open::read_meta(db, PRINTS)?))
+}
+
+fn prints_of(text: Option<String>) -> BTreeMap<String, u64> {
+    serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default()
 }
 
 /// The greatest id ever given; 0 before the first.
@@ -166,21 +220,30 @@ pub(crate) fn select_settled_after(db: &Connection, id: u64) -> Result<Vec<(Deli
     Ok(found)
 }
 
-/// At most `limit` alerts after `id` that are neither delivered to this channel nor parked,
-/// oldest first, each with its sends so far.
+/// At most `limit` alerts after `id` that are neither delivered to this channel nor parked, or only
+/// refused by it, oldest first, each with its sends so far.
 pub(crate) fn select_unsettled(
     db: &Connection,
     channel: &str,
     id: u64,
     limit: usize,
+    which: Which,
 ) -> Result<Vec<(Row, u32)>, StoreError> {
+    let refused = match which {
+        Which::Open => "",
+        Which::Refused => "OR (d.state = 'parked' AND d.error IS NOT ?4)",
+    };
     let sql = format!(
         "SELECT {ALERT_COLUMNS}, COALESCE(d.attempts, 0)
          FROM alert a LEFT JOIN delivery d ON d.alert = a.id AND d.channel = ?1
-         WHERE a.id > ?2 AND (d.state IS NULL OR d.state = 'pending') ORDER BY a.id LIMIT ?3"
+         WHERE a.id > ?2 AND (d.state IS NULL OR d.state = 'pending' {refused}) ORDER BY a.id LIMIT ?3"
     );
     let mut statement = db.prepare_cached(&sql)?;
-    let mut rows = statement.query(params![channel, signed(id), i64::try_from(limit).unwrap_or(i64::MAX)])?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut rows = match which {
+        Which::Open => statement.query(params![channel, signed(id), limit])?,
+        Which::Refused => statement.query(params![channel, signed(id), limit, GONE])?,
+    };
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         if let Some(alert) = known(row_of(row))? {
@@ -242,4 +305,82 @@ fn row_of(row: &SqlRow<'_>) -> Result<Row, StoreError> {
         channels: channels.map(|names| names.split_whitespace().map(str::to_string).collect()),
     };
     Ok(Row { id: unsigned(row.get(0)?), ts_us: row.get(2)?, alert })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::store::writer::{Batch, Write};
+
+    fn delivery(row: u64, channel: &str, state: DeliveryState, error: Option<&str>) -> Write {
+        let error = error.map(String::from);
+        Write::Delivery {
+            delivery: Delivery { row, channel: channel.into(), state, attempts: 1, error },
+            ts_us: 2,
+        }
+    }
+
+    fn alert(key: &str) -> Write {
+        let alert = Alert {
+            key: key.into(),
+            unit: None,
+            kind: AlertKind::Failing,
+            message: "it failed".into(),
+            failures: 4,
+            episode: 1,
+            affected: Vec::new(),
+            channels: None,
+        };
+        Write::Alert { alert, ts_us: 1 }
+    }
+
+    fn asked<T: Send + 'static>(ask: impl FnOnce(mpsc::Sender<Result<T, StoreError>>)) -> T {
+        let (tell, told) = mpsc::channel();
+        ask(tell);
+        told.recv().expect("an answer").expect("the store answers")
+    }
+
+    #[test]
+    fn what_was_refused_can_be_read_again_and_be_delivered_after_all() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("upright.db");
+        let (opened, _) = open::open(&path, "boot").expect("opens");
+        let mut store = opened.start(|_| ()).expect("a thread");
+        let parked = DeliveryState::Parked;
+        let writes = vec![
+            alert("web/1/failing/4"),
+            alert("web/1/failing/8"),
+            delivery(1, "ops", parked, Some("HTTP 404")),
+            delivery(2, "ops", parked, Some(GONE)),
+            Write::AlertPrint { channel: "ops".into(), print: 7 },
+        ];
+        store.submit(Batch { writes });
+        let reader = store.reader().clone();
+        let read = |which| {
+            let ops = "ops".to_string();
+            let rows = asked(|tell| reader.unsettled(ops, 0, 10, which, move |rows| drop(tell.send(rows))));
+            rows.into_iter().map(|(row, attempts)| (row.id, attempts)).collect::<Vec<_>>()
+        };
+        assert_eq!((read(Which::Open), read(Which::Refused)), (vec![], vec![(1, 1)]));
+        let prints = asked(|tell| reader.alert_prints(move |prints| drop(tell.send(prints))));
+        assert_eq!(prints, BTreeMap::from([("ops".to_string(), 7)]));
+        // What is parked is not parked again for another reason; delivered is the end of it.
+        let writes = vec![
+            delivery(1, "ops", parked, Some(GONE)),
+            delivery(1, "ops", DeliveryState::Delivered, None),
+            delivery(1, "ops", parked, Some("late")),
+        ];
+        store.submit(Batch { writes });
+        assert_eq!(read(Which::Refused), vec![]);
+        drop(store);
+        // Both copies say the same: it is believed.
+        let (opened, loaded) = open::open(&path, "boot").expect("opens");
+        assert_eq!((loaded.moved_aside, loaded.last_alert), (None, 2));
+        let store = opened.start(|_| ()).expect("a thread");
+        let rows = asked(|tell| store.reader().alerts(10, move |rows| drop(tell.send(rows))));
+        let states: Vec<_> = rows.iter().map(|row| row.deliveries[0].0.state).collect();
+        assert_eq!(states, [parked, DeliveryState::Delivered]);
+    }
 }

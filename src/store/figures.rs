@@ -5,7 +5,7 @@
 use rusqlite::{Connection, params};
 
 use crate::base::histogram::Histogram;
-use crate::engine::outbox::{DeliveryState, Takes};
+use crate::engine::outbox::{DeliveryState, Takes, Which};
 use crate::store::row::{signed, unsigned};
 use crate::store::writer::Reader;
 use crate::store::{StoreError, alert};
@@ -69,7 +69,7 @@ fn figures(db: &Connection, channels: &[AskedChannel]) -> Result<OutboxFigures, 
 fn channel_figures(db: &Connection, asked: &AskedChannel, after: u64) -> Result<ChannelFigures, StoreError> {
     let limit = usize::try_from(ALERTS_LOOKED_AT_MAX).unwrap_or(usize::MAX);
     let mut found = ChannelFigures { name: asked.name.clone(), ..ChannelFigures::default() };
-    for (row, _) in alert::select_unsettled(db, &asked.name, after, limit)? {
+    for (row, _) in alert::select_unsettled(db, &asked.name, after, limit, Which::Open)? {
         if asked.takes.takes(&asked.name, &row.alert) {
             found.pending += 1;
             found.oldest_us.get_or_insert(row.ts_us); // they come oldest first

@@ -71,10 +71,11 @@ impl Kept {
             Write::UpgradeTold(id) => self.upgrade_told = Some(id.clone()),
             Write::Quiet(text) => self.quiet = text.clone(),
             Write::Home { id } => self.home = id.clone(),
-            // Of a run the keeper knows, and where it died, too, the database alone.
+            // Without it what was refused is sent once more; of a run the keeper knows, and where it died, too, the database alone.
             Write::Event(_)
             | Write::Alert { .. }
             | Write::Delivery { .. }
+            | Write::AlertPrint { .. }
             | Write::Run(_)
             | Write::RunGone { .. } => {}
         }
@@ -256,6 +257,7 @@ fn encode(write: &Write) -> Option<Value> {
         Write::Event(_)
         | Write::Alert { .. }
         | Write::Delivery { .. }
+        | Write::AlertPrint { .. }
         | Write::Run(_)
         | Write::RunGone { .. } => return None,
     })

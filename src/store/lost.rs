@@ -33,6 +33,7 @@ pub(crate) fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option
         | Write::Boot { .. }
         | Write::UpgradeTold(_)
         | Write::Quiet(_)
+        | Write::AlertPrint { .. }
         | Write::Home { .. } => None,
     })?;
     let mut data = serde_json::Map::new();

@@ -330,7 +330,7 @@ pub(crate) fn read_meta(db: &Connection, key: &str) -> Result<Option<String>, St
     Ok(read_meta_raw(db, key)?)
 }
 
-fn read_meta_raw(db: &Connection, key: &str) -> Result<Option<String>, rusqlite::Error> {
+pub(crate) fn read_meta_raw(db: &Connection, key: &str) -> Result<Option<String>, rusqlite::Error> {
     let mut statement = db.prepare_cached("SELECT value FROM meta WHERE key = ?1")?;
     statement.query_row([key], |row| row.get(0)).optional()
 }

@@ -107,7 +107,8 @@ pub(crate) fn state(
 }
 
 /// Adds what of the alerts is missing; whether `alerts.jnl` is the one that lacks something. An alert
-/// never changes, nor does the end of a delivery. `same`: both copies are of one commit.
+/// never changes, and the end of a delivery only from parked to delivered. `same`: both copies are of one
+/// commit.
 ///
 /// # Errors
 /// They cannot differ, and do; what SQLite says.
@@ -132,9 +133,14 @@ pub(crate) fn alerts(
             Some(_) | None => return Err(rotten("alerts")),
         }
     }
+    let mut behind = false;
     for (key, item) in &found.settled {
         match settled.get(key) {
             Some((stands, _)) if stands.state == item.0.state => {}
+            // Refused, and taken when it was sent again: the file was written, the commit was not.
+            Some((stands, _)) if stands.state == DeliveryState::Parked => lacks.settled.push(item.clone()),
+            // The other way round: the file could not be written.
+            Some(_) if !same => behind = true,
             Some(_) => return Err(rotten("deliveries")),
             None if found.alerts.contains_key(&key.0) || rows.contains_key(&key.0) => {
                 lacks.settled.push(item.clone());
@@ -147,7 +153,7 @@ pub(crate) fn alerts(
     if same && found.whole && (unknown_alert || unknown_end) {
         return Err(rotten("alerts"));
     }
-    Ok(!found.whole || unknown_alert || unknown_end)
+    Ok(!found.whole || unknown_alert || unknown_end || behind)
 }
 
 /// Adds the newest events of the log that the database does not have. `known`: the newest event

@@ -115,6 +115,7 @@ pub(crate) fn write(db: &Connection, write: &Write) -> Result<(), rusqlite::Erro
         Write::SaveEngine(durable) => save_engine(db, durable),
         Write::Delivery { delivery, ts_us } => alert::save_delivery(db, delivery, *ts_us).map(drop),
         Write::Channels(known) => alert::save_channels(db, known),
+        Write::AlertPrint { channel, print } => alert::save_print(db, channel, *print),
         Write::Run(row) => run::save(db, row),
         Write::RunGone { run } => run::forget(db, *run),
         Write::LastGood { file, text } => save_last_good(db, file, text.as_deref()),

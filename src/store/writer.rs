@@ -17,7 +17,7 @@ use crate::base::{exit::RunId, histogram::Histogram, name::UnitName};
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::engine::effect::Alert;
 use crate::engine::outbox::{Delivery, Row};
-use crate::store::alert::{self, AlertRow};
+use crate::store::alert;
 use crate::store::base::Base;
 use crate::store::books::Window;
 use crate::store::chores::Chores;
@@ -67,6 +67,11 @@ pub enum Write {
     },
     /// Which channels the outbox has, each with the last alert that is not for it.
     Channels(BTreeMap<String, u64>),
+    /// What a channel is configured to be, as a number: for it, what was refused has been sent again.
+    AlertPrint {
+        channel: String,
+        print: u64,
+    },
     /// No run id below this one is given out after a crash.
     ReserveRuns {
         until: RunId,
@@ -264,27 +269,6 @@ impl Reader {
         self.ask(move |db| row::select_events(db, &query), answer);
     }
 
-    /// Asks for what this channel has not got yet: at most `limit` alerts after `after`, oldest
-    /// first, each with its sends so far. `answer` is called on the store's thread.
-    pub fn unsettled(
-        &self,
-        channel: String,
-        after: u64,
-        limit: usize,
-        answer: impl FnOnce(Result<Vec<(Row, u32)>, StoreError>) + Send + 'static,
-    ) {
-        self.ask(move |db| alert::select_unsettled(db, &channel, after, limit), answer);
-    }
-
-    /// Asks for the newest alerts, newest first. `answer` is called on the store's thread.
-    pub fn alerts(
-        &self,
-        limit: usize,
-        answer: impl FnOnce(Result<Vec<AlertRow>, StoreError>) + Send + 'static,
-    ) {
-        self.ask(move |db| alert::select_newest(db, limit), answer);
-    }
-
     /// Asks for the figures of everything from `since_us` until `now_us`, wall time, all of which
     /// has been submitted. `answer` is called on the store's thread.
     pub fn summary(
@@ -447,6 +431,7 @@ impl Writer {
                 Write::Alert { .. }
                 | Write::Delivery { .. }
                 | Write::Channels(_)
+                | Write::AlertPrint { .. }
                 | Write::SaveEngine(_)
                 | Write::LastGood { .. } => rest.push_back(write),
                 Write::Event(_)

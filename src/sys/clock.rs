@@ -37,6 +37,12 @@ pub fn micros_of(rfc3339: &str) -> Option<i64> {
     rfc3339.parse::<jiff::Timestamp>().ok().map(|ts| ts.as_microsecond())
 }
 
+/// Microseconds since 1970, of a date as HTTP has it: `Sun, 06 Nov 1994 08:49:37 GMT`.
+pub fn micros_of_http_date(text: &str) -> Option<i64> {
+    let date = jiff::fmt::rfc2822::DateTimeParser::new();
+    date.parse_timestamp(text.trim()).ok().map(|ts| ts.as_microsecond())
+}
+
 /// The kernel's name for this boot (random(4)): a `Monotonic` means something only beside it.
 /// Where /proc lacks it, the boot time in seconds; both missing gives `unknown`.
 pub fn boot_id() -> String {

@@ -6,6 +6,7 @@
 pub mod accounts;
 pub mod cgroup;
 pub mod clock;
+pub mod command;
 pub mod files;
 pub mod image;
 pub mod lock;

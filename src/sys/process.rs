@@ -26,6 +26,12 @@ pub fn become_subreaper() -> io::Result<()> {
     Ok(prctl::set_child_subreaper(true)?)
 }
 
+/// This machine's name; `localhost` where it has none (gethostname(2)).
+pub fn host_name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".to_string())
+}
+
 /// The file we execute, for showing. To execute it again use `SELF_EXE`, which works even
 /// after the file was replaced.
 ///

@@ -9,11 +9,12 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use crate::base::check::HostPort;
+use crate::base::hidden::Hidden;
+use crate::unit::channels::Channel;
 use crate::unit::diag::Diagnostic;
 use crate::unit::keys;
 use crate::unit::parse::section;
 use crate::unit::reader::{Reader, Section};
-use crate::unit::spec::Command;
 
 /// What becomes of a changed unit file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,27 +36,9 @@ pub struct Api {
     pub viewers: Vec<String>,
 }
 
-/// Longest name of a channel, in bytes: it stands in every row of its deliveries.
-const CHANNEL_NAME_LEN_MAX: usize = 64;
-
-/// The kinds of channel that work in this version; the others are read and checked.
-pub const KINDS_IN_FORCE: [&str; 1] = ["file"];
-
-/// One `[alert.NAME]`. Which keys a kind needs is checked when parsed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Channel {
-    pub kind: &'static str,
-    pub url: Option<String>,
-    pub url_file: Option<PathBuf>,
-    pub secret_file: Option<PathBuf>,
-    /// Absolute, or below the log directory.
-    pub path: Option<PathBuf>,
-    pub command: Option<Command>,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
-    pub url: String,
+    pub url: Hidden,
     pub interval: Duration,
 }
 
@@ -139,103 +122,6 @@ impl Reader<'_> {
             }
             Some(text)
         })
-    }
-
-    fn channels(&mut self, tree: &DeTable<'_>) -> Option<BTreeMap<String, Channel>> {
-        let tables = tree.get("alert").and_then(|value| value.get_ref().as_table());
-        let mut channels = BTreeMap::new();
-        let mut sound = true;
-        for (name, value) in tables.into_iter().flatten() {
-            let s = Section { name: "alert.*", table: value.get_ref().as_table() };
-            match self.channel(s, name.get_ref(), name.span()) {
-                Some(channel) => {
-                    channels.insert(name.get_ref().to_string(), channel);
-                }
-                None => sound = false,
-            }
-        }
-        sound.then_some(channels)
-    }
-
-    fn channel(&mut self, s: Section<'_, '_>, name: &str, span: std::ops::Range<usize>) -> Option<Channel> {
-        let kind = self.may(s, "kind", Reader::choice);
-        let url = self.may(s, "url", Reader::url);
-        let url_file = self.may(s, "url_file", Reader::path);
-        let secret_file = self.may(s, "secret_file", Reader::path);
-        let path = self.may(s, "path", Reader::log_path);
-        let command = self.may(s, "command", Reader::command);
-        let Some(kind) = kind? else {
-            self.error(
-                "missing-key",
-                span,
-                format!("[alert.{name}] has no `kind`"),
-                Some("for example kind = \"slack\"".into()),
-            );
-            return None;
-        };
-        let channel = Channel {
-            kind,
-            url: url?,
-            url_file: url_file?,
-            secret_file: secret_file?,
-            path: path?,
-            command: command?,
-        };
-        let needs = match kind {
-            "file" if channel.path.is_none() => Some("`path`"),
-            "exec" if channel.command.is_none() => Some("`command`"),
-            "file" | "exec" => None,
-            _ if channel.url.is_none() && channel.url_file.is_none() => Some("`url` or `url_file`"),
-            _ => None,
-        };
-        if let Some(needs) = needs {
-            let message = format!("[alert.{name}]: kind = \"{kind}\" needs {needs}");
-            self.error("missing-key", span, message, None);
-            return None;
-        }
-        if channel.url.is_some() && channel.url_file.is_some() {
-            let message = format!("[alert.{name}] has both `url` and `url_file`");
-            self.error("conflict", span, message, Some("keep one of them".into()));
-            return None;
-        }
-        self.channel_makes_sense(s, name, span, kind).then_some(channel)
-    }
-
-    /// A name that can stand in a list of names, and only keys that mean something to the kind.
-    fn channel_makes_sense(
-        &mut self,
-        s: Section<'_, '_>,
-        name: &str,
-        span: std::ops::Range<usize>,
-        kind: &str,
-    ) -> bool {
-        let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-        if name.is_empty() || name.len() > CHANNEL_NAME_LEN_MAX || !name.chars().all(fits) {
-            let help = Some("a-z, A-Z, 0-9, _ . and -, at most 64 of them".into());
-            self.error("bad-name", span, format!("`{name}` is no name of a channel"), help);
-            return false;
-        }
-        let own: &[&str] = match kind {
-            "file" => &["kind", "path"],
-            "exec" => &["kind", "command"],
-            _ => &["kind", "url", "url_file", "secret_file"],
-        };
-        let mut sound = true;
-        for key in s.table.into_iter().flat_map(DeTable::keys) {
-            let word = key.get_ref().as_ref();
-            let known = self.dialect.key(s.name, word).is_some(); // a stranger is named already
-            if known && !own.contains(&word) {
-                let message = format!("[alert.{name}]: `{word}` means nothing to kind = \"{kind}\"");
-                self.error("conflict", key.span(), message, Some("take it out".into()));
-                sound = false;
-            }
-        }
-        if !KINDS_IN_FORCE.contains(&kind) {
-            let what = format!("[alert.{name}], kind = \"{kind}\",");
-            let message = format!("{what} is not in force yet: it is read and checked, and gets no alert");
-            self.warning("not-in-force", span, message, Some("kind = \"file\" works".into()));
-        }
-        sound
     }
 
     fn heartbeat(&mut self, s: Section<'_, '_>) -> Option<Option<Heartbeat>> {

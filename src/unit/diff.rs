@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 
 use crate::base::check::NetCheck;
-use crate::unit::daemon_file::{Api, Channel, DaemonSpec, Heartbeat};
+use crate::unit::channels::{Channel, Mail};
+use crate::unit::daemon_file::{Api, DaemonSpec, Heartbeat};
 use crate::unit::keys::{self, Key, Takes};
 use crate::unit::spec::{
     Alert, Health, HealthCheck, Limits, Log, Readiness, ReadyWhen, Reload, Resources, Restart, Resync,
@@ -297,18 +298,30 @@ impl Changed {
     }
 
     fn channel(&mut self, old: &Channel, new: &Channel) {
+        let Channel { kind, url, url_file, secret_file, ca_file, path, command, mail } = old;
+        self.when(*kind != new.kind, "alert.*", "kind");
+        self.when(*url != new.url, "alert.*", "url");
+        self.when(*url_file != new.url_file, "alert.*", "url_file");
+        self.when(*secret_file != new.secret_file, "alert.*", "secret_file");
+        self.when(*ca_file != new.ca_file, "alert.*", "ca_file");
+        self.when(*path != new.path, "alert.*", "path");
+        self.when(*command != new.command, "alert.*", "command");
+        self.mail(mail, &new.mail);
+    }
+
+    fn mail(&mut self, old: &Mail, new: &Mail) {
         compare!(
             self,
             "alert.*",
             old,
             new,
-            Channel {
-                kind: "kind",
-                url: "url",
-                url_file: "url_file",
-                secret_file: "secret_file",
-                path: "path",
-                command: "command",
+            Mail {
+                host: "host",
+                tls: "tls",
+                from: "from",
+                to: "to",
+                user: "user",
+                password_file: "password_file",
             }
         );
     }

@@ -2,6 +2,7 @@
 //!
 //! Refuses: the file system (`config` reads files) and run state.
 
+pub mod channels;
 pub mod daemon_file;
 pub mod diag;
 pub mod diff;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use toml::de::DeValue;
 
 use crate::base::check::{Endpoint, HostPort, HttpTarget, NetCheck};
+use crate::base::hidden::Hidden;
 use crate::unit::keys::{Key, Kind};
 use crate::unit::reader::{Reader, Value};
 use crate::unit::spec::Command;
@@ -150,14 +151,15 @@ impl Reader<'_> {
         })
     }
 
-    pub fn url(&mut self, key: &Key, value: &Value<'_>) -> Option<String> {
+    /// There may be a token in it: what is wrong with it is said without it.
+    pub fn url(&mut self, key: &Key, value: &Value<'_>) -> Option<Hidden> {
         self.target(key, value, |text| {
             let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
             let sound = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
             if !sound || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-                return Err((format!("`{}` is no URL", cut(text)), Some("write https://HOST/PATH".into())));
+                return Err(("that is no URL".into(), Some("write https://HOST/PATH".into())));
             }
-            Ok(text.to_string())
+            Ok(Hidden::new(text))
         })
     }
 

@@ -159,9 +159,11 @@ def figures(history, within, realm):
     ]
 
     raised = {field(r, "key"): r for r in history if r["event"] == "alert.raised"}
-    first, refused = {}, {}
+    first, refused, muted = {}, {}, set()
     for record in history:
         key = field(record, "key")
+        if record["event"] == "alert.muted":
+            muted.add(key)
         if record["event"] == "alert.delivered":
             first.setdefault(key, record)
         if record["event"] == "alert.parked" and key not in first:
@@ -169,7 +171,7 @@ def figures(history, within, realm):
     alert_mine = lambda key: key in raised and mine(of_outage(raised[key]))
     delivered = [first[key] for key in first if alert_mine(key) and within(first[key])]
     missed = [key for key in refused if alert_mine(key) and within(refused[key]) and key not in first]
-    pending = [key for key in raised if alert_mine(key) and key not in first and key not in refused]
+    pending = [key for key in raised if alert_mine(key) and key not in first and key not in refused and key not in muted]
 
     logs = [r for r in pick("log.counted") if mine(field(r, "drill"))]
     stored, dropped = (sum(field(r, key, 0) for r in logs) for key in ("bytes", "dropped_bytes"))

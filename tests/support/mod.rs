@@ -12,6 +12,7 @@ pub mod injector;
 pub mod oracle;
 pub mod proc;
 pub mod raw;
+pub mod receivers;
 pub mod stack;
 pub mod tracer;
 

@@ -11,15 +11,15 @@ use crate::base::luck::Luck;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::outbox::{
-    ACKNOWLEDGED, Before, Delivery, DeliveryState, Effect, Effects, GONE, JITTER_PERCENT, LOAD_RETRY, MUTED,
-    Mark, Outcome, Quiet, RETRY_AFTER_MAX, RETRY_FIRST, RETRY_MAX, Row, SEND_TIMEOUT, STEP_ASIDE_AFTER,
-    Takes,
+    ACKNOWLEDGED, Before, Delivery, DeliveryState, Effect, Effects, FOLD_TRIES, GONE, JITTER_PERCENT,
+    LOAD_RETRY, MUTED, Mark, OVERDUE_AFTER, Outcome, Quiet, RETRY_AFTER_MAX, RETRY_FIRST, RETRY_MAX, Row,
+    SEND_TIMEOUT, STEP_ASIDE_AFTER, Terms, Which,
 };
 
 #[derive(Debug)]
 pub(super) struct Channel {
     name: String,
-    pub takes: Takes,
+    pub terms: Terms,
     /// Rows up to this one are older than the channel.
     pub since: u64,
     pub presence: Presence,
@@ -37,9 +37,26 @@ pub(super) struct Channel {
     sending: Option<Sending>,
     /// Failed sends since the last that was answered.
     failures: u32,
-    /// Nothing is sent before this.
+    /// Nothing is sent before this: the sink failed.
     hold: Monotonic,
+    /// Nothing is sent before this: the sink bears no more.
+    paced: Monotonic,
+    /// What of its configuration the refused rows have been sent to.
+    print: Option<u64>,
+    reviving: Option<Reviving>,
+    /// `Effect::Overdue` was said, and `InTime` not yet.
+    overdue: bool,
     luck: Luck,
+}
+
+/// What was refused is read and sent again; it is over when all of it is settled.
+#[derive(Debug)]
+struct Reviving {
+    print: u64,
+    open: BTreeSet<u64>,
+    /// Everything is to be read once more: nothing was yet, or a row was on its way to the disk
+    /// when it was asked for.
+    again: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,20 +86,28 @@ struct Entry {
     before: Before,
     /// Acknowledged or parked; on its way to the disk.
     settled: bool,
+    /// Since when we know of it.
+    since: Monotonic,
+    /// Never again in a message with others.
+    alone: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Sending {
     row: u64,
+    /// What the message tells beside it.
+    others: Vec<u64>,
     attempt: u32,
     deadline: Monotonic,
+    /// The configuration that it went to.
+    print: Option<u64>,
 }
 
 impl Channel {
-    pub fn new(name: &str, takes: Takes, since: u64, reading: Reading, seed: u64) -> Channel {
+    pub fn new(name: &str, terms: Terms, since: u64, reading: Reading, seed: u64) -> Channel {
         Channel {
             name: name.to_string(),
-            takes,
+            terms,
             since,
             presence: Presence::Here,
             reading,
@@ -94,6 +119,10 @@ impl Channel {
             sending: None,
             failures: 0,
             hold: Monotonic::ZERO,
+            paced: Monotonic::ZERO,
+            print: None,
+            reviving: None,
+            overdue: false,
             // Its own luck: what other channels draw must not move this one.
             luck: Luck::new(seed ^ fnv1a(name)),
         }
@@ -110,9 +139,37 @@ impl Channel {
         };
     }
 
+    /// Another configuration than the one that refused rows: they are sent again.
+    pub fn on_printed(&mut self, print: u64, kept: Option<u64>, fx: &mut Effects) {
+        self.print = self.print.or(kept);
+        if self.presence != Presence::Here || self.wanted_print() == Some(print) {
+            return;
+        }
+        fx.mark(Mark::Revived);
+        // Read from the beginning when what is asked for now has come: one question at a time.
+        self.reviving = Some(Reviving { print, open: BTreeSet::new(), again: true });
+    }
+
+    fn wanted_print(&self) -> Option<u64> {
+        self.reviving.as_ref().map(|reviving| reviving.print).or(self.print)
+    }
+
+    /// It is not configured any more: rows up to `until` are parked.
+    pub fn leave(&mut self, until: u64) {
+        self.presence = Presence::Leaving { until };
+        self.reviving = None;
+    }
+
     /// Whether it takes the row.
-    pub fn on_committed(&mut self, row: &Arc<Row>, window: usize, quiet: &Quiet, fx: &mut Effects) -> bool {
-        let takes = self.takes.takes(&self.name, &row.alert);
+    pub fn on_committed(
+        &mut self,
+        now: Monotonic,
+        row: &Arc<Row>,
+        window: usize,
+        quiet: &Quiet,
+        fx: &mut Effects,
+    ) -> bool {
+        let takes = self.terms.takes.takes(&self.name, &row.alert);
         match &mut self.reading {
             Reading::Behind { .. } => {}
             Reading::Asked { news, .. } => *news = true,
@@ -124,7 +181,7 @@ impl Channel {
             Reading::Current { after } => {
                 *after = row.id;
                 if takes {
-                    self.insert(row.clone(), 0, Before::Never);
+                    self.insert(now, row.clone(), 0, Before::Never);
                     self.drop_acked(row.id, quiet, fx);
                 }
             }
@@ -144,10 +201,18 @@ impl Channel {
         for (row, attempts) in rows {
             after = after.max(row.id);
             let known = self.rows.contains_key(&row.id) || row.id <= self.since;
-            if !known && self.takes.takes(&self.name, &row.alert) {
+            if self.rows.get(&row.id).is_some_and(|entry| entry.settled)
+                && let Some(reviving) = &mut self.reviving
+            {
+                reviving.again = true;
+            }
+            if !known && self.terms.takes.takes(&self.name, &row.alert) {
                 fx.mark(Mark::TakenUp);
+                if let Some(reviving) = &mut self.reviving {
+                    reviving.open.insert(row.id);
+                }
                 let id = row.id;
-                self.insert(row, attempts, Before::Maybe);
+                self.insert(now, row, attempts, Before::Maybe);
                 self.drop_acked(id, quiet, fx);
             }
         }
@@ -173,27 +238,54 @@ impl Channel {
         outcome: Outcome,
         fx: &mut Effects,
     ) {
-        let current = self.sending.is_some_and(|sending| sending.row == row && sending.attempt == attempt);
+        let is_it = |sending: &Sending| sending.row == row && sending.attempt == attempt;
+        let current = self.sending.as_ref().is_some_and(is_it);
         match outcome {
+            Outcome::Acked if current => {
+                fx.mark(Mark::Delivered);
+                self.has_answered();
+                let others = self.sending.take().map(|sending| sending.others).unwrap_or_default();
+                for id in std::iter::once(row).chain(others) {
+                    self.settle(id, DeliveryState::Delivered, None, fx);
+                }
+            }
+            // Of a send that was given up: what else it told is not known any more, and goes again.
             Outcome::Acked if self.rows.get(&row).is_some_and(|entry| !entry.settled) => {
-                fx.mark(if current { Mark::Delivered } else { Mark::LateAck });
-                if let Some(other) = self.sending.filter(|sending| !current && sending.row == row) {
-                    self.abandon(other, fx);
+                fx.mark(Mark::LateAck);
+                if let Some(other) = self.sending.take_if(|sending| sending.row == row) {
+                    self.abandon(&other, fx);
                 }
                 self.has_answered();
                 self.settle(row, DeliveryState::Delivered, None, fx);
             }
             Outcome::Failed { why, retry_after } if current => {
                 fx.mark(if retry_after.is_some() { Mark::RetryAfter } else { Mark::Failed });
-                self.fail(now, row, why, retry_after, fx);
+                self.fail(now, why, retry_after, fx);
             }
             Outcome::Refused { why } if current => {
-                fx.mark(Mark::Refused);
                 self.has_answered();
-                self.settle(row, DeliveryState::Parked, Some(why), fx);
+                let Some(Sending { others, print, .. }) = self.sending.take() else { return };
+                if print != self.wanted_print() {
+                    fx.mark(Mark::RefusedByFormer);
+                } else if others.is_empty() {
+                    fx.mark(Mark::Refused);
+                    self.settle(row, DeliveryState::Parked, Some(why), fx);
+                } else {
+                    fx.mark(Mark::TakenApart);
+                    self.take_apart(row, &others);
+                }
             }
             Outcome::Acked | Outcome::Failed { .. } | Outcome::Refused { .. } => {
                 fx.mark(Mark::LateAnswerIgnored);
+            }
+        }
+    }
+
+    /// Nobody knows which of them was refused.
+    fn take_apart(&mut self, row: u64, others: &[u64]) {
+        for id in std::iter::once(&row).chain(others) {
+            if let Some(entry) = self.rows.get_mut(id) {
+                entry.alone = true;
             }
         }
     }
@@ -205,8 +297,8 @@ impl Channel {
         }
     }
 
-    fn abandon(&self, sending: Sending, fx: &mut Effects) {
-        let Sending { row, attempt, .. } = sending;
+    fn abandon(&self, sending: &Sending, fx: &mut Effects) {
+        let (row, attempt) = (sending.row, sending.attempt);
         fx.push(Effect::Abandon { channel: self.name.clone(), row, attempt });
     }
 
@@ -216,7 +308,7 @@ impl Channel {
         self.hold = Monotonic::ZERO;
     }
 
-    fn insert(&mut self, row: Arc<Row>, attempts: u32, before: Before) {
+    fn insert(&mut self, now: Monotonic, row: Arc<Row>, attempts: u32, before: Before) {
         let id = row.id;
         let lane = self.lanes.entry(row.alert.unit.clone()).or_default();
         if let Some(first) = lane.first().filter(|first| **first > id) {
@@ -226,18 +318,19 @@ impl Channel {
         if lane.first() == Some(&id) {
             self.ready.insert(id);
         }
-        self.rows.insert(id, Entry { row, attempts, before, settled: false });
+        let entry = Entry { row, attempts, before, settled: false, since: now, alone: false };
+        self.rows.insert(id, entry);
     }
 
     /// The row leaves its lane; it is forgotten when that is on the disk.
     fn settle(&mut self, id: u64, state: DeliveryState, error: Option<String>, fx: &mut Effects) {
-        let Some(entry) = self.rows.get_mut(&id) else { return };
+        let Some(entry) = self.rows.get_mut(&id).filter(|entry| !entry.settled) else { return };
         entry.settled = true;
         let (row, attempts) = (entry.row.clone(), entry.attempts);
         self.ready.remove(&id);
         self.aside.retain(|(_, other)| *other != id);
-        if self.sending.is_some_and(|sending| sending.row == id) {
-            self.sending = None;
+        if let Some(reviving) = &mut self.reviving {
+            reviving.open.remove(&id);
         }
         let unit = &row.alert.unit;
         if let Some(lane) = self.lanes.get_mut(unit) {
@@ -252,37 +345,36 @@ impl Channel {
     }
 
     /// The send failed, for now: the channel waits, and a row that failed often steps aside.
-    fn fail(
-        &mut self,
-        now: Monotonic,
-        id: u64,
-        why: String,
-        retry_after: Option<Duration>,
-        fx: &mut Effects,
-    ) {
-        self.sending = None;
-        let Some(entry) = self.rows.get(&id) else { return };
-        let (row, attempts) = (entry.row.clone(), entry.attempts);
+    fn fail(&mut self, now: Monotonic, why: String, retry_after: Option<Duration>, fx: &mut Effects) {
+        let Some(Sending { row: id, others, .. }) = self.sending.take() else { return };
         self.failures = self.failures.saturating_add(1);
         let asked = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
         self.hold = now + delay(self.failures, &mut self.luck).max(asked);
+        let attempts = self.rows.get(&id).map_or(0, |entry| entry.attempts);
         if attempts >= STEP_ASIDE_AFTER {
             fx.mark(Mark::SteppedAside);
             self.ready.remove(&id);
             self.aside.insert((now + delay(attempts, &mut self.luck), id));
         }
-        let state = DeliveryState::Pending;
-        let delivery = Delivery { row: id, channel: self.name.clone(), state, attempts, error: Some(why) };
-        fx.push(Effect::Keep { row, delivery });
+        for id in std::iter::once(id).chain(others) {
+            let Some(entry) = self.rows.get(&id).filter(|entry| !entry.settled) else { continue };
+            let (row, attempts) = (entry.row.clone(), entry.attempts);
+            let (channel, error) = (self.name.clone(), Some(why.clone()));
+            let delivery = Delivery { row: id, channel, state: DeliveryState::Pending, attempts, error };
+            fx.push(Effect::Keep { row, delivery });
+        }
     }
 
     /// A repeated failure that somebody knows of is not told; one that is being sent is.
     fn drop_acked(&mut self, id: u64, quiet: &Quiet, fx: &mut Effects) {
-        let busy = self.sending.is_some_and(|sending| sending.row == id);
-        if !busy && self.is_acked(id, quiet) {
+        if !self.is_under_way(id) && self.is_acked(id, quiet) {
             fx.mark(Mark::Acknowledged);
             self.settle(id, DeliveryState::Muted, Some(ACKNOWLEDGED.to_string()), fx);
         }
+    }
+
+    fn is_under_way(&self, id: u64) -> bool {
+        self.sending.as_ref().is_some_and(|sending| sending.row == id || sending.others.contains(&id))
     }
 
     fn is_acked(&self, id: u64, quiet: &Quiet) -> bool {
@@ -293,12 +385,12 @@ impl Channel {
     /// What people want to be told has changed. Of each unit whose mute is over the newest is told, and
     /// the others are not: they say what was so an hour ago.
     pub fn on_quieted(&mut self, was: &Quiet, is: &Quiet, fx: &mut Effects) {
-        let busy = self.sending.map(|sending| sending.row);
         let held = |id: &u64, by: &Quiet| self.rows.get(id).is_some_and(|e| by.holds(&e.row.alert).is_some());
         let over = |lane: &&BTreeSet<u64>| lane.last().is_some_and(|id| held(id, was) && !held(id, is));
         let lanes = self.lanes.values().filter(over);
         let older: Vec<u64> = lanes.flat_map(|lane| lane.iter().rev().skip(1)).copied().collect();
-        for id in older.into_iter().filter(|id| Some(*id) != busy) {
+        let older = older.into_iter().filter(|id| !self.is_under_way(*id));
+        for id in older.collect::<Vec<u64>>() {
             fx.mark(Mark::MuteEnded);
             self.settle(id, DeliveryState::Muted, Some(MUTED.to_string()), fx);
             self.giving_way.insert(id);
@@ -311,10 +403,10 @@ impl Channel {
 
     /// Whatever is due and possible now.
     pub fn advance(&mut self, now: Monotonic, window: usize, quiet: &Quiet, fx: &mut Effects) {
-        if let Some(late) = self.sending.filter(|sending| sending.deadline <= now) {
+        if let Some(late) = self.sending.as_ref().filter(|sending| sending.deadline <= now) {
             fx.mark(Mark::TimedOut);
             self.abandon(late, fx);
-            self.fail(now, late.row, format!("no answer within {}", Pretty(SEND_TIMEOUT)), None, fx);
+            self.fail(now, format!("no answer within {}", Pretty(SEND_TIMEOUT)), None, fx);
         }
         if let Presence::Leaving { .. } = self.presence {
             self.park_all(fx);
@@ -325,19 +417,23 @@ impl Channel {
         {
             let limit = window.saturating_sub(self.rows.len()).max(1);
             self.reading = Reading::Asked { after, news: false };
-            fx.push(Effect::Load { channel: self.name.clone(), after, limit });
+            let which = if self.reviving.is_some() { Which::Refused } else { Which::Open };
+            fx.push(Effect::Load { channel: self.name.clone(), after, limit, which });
         }
         while let Some((until, id)) = self.aside.first().copied().filter(|(until, _)| *until <= now) {
             self.aside.remove(&(until, id));
             self.ready.insert(id);
         }
-        if self.sending.is_none() && self.hold <= now {
-            // Of those that were being sent when somebody took them.
-            while let Some(id) = self.ready.iter().find(|id| self.is_acked(**id, quiet)).copied() {
-                self.drop_acked(id, quiet, fx);
-            }
-            self.pick(now, quiet, fx);
+        self.note_revived(now, fx);
+        self.note_overdue(now, fx);
+        // Of those that were being sent when somebody took them.
+        while let Some(id) = self.ready.iter().find(|id| self.is_acked(**id, quiet)).copied() {
+            self.drop_acked(id, quiet, fx);
         }
+        if self.sending.is_some() || self.hold > now || self.ready.is_empty() {
+            return;
+        }
+        if self.paced > now { fx.mark(Mark::Paced) } else { self.pick(now, quiet, fx) }
     }
 
     /// Until when a row is held back; zero when it is not.
@@ -351,23 +447,109 @@ impl Channel {
         self.giving_way.iter().any(|other| unit(*other) == unit(id))
     }
 
-    /// The lowest row that may go.
+    fn may_go(&self, id: u64, now: Monotonic, quiet: &Quiet) -> bool {
+        self.held_until(id, quiet) <= now && !self.is_way_barred(id)
+    }
+
+    /// All that was refused has been read, sent again and settled.
+    fn note_revived(&mut self, now: Monotonic, fx: &mut Effects) {
+        let Reading::Current { .. } = self.reading else { return };
+        let Some(reviving) = self.reviving.as_mut().filter(|reviving| reviving.open.is_empty()) else {
+            return;
+        };
+        let print = reviving.print;
+        if std::mem::take(&mut reviving.again) {
+            self.reading = Reading::Behind { after: self.since, at: now };
+            return;
+        }
+        // What is on its way to the disk may be a refusal by the former configuration.
+        if self.rows.values().any(|entry| entry.settled) {
+            return;
+        }
+        self.reviving = None;
+        self.print = Some(print);
+        fx.push(Effect::SavePrint { channel: self.name.clone(), print });
+    }
+
+    fn note_overdue(&mut self, now: Monotonic, fx: &mut Effects) {
+        let late = self.oldest().filter(|entry| entry.since + OVERDUE_AFTER <= now);
+        let (channel, row) = (self.name.clone(), late.map(|entry| entry.row.clone()));
+        match (row, self.overdue) {
+            (Some(row), false) => {
+                fx.mark(Mark::Overdue);
+                fx.push(Effect::Overdue { channel, row });
+            }
+            (None, true) => {
+                fx.mark(Mark::InTime);
+                fx.push(Effect::InTime { channel });
+            }
+            (Some(_), true) | (None, false) => return,
+        }
+        self.overdue = !self.overdue;
+    }
+
+    fn oldest(&self) -> Option<&Entry> {
+        self.rows.values().find(|entry| !entry.settled)
+    }
+
+    /// The lowest row that may go, and what may go with it.
     fn pick(&mut self, now: Monotonic, quiet: &Quiet, fx: &mut Effects) {
-        let may_go = |id: &&u64| self.held_until(**id, quiet) <= now && !self.is_way_barred(**id);
-        let Some(id) = self.ready.iter().find(may_go).copied() else { return };
-        let Some(entry) = self.rows.get_mut(&id) else { return };
-        let before = entry.before;
-        entry.attempts = entry.attempts.saturating_add(1);
-        entry.before = Before::Maybe;
-        let (row, attempt) = (entry.row.clone(), entry.attempts);
-        self.sending = Some(Sending { row: id, attempt, deadline: now + SEND_TIMEOUT });
-        fx.push(Effect::Send { channel: self.name.clone(), row, attempt, before });
+        let Some(id) = self.ready.iter().find(|id| self.may_go(**id, now, quiet)).copied() else { return };
+        let others = self.company_of(id, now, quiet);
+        let mut rows = Vec::new();
+        let Some(before) = self.rows.get(&id).map(|entry| entry.before) else { return };
+        for id in std::iter::once(&id).chain(&others) {
+            let Some(entry) = self.rows.get_mut(id) else { continue };
+            entry.attempts = entry.attempts.saturating_add(1);
+            entry.before = Before::Maybe;
+            rows.push(entry.row.clone());
+        }
+        if !others.is_empty() {
+            fx.mark(Mark::Folded);
+        }
+        let attempt = self.rows.get(&id).map_or(0, |entry| entry.attempts);
+        self.paced = now + self.terms.gap;
+        let (deadline, print) = (now + SEND_TIMEOUT, self.wanted_print());
+        self.sending = Some(Sending { row: id, others, attempt, deadline, print });
+        let row = rows.remove(0);
+        fx.push(Effect::Send { channel: self.name.clone(), row, others: rows, attempt, before });
+    }
+
+    /// Further rows for the same message, oldest first: of each unit the next ones, none of them
+    /// over the head of an older one.
+    fn company_of(&self, id: u64, now: Monotonic, quiet: &Quiet) -> Vec<u64> {
+        let folds = |entry: &Entry| !entry.alone && entry.attempts < FOLD_TRIES;
+        if self.terms.fold <= 1 || !self.rows.get(&id).is_some_and(folds) {
+            return Vec::new();
+        }
+        let mut blocked: BTreeSet<&Option<UnitName>> = BTreeSet::new();
+        let mut others = Vec::new();
+        for (other, entry) in &self.rows {
+            if *other == id || entry.settled {
+                continue;
+            }
+            let unit = &entry.row.alert.unit;
+            if *other < id || blocked.contains(unit) || !self.may_go(*other, now, quiet) {
+                blocked.insert(unit); // its first stepped aside, or is held back
+                continue;
+            }
+            if !folds(entry) {
+                break;
+            }
+            others.push(*other);
+            if others.len() + 1 >= self.terms.fold {
+                break;
+            }
+        }
+        others
     }
 
     /// All but what is being sent: that may still be acknowledged.
     fn park_all(&mut self, fx: &mut Effects) {
-        let busy = self.sending.map(|sending| sending.row);
-        let open = self.rows.iter().filter(|(id, entry)| !entry.settled && Some(**id) != busy);
+        let is_sent = |id: &u64| {
+            self.sending.as_ref().is_some_and(|sending| sending.row == *id || sending.others.contains(id))
+        };
+        let open = self.rows.iter().filter(|(id, entry)| !entry.settled && !is_sent(id));
         let open: Vec<u64> = open.map(|(id, _)| *id).collect();
         for id in open {
             self.settle(id, DeliveryState::Parked, Some(GONE.to_string()), fx);
@@ -403,17 +585,18 @@ impl Channel {
             Reading::Behind { at, .. } if self.has_room(window) => Some(at),
             Reading::Behind { .. } | Reading::Asked { .. } | Reading::Current { .. } => None,
         };
-        let send = match self.sending {
+        let send = match &self.sending {
             Some(sending) => Some(sending.deadline),
             None if quiet.is_muting() => {
                 let ready = self.ready.iter().map(|id| self.held_until(*id, quiet));
                 let aside = self.aside.iter().map(|(until, id)| self.held_until(*id, quiet).max(*until));
-                ready.chain(aside).min().map(|at| at.max(self.hold))
+                ready.chain(aside).min().map(|at| at.max(self.hold).max(self.paced))
             }
-            None if !self.ready.is_empty() => Some(self.hold),
+            None if !self.ready.is_empty() => Some(self.hold.max(self.paced)),
             None => self.aside.first().map(|(until, _)| (*until).max(self.hold)),
         };
-        [read, send].into_iter().flatten().min()
+        let overdue = self.oldest().filter(|_| !self.overdue).map(|entry| entry.since + OVERDUE_AFTER);
+        [read, send, overdue].into_iter().flatten().min()
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
-use crate::engine::outbox::{Delivery, DeliveryState, Effect, Event, MUTED, Outcome, Row};
+use crate::engine::outbox::{Delivery, DeliveryState, Effect, Event, MUTED, Outcome, Row, Terms};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
@@ -41,10 +41,16 @@ pub enum Bug {
     MuteIgnored,
     /// What a mute held back is never told.
     MutedForEver,
+    GapIgnored,
+    /// More in a message than the sink takes.
+    FoldsTooMuch,
+    /// Nobody tells that a channel is configured otherwise.
+    PrintUnheard,
+    OverdueUnsaid,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 20] = [
+    pub const ALL: [Bug; 24] = [
         Bug::MarkedEarly,
         Bug::NotKept,
         Bug::AckIgnored,
@@ -65,6 +71,10 @@ impl Bug {
         Bug::ChannelsForgotten,
         Bug::MuteIgnored,
         Bug::MutedForEver,
+        Bug::GapIgnored,
+        Bug::FoldsTooMuch,
+        Bug::PrintUnheard,
+        Bug::OverdueUnsaid,
     ];
 
     /// The row as a broken outbox would see it.
@@ -76,6 +86,14 @@ impl Bug {
             _other_bugs_leave_it => return row.clone(),
         }
         Arc::new(broken)
+    }
+
+    pub(super) fn terms(self, terms: Terms) -> Terms {
+        match self {
+            Bug::GapIgnored => Terms { gap: Duration::ZERO, ..terms },
+            Bug::FoldsTooMuch => Terms { fold: terms.fold + 1, ..terms },
+            _other_bugs_leave_it => terms,
+        }
     }
 
     pub(super) fn hides(self, row: &Row) -> bool {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::base::time::Monotonic;
 use crate::engine::outbox::{
-    ACKNOWLEDGED, Delivery, DeliveryState, GONE, MUTED, Outcome, Quiet, RETRY_FIRST, RETRY_MAX, Row,
-    STEP_ASIDE_AFTER, Takes,
+    ACKNOWLEDGED, Delivery, DeliveryState, GONE, MUTED, OVERDUE_AFTER, Outcome, Quiet, RETRY_FIRST,
+    RETRY_MAX, Row, STEP_ASIDE_AFTER, Takes,
 };
 use crate::sim::outbox::setup::Answer;
 
@@ -31,6 +31,10 @@ promises! {
     I18 = "I18 when an alert reaches a sink does not depend on any other sink",
     I45 = "I45 with sinks healed, the outbox is empty in bounded time and nothing is missed",
     I45B = "I45b no send is sooner than its delay, or than the sink asked for",
+    I51 = "I51 between two sends to a sink lies at least its gap",
+    I52 = "I52 a message tells no more alerts than its sink folds, each of them once",
+    I53 = "I53 what a sink refused is sent again when its channel is configured otherwise",
+    I54 = "I54 a channel whose oldest alert waits too long is told once, and told when none does any more",
     S3 = "S3 a channel gets no alert that is older than the channel",
     S4 = "S4 a channel that is gone is sent nothing",
     S5 = "S5 a channel gets only alerts of units that name it, or name none",
@@ -58,6 +62,8 @@ struct Story {
     acked: bool,
     refused: bool,
     muted: bool,
+    /// Of the last send: what its channel was configured to be.
+    print: u64,
 }
 
 #[derive(Debug, Default)]
@@ -66,7 +72,19 @@ pub(super) struct Oracle {
     /// When each sink first took each row.
     pub taken: BTreeMap<String, BTreeMap<u64, Monotonic>>,
     /// Sends that nobody has answered or given up, of this engine.
-    busy: BTreeMap<String, u64>,
+    /// Each with all the rows of its message, the one that it is about first.
+    busy: BTreeMap<String, Vec<u64>>,
+    /// When each channel was last sent something by this engine.
+    last_send: BTreeMap<String, Monotonic>,
+    /// What each channel is configured to be, as the outbox was told.
+    prints: BTreeMap<String, u64>,
+    committed: BTreeMap<u64, Monotonic>,
+    /// Channels that were said to be late.
+    late: BTreeSet<String>,
+    /// When this engine's life began.
+    born: Monotonic,
+    /// Its window has room for every row: it knows how long each of them waits.
+    pub sees_all: bool,
     /// Failures in a row of each channel in this engine's life, and the earliest next send.
     waits: BTreeMap<String, (u32, Monotonic)>,
     /// The last row that is not for the channel.
@@ -82,6 +100,9 @@ pub(super) struct Oracle {
     pub told_last: u64,
 }
 
+/// Loads that fail and late ticks: no more than this is added before anybody can know.
+const LATENESS: Duration = Duration::from_secs(60);
+
 type Deliveries = BTreeMap<(String, u64), Delivery>;
 
 impl Oracle {
@@ -92,6 +113,7 @@ impl Oracle {
     pub fn configured(&mut self, names: &BTreeSet<String>, known: &BTreeMap<String, u64>) {
         for name in names.iter().filter(|name| !known.contains_key(*name)) {
             self.since.insert(name.clone(), self.told_last);
+            self.last_send.remove(name);
             self.waits.remove(name);
         }
         self.ever_gone.extend(known.keys().filter(|name| !names.contains(*name)).cloned());
@@ -99,16 +121,87 @@ impl Oracle {
     }
 
     /// What was answered and is not on the disk is unknown to the next engine.
-    pub fn crash(&mut self, deliveries: &Deliveries) {
+    pub fn crash(&mut self, now: Monotonic, deliveries: &Deliveries) {
         self.busy.clear();
+        self.last_send.clear();
+        self.late.clear();
+        self.prints.clear();
+        self.born = now;
         for (place, story) in &mut self.stories {
-            let stands = deliveries.get(place).map(|delivery| delivery.state);
-            if stands.is_none_or(|state| state == DeliveryState::Pending) {
-                story.excuses += 1;
-                (story.acked, story.refused, story.muted) = (false, false, false);
+            match deliveries.get(place).map(|delivery| delivery.state) {
+                None | Some(DeliveryState::Pending) => {
+                    story.excuses += 1;
+                    (story.acked, story.refused, story.muted) = (false, false, false);
+                }
+                // It may have been acknowledged after all, on its second way.
+                Some(DeliveryState::Parked) => (story.acked, story.refused) = (false, true),
+                Some(DeliveryState::Delivered | DeliveryState::Muted) => {}
             }
         }
         self.waits.clear();
+    }
+
+    pub fn committed(&mut self, now: Monotonic, row: u64) {
+        self.committed.insert(row, now);
+    }
+
+    /// The outbox is told what the channels are configured to be: what was refused may be sent again.
+    pub fn printed(&mut self, prints: &BTreeMap<String, u64>, kept: &BTreeMap<String, u64>) {
+        for (channel, print) in prints {
+            let before = self.prints.insert(channel.clone(), *print).or(kept.get(channel).copied());
+            if before == Some(*print) {
+                continue;
+            }
+            for (_, story) in self.stories.iter_mut().filter(|((of, _), _)| of == channel) {
+                story.excuses += 1;
+            }
+        }
+    }
+
+    pub fn overdue(&mut self, now: Monotonic, channel: &str, row: u64) -> Result<(), Broken> {
+        let waited = self.committed.get(&row).map_or(Duration::ZERO, |at| now.since(*at));
+        if waited < OVERDUE_AFTER || !self.late.insert(channel.to_string()) {
+            return broken(I54, format!("{channel}: row {row} after {waited:?}"));
+        }
+        Ok(())
+    }
+
+    pub fn in_time(&mut self, channel: &str) -> Result<(), Broken> {
+        if self.late.remove(channel) { Ok(()) } else { broken(I54, format!("{channel} was not late")) }
+    }
+
+    /// The message as a whole.
+    pub fn sends_message(
+        &mut self,
+        now: Monotonic,
+        channel: &str,
+        message: &[Arc<Row>],
+        (gap, fold): (Duration, usize),
+        print: u64,
+    ) -> Result<(), Broken> {
+        let ids: Vec<u64> = message.iter().map(|row| row.id).collect();
+        let once: BTreeSet<&u64> = ids.iter().collect();
+        if ids.len() > fold || once.len() != ids.len() {
+            return broken(I52, format!("{ids:?} to {channel}, which folds {fold}"));
+        }
+        let before = self.last_send.insert(channel.to_string(), now);
+        if let Some(at) = before.filter(|at| now.since(*at) < gap) {
+            return broken(I51, format!("{channel} after {:?}", now.since(at)));
+        }
+        // This life, this channel, a window that has room for all: it must have been told.
+        let waited = |id: &u64| now.since(self.committed.get(id).copied().unwrap_or(now).max(self.born));
+        // What was refused and is sent again has not waited all the time.
+        let refused =
+            |id: &u64| self.stories.get(&(channel.to_string(), *id)).is_some_and(|story| story.refused);
+        let late = ids.iter().any(|id| !refused(id) && waited(id) > OVERDUE_AFTER + LATENESS);
+        if late && self.sees_all && !self.late.contains(channel) && !self.ever_gone.contains(channel) {
+            return broken(I54, format!("nobody was told of {ids:?} to {channel}"));
+        }
+        self.busy.insert(channel.to_string(), ids);
+        for row in message {
+            self.story(channel, row.id).print = print;
+        }
+        Ok(())
     }
 
     pub fn is_busy_beside(&self, channel: &str) -> bool {
@@ -152,11 +245,16 @@ impl Oracle {
             return broken(I45B, format!("{what}: {:?} too soon", earliest.since(now)));
         }
         let stands = deliveries.get(&(channel.to_string(), row.id));
-        if stands.is_some_and(|delivery| delivery.state != DeliveryState::Pending) {
+        // What was refused is counted as every send: only another configuration excuses one more.
+        let is_over = |delivery: &Delivery| match delivery.state {
+            DeliveryState::Pending => false,
+            DeliveryState::Delivered | DeliveryState::Muted => true,
+            DeliveryState::Parked => delivery.error.as_deref() == Some(GONE),
+        };
+        if stands.is_some_and(is_over) {
             return broken(I16, format!("{what}: it stands as {stands:?}"));
         }
         self.is_in_turn(channel, row.id, rows, deliveries)?;
-        self.busy.insert(channel.to_string(), row.id);
         let story = self.story(channel, row.id);
         story.sends += 1;
         if story.sends > 1 + story.excuses {
@@ -165,34 +263,45 @@ impl Oracle {
         Ok(())
     }
 
-    /// A send that cannot be acknowledged in time is an excuse for the next.
-    pub fn will_answer(&mut self, channel: &str, row: u64, answer: &Answer) {
+    /// A send that cannot be acknowledged in time is an excuse for the next; so is the refusal of a
+    /// message of many, which nobody can lay to one of them.
+    pub fn will_answer(&mut self, channel: &str, rows: &[u64], answer: &Answer) {
         let excused = match &answer.says {
             None | Some((_, Outcome::Failed { .. })) => true,
             Some((wait, Outcome::Acked)) => *wait >= crate::engine::outbox::SEND_TIMEOUT,
-            Some((_, Outcome::Refused { .. })) => false,
+            Some((_, Outcome::Refused { .. })) => rows.len() > 1,
         };
-        self.story(channel, row).excuses += u64::from(excused);
+        for row in rows {
+            self.story(channel, *row).excuses += u64::from(excused);
+        }
     }
 
     /// What the outbox is about to hear.
     pub fn answers(&mut self, now: Monotonic, channel: &str, row: u64, attempt: u32, outcome: &Outcome) {
-        let current = self.busy.get(channel) == Some(&row);
+        let message = self.busy.get(channel).filter(|rows| rows.first() == Some(&row)).cloned();
+        let told = message.clone().unwrap_or_else(|| vec![row]);
         let retry_after = match outcome {
             Outcome::Acked => {
-                self.story(channel, row).acked = true;
+                for row in told {
+                    self.story(channel, row).acked = true;
+                }
                 self.waits.remove(channel);
                 None
             }
             Outcome::Refused { .. } => {
-                self.story(channel, row).refused = true;
+                let current = self.prints.get(channel).copied().unwrap_or(0);
+                let story = self.story(channel, row);
+                if story.print != current {
+                    story.excuses += 1; // the outbox may know that it was another configuration
+                }
+                story.refused |= told.len() == 1;
                 self.waits.remove(channel);
                 None
             }
             Outcome::Failed { retry_after, .. } => Some(retry_after.unwrap_or_default()),
         };
         let _ = attempt; // one send a channel: `busy` says whose answer it is
-        if current {
+        if message.is_some() {
             self.busy.remove(channel);
             if let Some(asked) = retry_after {
                 self.failed(now, channel, asked);
@@ -201,8 +310,11 @@ impl Oracle {
     }
 
     pub fn abandons(&mut self, now: Monotonic, channel: &str, row: u64) {
-        if self.busy.get(channel) == Some(&row) {
-            self.busy.remove(channel);
+        if self.busy.get(channel).is_some_and(|rows| rows.first() == Some(&row)) {
+            // A late acknowledgement of the first settles that one: what else the message told goes again.
+            for other in self.busy.remove(channel).unwrap_or_default().into_iter().skip(1) {
+                self.story(channel, other).excuses += 1;
+            }
             self.failed(now, channel, Duration::ZERO);
         }
     }
@@ -255,7 +367,11 @@ impl Oracle {
             let story = self.stories.get(&place);
             let told = story.is_some_and(|story| story.acked || story.refused || story.muted);
             let held = self.quiet.holds(&other.alert).is_some();
-            !settled && !told && !held && Takes::Named.takes(channel, &other.alert)
+            let along = self
+                .busy
+                .get(channel)
+                .is_some_and(|message| message.contains(&row) && message.contains(&other.id));
+            !settled && !told && !held && !along && Takes::Named.takes(channel, &other.alert)
         };
         rows.iter().filter(|other| other.id > since && other.id < row).filter(is_open).collect()
     }
@@ -326,7 +442,15 @@ impl Oracle {
         known: &BTreeMap<String, u64>,
         rows: &[Arc<Row>],
         deliveries: &Deliveries,
+        prints: &BTreeMap<String, u64>,
     ) -> Result<(), Broken> {
+        let still = self
+            .late
+            .iter()
+            .find(|channel| self.victim.as_ref() != Some(channel) && configured.contains(*channel));
+        if let Some(channel) = still {
+            return broken(I54, format!("{channel} is late for ever"));
+        }
         if !configured.iter().eq(known.keys()) {
             return broken(I45, format!("channels {configured:?}, and kept are {known:?}"));
         }
@@ -341,10 +465,12 @@ impl Oracle {
                 match stands {
                     _ if !Takes::Named.takes(channel, &row.alert) => {}
                     Some(DeliveryState::Delivered) if taken => {}
-                    Some(DeliveryState::Parked) => {}
                     Some(DeliveryState::Muted) if self.gave_way(channel, row, rows, deliveries) => {}
                     Some(DeliveryState::Muted) => {
                         return broken(S7, format!("row {} to {channel}: nothing was told after it", row.id));
+                    }
+                    Some(DeliveryState::Parked) => {
+                        self.was_refused_by(channel, row.id, prints, deliveries)?
                     }
                     Some(DeliveryState::Delivered) => {
                         return broken(I15, format!("{channel} never took row {}", row.id));
@@ -363,5 +489,22 @@ impl Oracle {
             Some(((channel, _), delivery)) => broken(I45, format!("{channel}: {delivery:?}")),
             None => Ok(()),
         }
+    }
+
+    /// By what the channel is configured to be at the end, not by what it was before.
+    fn was_refused_by(
+        &self,
+        channel: &str,
+        row: u64,
+        prints: &BTreeMap<String, u64>,
+        deliveries: &Deliveries,
+    ) -> Result<(), Broken> {
+        let place = (channel.to_string(), row);
+        let is_gone = deliveries.get(&place).is_some_and(|stands| stands.error.as_deref() == Some(GONE));
+        let print = self.stories.get(&place).map_or(0, |story| story.print);
+        if is_gone || prints.get(channel) == Some(&print) {
+            return Ok(());
+        }
+        broken(I53, format!("row {row} to {channel} was last sent to configuration {print} of {prints:?}"))
     }
 }

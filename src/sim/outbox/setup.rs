@@ -11,7 +11,7 @@ use crate::base::luck::Luck;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::effect::{Alert, AlertKind};
-use crate::engine::outbox::{Outcome, Row};
+use crate::engine::outbox::{Outcome, Row, SEND_TIMEOUT};
 
 #[derive(Clone, Debug)]
 pub(super) struct Setup {
@@ -21,6 +21,8 @@ pub(super) struct Setup {
     pub changes: Vec<(Duration, Change)>,
     /// What people ask not to be told of.
     pub wishes: Vec<(Duration, Wish)>,
+    /// When which channel is configured otherwise.
+    pub reprints: Vec<(Duration, String)>,
     pub rows: Vec<(Duration, Arc<Row>)>,
     /// When the engine is killed, and how long until the next one starts.
     pub crashes: Vec<(Duration, Duration)>,
@@ -47,6 +49,8 @@ pub(super) enum Wish {
 #[derive(Clone, Debug)]
 pub(super) struct Sink {
     pub name: String,
+    pub gap: Duration,
+    pub fold: usize,
     seed: u64,
     nack: u64,
     retry_after: u64,
@@ -72,7 +76,7 @@ pub(super) struct Answer {
 }
 
 impl Sink {
-    pub fn answer(&self, luck: &mut Luck, now: Monotonic, row: u64, healed: bool) -> Answer {
+    pub fn answer(&self, luck: &mut Luck, now: Monotonic, rows: &[u64], healed: bool) -> Answer {
         // Always as many draws, so that one answer does not shift the next.
         let (dice, ms, other) = (luck.below(1_000), luck.draw(), luck.draw());
         if healed {
@@ -81,8 +85,9 @@ impl Sink {
         }
         let wait = Duration::from_millis(ms % (self.slow_ms_max + 1));
         let failed = |retry_after| Outcome::Failed { why: "503".into(), retry_after };
-        let is_poison = Luck::new(self.seed ^ row.wrapping_mul(0x9e37_79b9)).below(1_000) < self.poison;
-        if is_poison || self.down.iter().any(|(from, to)| (*from..*to).contains(&now)) {
+        let is_poison =
+            |row: &u64| Luck::new(self.seed ^ row.wrapping_mul(0x9e37_79b9)).below(1_000) < self.poison;
+        if rows.iter().any(is_poison) || self.down.iter().any(|(from, to)| (*from..*to).contains(&now)) {
             let says = (other % 3 > 0).then(|| (wait, failed(None)));
             return Answer { takes: None, says };
         }
@@ -104,7 +109,7 @@ impl Sink {
             let says = (other % 2 > 0).then(|| (wait, failed(None)));
             Answer { takes: Some(wait), says }
         } else if falls(self.late) {
-            let wait = Duration::from_millis(30_001 + other % 20_000);
+            let wait = SEND_TIMEOUT + Duration::from_millis(1 + other % 20_000);
             Answer { takes: Some(wait), says: Some((wait, Outcome::Acked)) }
         } else {
             Answer { takes: Some(wait), says: Some((wait, Outcome::Acked)) }
@@ -150,7 +155,34 @@ pub(super) fn draw(seed: u64) -> Setup {
     let window_rows = pick(&mut luck, &[2, 5, 1_000]) as usize;
     let commit_ms_max = pick(&mut luck, &[1, 50, 3_000]);
     let wishes = wishes(seed, chaos);
-    Setup { sinks, configured, changes, wishes, rows, crashes, window_rows, commit_ms_max, chaos }
+    let mut setup = Setup {
+        sinks,
+        configured,
+        changes,
+        wishes,
+        reprints: Vec::new(),
+        rows,
+        crashes,
+        window_rows,
+        commit_ms_max,
+        chaos,
+    };
+    draw_terms(&mut setup, &mut Luck::new(seed ^ 0x7e12_5a0c_93b4_11d7));
+    setup
+}
+
+/// Of a luck of its own: what was drawn before there were terms stays as it was.
+fn draw_terms(setup: &mut Setup, luck: &mut Luck) {
+    for sink in &mut setup.sinks {
+        sink.gap = Duration::from_millis(pick(luck, &[0, 0, 1_000, 2_000]));
+        sink.fold = pick(luck, &[1, 1, 4, 16]) as usize;
+    }
+    for _ in 0..pick(luck, &[0, 0, 1, 4]) {
+        let at = Duration::from_millis(luck.below(setup.chaos.as_millis() as u64));
+        let name = setup.sinks[luck.below(setup.sinks.len() as u64) as usize].name.clone();
+        setup.reprints.push((at, name));
+    }
+    setup.reprints.sort();
 }
 
 /// Every mute ends within the chaos. Luck of its own: worlds without a wish are as they were.
@@ -197,7 +229,9 @@ fn sink(luck: &mut Luck, index: u64, chaos: Duration) -> Sink {
         lose_ack: rate(&[0, 0, 50, 200]),
         late: rate(&[0, 0, 50]),
         poison: rate(&[0, 0, 30, 100]),
-        slow_ms_max: rate(&[0, 20, 2_000, 20_000]),
+        slow_ms_max: rate(&[0, 20, 2_000, 10_000]),
+        gap: Duration::ZERO,
+        fold: 1,
         seed: luck.draw(),
         down,
     }
