@@ -171,7 +171,7 @@ mod tests {
         assert!(text.contains("\nupright_store_commit_seconds_bucket{le=\"0.0025\"} 1\n"), "{text}");
         assert!(text.contains("\nupright_store_commit_seconds_bucket{le=\"+Inf\"} 1\n"), "{text}");
         assert!(text.contains("\nupright_store_commit_seconds_sum 0.002\n"), "{text}");
-        assert!(text.contains("{channel=\"a\\\"b\\\\c\\nd\"}"), "{text}");
+        assert!(text.contains("{channel=\"a\\\"b\\\\c\\nd\",outcome=\"failed\"} 0\n"), "{text}");
         assert!(text.ends_with("\n# EOF\n"), "{text}");
     }
 
