@@ -275,7 +275,7 @@ fn whatever_is_refused_is_refused_in_one_form() {
             "request.malformed",
         ),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_string(), 400, "request.malformed"),
-        (format!("GET /{long} HTTP/1.1\r\n{host}{close}"), 414, "request.address-too-long"),
+        (format!("GET /{long} HTTP/1.1\r\n{host}{close}"), 431, "request.head-too-large"),
         (format!("GET /livez HTTP/1.1\r\n{host}X-A: {long}\r\n{close}"), 431, "request.head-too-large"),
         (format!("GET /nothing HTTP/1.1\r\n{host}{close}"), 404, "route.unknown"),
         (format!("PUT /v1/units HTTP/1.1\r\n{host}{close}"), 405, "route.method"),

@@ -115,7 +115,6 @@ fn failures_of(route: &Route) -> Vec<Failure> {
         (true, 408, "Head or body did not arrive in time.", "request.too-slow"),
         (may_clash, 409, "Not now: safe mode, or another upgrade.", "daemon.safe_mode"),
         (is_post, 413, "The body is too large.", "request.too-large"),
-        (true, 414, "The address is too long.", "request.address-too-long"),
         (is_post, 415, "The body is not said to be JSON.", "request.not-json"),
         (true, 421, "Over TCP: the server does not go by that `Host`.", "request.foreign-host"),
         (true, 431, "The head is too large.", "request.head-too-large"),
