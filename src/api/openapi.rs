@@ -5,7 +5,7 @@
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use crate::api::request::LINES_MAX;
+use crate::api::request::{LINES_MAX, US_LEAST, US_MOST};
 use crate::api::routes::{Door, Need, Param, ROUTES, Route, Target};
 use crate::api::summary::Summary;
 use crate::api::types::{
@@ -22,11 +22,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text";
 
 /// Places of a log: as the `id` of an event and `next` of an answer have them.
 const PLACE_PATTERN: &str =
-    r"^([a-z0-9][a-z0-9_.@-]{0,63}/(stdout|stderr)=[0-9]{1,9}(\.[0-9]{1,9}){2,3},?)+$";
-
-/// Microseconds since 1970 that a date can have: the years 1 to 9999.
-const US_LEAST: i64 = -62_135_596_800_000_000;
-const US_MOST: i64 = 253_402_300_799_999_999;
+    r"^([a-z0-9][a-z0-9_.@-]{0,63}/(stdout|stderr)=[0-9]{1,9}(\.[0-9]{1,9}){2,3},?)*$";
 
 /// An error answer that a route can give.
 struct Failure {
@@ -121,7 +117,6 @@ fn failures_of(route: &Route) -> Vec<Failure> {
         (true, 408, "Head or body did not arrive in time.", "request.too-slow"),
         (may_clash, 409, "Not now: safe mode, or another upgrade.", "daemon.safe_mode"),
         (is_post, 413, "The body is too large.", "request.too-large"),
-        (true, 414, "The address is too long.", "request.address-too-long"),
         (is_post, 415, "The body is not said to be JSON.", "request.not-json"),
         (true, 421, "Over TCP: the server does not go by that `Host`.", "request.foreign-host"),
         (true, 431, "The head is too large.", "request.head-too-large"),

@@ -18,6 +18,11 @@ use crate::base::signal::Signal;
 
 /// Most lines one request may ask to begin with.
 pub const LINES_MAX: u32 = 100_000;
+
+/// Microseconds since 1970 that a date can have: the years 1 to 9999.
+pub const US_LEAST: i64 = -62_135_596_800_000_000;
+pub const US_MOST: i64 = 253_402_300_799_999_999;
+
 const LINES_DEFAULT: u32 = 10;
 const EVENTS_DEFAULT: u32 = 1_000;
 
@@ -364,8 +369,8 @@ fn instant(key: &str, text: String) -> Result<String, Refusal> {
 
 /// RFC 3339, or whole microseconds since 1970.
 fn instant_us(key: &str, text: String) -> Result<i64, Refusal> {
-    if let Ok(us) = text.parse::<i64>() {
-        return Ok(us);
+    if text.parse::<i64>().is_ok() {
+        return number(key, &text, US_LEAST, US_MOST);
     }
     match text.parse::<jiff::Timestamp>() {
         Ok(at) => Ok(at.as_microsecond()),

@@ -102,7 +102,6 @@ fn status_of_own(bytes: &[u8]) -> Option<u16> {
 
 fn refusal_of(status: u16) -> Refusal {
     match status {
-        414 => Refusal::new(414, "request.address-too-long", "the request's address is too long", None),
         431 => Refusal::new(431, "request.head-too-large", "the request's head is too large", None),
         status => {
             let help = "send HTTP/1.1 (RFC 9112)".to_string();
