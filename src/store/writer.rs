@@ -340,12 +340,14 @@ struct Writer {
 impl Writer {
     fn run(&mut self, waiting: &Receiver<Command>) {
         loop {
-            let first = match self.patience() {
+            let patience = self.patience();
+            let first = match patience {
                 None => waiting.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(patience) => waiting.recv_timeout(patience),
             };
             let mut end = matches!(first, Err(RecvTimeoutError::Disconnected));
-            let idle = matches!(first, Err(RecvTimeoutError::Timeout));
+            // A wait of no length is for chores.
+            let idle = matches!(first, Err(RecvTimeoutError::Timeout)) && patience != Some(Duration::ZERO);
             let mut questions = Vec::new();
             for command in first.into_iter().chain(waiting.try_iter().take(BATCHES_PER_COMMIT_MAX)) {
                 match command {
@@ -357,7 +359,7 @@ impl Writer {
                 }
             }
             self.commit_pending();
-            if idle && !self.chores.are_due() {
+            if idle {
                 self.mend();
             }
             self.chores.step(&mut self.base);
