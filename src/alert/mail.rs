@@ -169,7 +169,7 @@ mod tests {
         story.facts.host = "evil\r\nBcc: all@evil.example".into();
         let text = text(&story);
         let (head, body) = text.split_once("\r\n\r\n").expect("a head");
-        assert!(!head.lines().any(|line| line.starts_with("Bcc")) && !head.contains("@evil"), "{head}");
+        assert!(!head.lines().any(|line| line.starts_with("Bcc")) && !head.contains("all@evil"), "{head}");
         assert!(head.is_ascii() && body.is_ascii() && text.lines().all(|line| line.len() <= 998));
         assert_eq!(head.matches("To:").count(), 1, "{head}");
     }
