@@ -39,15 +39,13 @@ impl Word {
                 format!("no alert waits for {channel} longer than {long} any more"),
             ),
         };
-        let mut unit: Option<UnitName> = None;
-        let data;
-        match self {
-            Word::Overdue { channel, row } => {
-                unit.clone_from(&row.alert.unit);
-                data = vec![("channel", Value::from(channel)), ("key", row.alert.key.clone().into())];
-            }
-            Word::InTime { channel } => data = vec![("channel", channel.into())],
-        }
+        let (unit, data): (Option<UnitName>, Vec<(&str, Value)>) = match self {
+            Word::Overdue { channel, row } => (
+                row.alert.unit.clone(),
+                vec![("channel", channel.into()), ("key", row.alert.key.clone().into())],
+            ),
+            Word::InTime { channel } => (None, vec![("channel", channel.into())]),
+        };
         NewEvent {
             ts_us,
             level,

@@ -111,7 +111,8 @@ mod tests {
         let open = Access { own_uid: 999, operators: operators.clone(), viewers: Ids::default() };
         let closed = Access { viewers: Ids { uids: vec![2000], gids: vec![60] }, ..open.clone() };
         // (uid, gid, other groups, acts, reads when open, reads when closed)
-        let table: [(u32, u32, &[u32], bool, bool, bool); 9] = [
+        type Case = (u32, u32, &'static [u32], bool, bool, bool);
+        let table: [Case; 9] = [
             (0, 0, &[], true, true, true),
             (999, 9, &[], true, true, true),
             (1000, 9, &[], true, true, true),
