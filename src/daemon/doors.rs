@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -163,10 +163,10 @@ fn look(number: u64, api: &Api) -> Looked {
     let address = |host: &str| host.trim_matches(['[', ']']).parse::<IpAddr>().ok();
     let listen = api.listen.iter();
     let listen = listen.filter_map(|at| Some(SocketAddr::new(address(&at.host)?, at.port))).collect();
-    Looked { number, operators, viewers, unknown, listen, token: api.token_file.as_ref().map(read_token) }
+    Looked { number, operators, viewers, unknown, listen, token: api.token_file.as_deref().map(read_token) }
 }
 
-fn read_token(path: &PathBuf) -> Result<Token, String> {
+fn read_token(path: &Path) -> Result<Token, String> {
     let shown = path.display();
     let text = read(path, Trust::Deployed).map_err(|error| format!("{shown}: {}", error.why))?;
     Token::parse(&text).map_err(|why| format!("{shown}: {why}"))
