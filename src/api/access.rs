@@ -111,15 +111,15 @@ mod tests {
         let open = Access { own_uid: 999, operators: operators.clone(), viewers: Ids::default() };
         let closed = Access { viewers: Ids { uids: vec![2000], gids: vec![60] }, ..open.clone() };
         // (uid, gid, other groups, acts, reads when open, reads when closed)
-        type Case = (u32, u32, &'static [u32], bool, bool, bool);
-        let table: [Case; 9] = [
-            (0, 0, &[], true, true, true),
-            (999, 9, &[], true, true, true),
-            (1000, 9, &[], true, true, true),
-            (3000, 50, &[], true, true, true),
+        let none: &[u32] = &[];
+        let table = [
+            (0, 0, none, true, true, true),
+            (999, 9, none, true, true, true),
+            (1000, 9, none, true, true, true),
+            (3000, 50, none, true, true, true),
             (3000, 9, &[8, 50], true, true, true),
-            (2000, 9, &[], false, true, true),
-            (3000, 60, &[], false, true, true),
+            (2000, 9, none, false, true, true),
+            (3000, 60, none, false, true, true),
             (3000, 9, &[60], false, true, true),
             (3000, 9, &[0, 999], false, true, false),
         ];

@@ -15,6 +15,7 @@ use crate::base::duration;
 use crate::base::limits;
 use crate::base::name::UnitName;
 use crate::base::signal::Signal;
+use crate::logs::line::Cursor;
 
 /// Most lines one request may ask to begin with.
 pub const LINES_MAX: u32 = 100_000;
@@ -197,6 +198,9 @@ fn log_query(query: Query, heads: Heads<'_>, unit: Option<String>) -> Result<Log
     if follow && query.until_us.is_some() {
         return Err(malformed("`follow` goes on, `until` ends: not both", None));
     }
+    for places in [heads.last_event_id, query.after.as_deref()].into_iter().flatten() {
+        check_places(places)?;
+    }
     let picked = raw || query.since_us.is_some() || query.until_us.is_some() || query.grep.is_some();
     let form = match (raw, heads.wants_events) {
         (true, true) => LogForm::ByteEvents,
@@ -217,6 +221,20 @@ fn log_query(query: Query, heads: Heads<'_>, unit: Option<String>) -> Result<Log
         follow,
         form,
     })
+}
+
+/// Both are judged, though only one of them counts: nothing that makes no sense is passed over.
+fn check_places(text: &str) -> Result<(), Refusal> {
+    let is_one =
+        |place: &&str| place.split_once('=').is_some_and(|(_, at)| at.trim().parse::<Cursor>().is_ok());
+    match text.split(',').filter(|place| !place.is_empty()).find(|place| !is_one(place)) {
+        None => Ok(()),
+        Some(place) => {
+            let shown: String = place.chars().take(60).collect();
+            let help = "take it from `next` of an answer, or from the id of an event".to_string();
+            Err(malformed(format!("cannot read `after`: `{shown}` is no place in a log"), help))
+        }
+    }
 }
 
 fn parse_action(verb: Verb, request: ActionRequest, wait: bool) -> Result<Call, Refusal> {
@@ -510,6 +528,8 @@ mod tests {
             "since=yesterday",
             "grep=a&grep=b",
             "marks=perhaps",
+            "after=null",
+            "after=a/stdout=1.2",
         ] {
             assert!(asked(query, Heads::default()).is_err(), "{query}");
         }
