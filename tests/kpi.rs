@@ -1,7 +1,9 @@
 //! The KPIs of a real daemon under faults, and a recount of its log by a script that shares no code with it:
 //! they agree to the last event. What the test did itself is the third witness.
 //!
-//! `UPRIGHT_KPI_S=3600` makes it an hour of faults. Refuses: sleeping where something can be awaited.
+//! `UPRIGHT_KPI_S=3600` makes it an hour of faults.
+//!
+//! Refuses: sleeping where something can be awaited.
 
 mod support;
 
@@ -235,6 +237,29 @@ fn the_summary_is_what_a_recount_of_the_log_says() {
     let (summary, counted) = both(&home, "24h");
     assert_agree(&summary, &counted, "");
     assert_states_agree(&summary, &counted);
+    assert_is_what_was_done(&summary, &done);
+
+    // Windows that begin in the middle, also of an outage.
+    let failed = home.events().iter().rfind(|event| event["event"] == "unit.failed").cloned();
+    let failed = failed.expect("a failure")["ts"].as_str().expect("ts").to_string();
+    for since in rounds.iter().rev().skip(1).take(3).chain([&failed]) {
+        let (summary, counted) = both(&home, since);
+        assert_agree(&summary, &counted, since);
+        assert_states_agree(&summary, &counted);
+        assert!(summary["failures"].as_u64() > Some(0));
+    }
+    println!("{} rounds, {} events, {done:?}", rounds.len(), summary["last_event_id"]);
+    assert_is_shown(&home, &summary);
+
+    // The engine is gone, and with it what it had in memory: the books are the same.
+    kill_engine(&home);
+    settle(&home);
+    let (again, counted) = both(&home, "24h");
+    assert_agree(&again, &counted, "");
+    assert_eq!(again["failures"], summary["failures"]);
+}
+
+fn assert_is_what_was_done(summary: &Value, done: &Done) {
     let of = |unit: &str, key: &str| summary["units"][unit][key].as_u64().expect("a number");
     assert_eq!(of("crash", "failures"), done.crashes, "{done:?}");
     assert_eq!(of("hang", "failures"), done.hangs, "{done:?}");
@@ -251,19 +276,10 @@ fn the_summary_is_what_a_recount_of_the_log_says() {
     // A health check that is bad twice in a row is found in a second and a bit, a crash at once.
     let detect = summary["units"]["hang"]["mttd_s"]["max"].as_f64().expect("a time");
     assert!((0.1..5.0).contains(&detect), "{detect}");
+}
 
-    // Windows that begin in the middle, also of an outage.
-    let failed = home.events().iter().rfind(|event| event["event"] == "unit.failed").cloned();
-    let failed = failed.expect("a failure")["ts"].as_str().expect("ts").to_string();
-    for since in rounds.iter().rev().skip(1).take(3).chain([&failed]) {
-        let (summary, counted) = both(&home, since);
-        assert_agree(&summary, &counted, since);
-        assert_states_agree(&summary, &counted);
-        assert!(summary["failures"].as_u64() > Some(0));
-    }
-    println!("{} rounds, {} events, {done:?}", rounds.len(), summary["last_event_id"]);
-
-    // What a person sees; an operator had a hand in it, so not all pass.
+/// What a person sees; an operator had a hand in it, so not all pass.
+fn assert_is_shown(home: &Home, summary: &Value) {
     let table = home.upright_exits(&["kpi"], 1);
     let line = |kpi: &str| table.lines().find(|line| line.starts_with(kpi)).expect("a row").to_string();
     assert!(line("manual-interventions").ends_with("FAIL"), "{table}");
@@ -272,13 +288,6 @@ fn the_summary_is_what_a_recount_of_the_log_says() {
     let json: Value =
         serde_json::from_str(&home.upright_exits(&["kpi", "--since", "1h", "--json"], 1)).expect("JSON");
     assert_eq!(json["failures"], summary["failures"]);
-
-    // The engine is gone, and with it what it had in memory: the books are the same.
-    kill_engine(&home);
-    settle(&home);
-    let (again, counted) = both(&home, "24h");
-    assert_agree(&again, &counted, "");
-    assert_eq!(again["failures"], summary["failures"]);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! takes only from the front, and how long ninety days take.
 //!
 //! `UPRIGHT_LEDGER_EVENTS=1000000 cargo test --release --test store_books -- --nocapture` prints the figure.
+//!
+//! Refuses: judging a figure that was measured beside other tests.
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -24,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const HOUR_US: i64 = 3_600_000_000;
 const DAY_US: i64 = 24 * HOUR_US;
 
-/// A summary of ninety days takes no longer, in a release build.
+/// A summary of ninety days takes no longer.
 const SUMMARY_MAX: Duration = Duration::from_millis(100);
 
 fn now_us() -> i64 {
@@ -71,12 +73,15 @@ struct History {
     step_us: u64,
     down: [bool; 10],
     begun: bool,
+    /// One that no channel has yet.
+    alert: Option<String>,
 }
 
 impl History {
     fn new(seed: u64, end_us: i64, length_us: i64, count: u64) -> History {
         let step_us = u64::try_from(length_us).expect("forward") / count.max(1);
-        History { luck: Luck::new(seed), ts_us: end_us - length_us, step_us, down: [false; 10], begun: false }
+        let (luck, ts_us) = (Luck::new(seed), end_us - length_us);
+        History { luck, ts_us, step_us, down: [false; 10], begun: false, alert: None }
     }
 
     fn next(&mut self) -> NewEvent {
@@ -103,7 +108,12 @@ impl History {
                     )
                 }
                 (5, _) => ("resync.succeeded", json!({ "attempt": 1, "took_ms": 12 })),
-                (6, _) => ("alert.raised", json!({ "key": format!("k/{}", self.ts_us) })),
+                (6, _) if self.alert.is_none() => {
+                    let key = format!("unit{which}/{}", self.ts_us);
+                    self.alert = Some(key.clone());
+                    ("alert.raised", json!({ "key": key }))
+                }
+                (6, _) => ("alert.delivered", json!({ "key": self.alert.take(), "after_ms": 40 })),
                 (7, _) => ("log.counted", json!({ "bytes": 1_000_000, "dropped_bytes": 0 })),
                 (8, _) => ("health.bad", json!({})),
                 (_, _) => ("unit.started", json!({ "pid": 4711 })),
@@ -256,7 +266,6 @@ fn ninety_days_are_summed_up_in_a_blink() {
         println!("{hours} h of {count} events in {took:?}: {} failures", window.split.all.failures);
     }
     println!("the first after the start: {first:?}; worst: {worst:?}");
-    if !cfg!(debug_assertions) {
-        assert!(worst < SUMMARY_MAX, "{worst:?}");
-    }
+    // A figure of a quiet machine; beside other tests it says nothing.
+    assert!(asked.is_none() || worst < SUMMARY_MAX, "{worst:?}");
 }

@@ -471,11 +471,8 @@ impl Engine {
         let down = |other: &UnitName| !self.units.get(other).is_some_and(Unit::is_ready);
         let blame: Vec<UnitName> = requires.into_iter().filter(down).collect();
         let sentence = cause.to_string();
-        fx.record(
-            name,
-            Some(run),
-            RecordKind::Failed { cause, failures, episode, blame: blame.clone(), well_until },
-        );
+        let failed = RecordKind::Failed { cause, failures, episode, blame: blame.clone(), well_until };
+        fx.record(name, Some(run), failed);
         self.alert_failure(name, run, &sentence, &blame, fx);
         Some(failures)
     }

@@ -341,6 +341,14 @@ impl Fold {
     }
 }
 
+/// Whether the fold looks into the data of such a record, wherever it leaves a unit. One that it does not look
+/// into still tells that time has passed.
+pub fn reads_data_of(event: &str) -> bool {
+    let (room, _) = event.split_once('.').unwrap_or((event, ""));
+    matches!(room, "daemon" | "engine" | "keeper" | "resync" | "alert" | "order" | "log" | "store")
+        || matches!(event, "unit.failed" | "unit.recovered" | "unit.restarted" | "unit.gave_up")
+}
+
 /// Counts the time of a unit until `at_ns`, as whole microseconds.
 fn flush(tally: &mut Both, name: &str, unit: &mut Standing, running: bool, at_ns: u64) {
     let passed_us = at_ns.saturating_sub(unit.mark_ns) / 1_000;

@@ -15,7 +15,60 @@ pub struct Spread {
     pub sum: u64,
     pub max: u64,
     /// Rounded length → how many.
+    #[serde(with = "flat")]
     cells: BTreeMap<u64, u64>,
+}
+
+/// Count, sum and greatest alone: what is kept of every single unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    pub count: u64,
+    pub sum: u64,
+    pub max: u64,
+}
+
+impl Extent {
+    pub fn add(&mut self, us: u64) {
+        self.count += 1;
+        self.sum = self.sum.saturating_add(us);
+        self.max = self.max.max(us);
+    }
+
+    pub fn merge(&mut self, other: &Extent) {
+        self.count += other.count;
+        self.sum = self.sum.saturating_add(other.sum);
+        self.max = self.max.max(other.max);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// None without a sample.
+    pub fn mean(&self) -> Option<f64> {
+        mean(self.sum, self.count)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a mean is shown to a microsecond")]
+fn mean(sum: u64, count: u64) -> Option<f64> {
+    (count > 0).then(|| sum as f64 / count as f64)
+}
+
+/// Cells as one list, length and how many in turn: a third of the time that a JSON object takes to read.
+mod flat {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(cells: &BTreeMap<u64, u64>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(cells.iter().flat_map(|(us, count)| [*us, *count]))
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<BTreeMap<u64, u64>, D::Error> {
+        let list = Vec::<u64>::deserialize(from)?;
+        Ok(list.chunks_exact(2).filter_map(|pair| Some((*pair.first()?, *pair.get(1)?))).collect())
+    }
 }
 
 impl Spread {
@@ -55,8 +108,7 @@ impl Spread {
 
     /// None without a sample.
     pub fn mean(&self) -> Option<f64> {
-        #[expect(clippy::cast_precision_loss, reason = "a mean is shown to a microsecond")]
-        (self.count > 0).then(|| self.sum as f64 / self.count as f64)
+        mean(self.sum, self.count)
     }
 }
 

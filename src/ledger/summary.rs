@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::carry::Carry;
-use crate::ledger::spread::Spread;
+use crate::ledger::spread::{Extent, Spread};
 use crate::ledger::tally::{Both, Tally, UnitTally};
 
 /// The KPIs of one window and one realm.
@@ -70,6 +70,14 @@ pub struct Times {
     pub max: Option<f64>,
 }
 
+/// The same without quantiles.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
+pub struct Extents {
+    pub count: u64,
+    pub mean: Option<f64>,
+    pub max: Option<f64>,
+}
+
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct Resyncs {
     /// Restorations that ended in the window, acknowledged or with their last retry.
@@ -117,8 +125,8 @@ pub struct UnitFigures {
     pub restarts: u64,
     pub manual_interventions: u64,
     pub resync: Resyncs,
-    pub mttd_s: Times,
-    pub mttr_s: Times,
+    pub mttd_s: Extents,
+    pub mttr_s: Extents,
     /// Share of the time in which it was wanted (in any state but inactive) in which it was active or
     /// degraded.
     pub availability: Option<f64>,
@@ -201,8 +209,8 @@ fn of_unit(unit: &UnitTally) -> UnitFigures {
         restarts: unit.restarts,
         manual_interventions: unit.manual_interventions,
         resync: resyncs(unit.resync_succeeded, unit.resync_failed),
-        mttd_s: times(&unit.detect_us),
-        mttr_s: times(&unit.recover_us),
+        mttd_s: extents(unit.detect_us),
+        mttr_s: extents(unit.recover_us),
         availability: share(sum(&["active", "degraded"]), all - sum(&["inactive"])),
         state_s: unit.state_us.iter().map(|(state, us)| (state.clone(), seconds(us.0))).collect(),
     }
@@ -223,6 +231,11 @@ fn times(spread: &Spread) -> Times {
         p99: at(990),
         max: (spread.count > 0).then(|| seconds(spread.max)),
     }
+}
+
+fn extents(extent: Extent) -> Extents {
+    let max = (!extent.is_empty()).then(|| seconds(extent.max));
+    Extents { count: extent.count, mean: extent.mean().map(|us| us / 1e6), max }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown to a microsecond, of at most a century")]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ledger::spread::Spread;
+use crate::ledger::spread::{Extent, Spread};
 
 fn is_zero(count: &u64) -> bool {
     *count == 0
@@ -15,13 +15,13 @@ fn is_zero(count: &u64) -> bool {
 
 macro_rules! sums {
     ($(#[$doc:meta])* $name:ident { $($(#[$count_doc:meta])* $count:ident,)* }
-     spreads { $($(#[$spread_doc:meta])* $spread:ident,)* } maps { $($(#[$map_doc:meta])* $map:ident: $of:ty,)* }) => {
+     spreads: $spreads:ident { $($(#[$spread_doc:meta])* $spread:ident,)* } maps { $($(#[$map_doc:meta])* $map:ident: $of:ty,)* }) => {
         $(#[$doc])*
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(default)]
         pub struct $name {
             $($(#[$count_doc])* #[serde(skip_serializing_if = "is_zero")] pub $count: u64,)*
-            $($(#[$spread_doc])* #[serde(skip_serializing_if = "Spread::is_empty")] pub $spread: Spread,)*
+            $($(#[$spread_doc])*  pub $spread: $spreads,)*
             $($(#[$map_doc])* #[serde(skip_serializing_if = "BTreeMap::is_empty")] pub $map: BTreeMap<String, $of>,)*
         }
 
@@ -84,7 +84,7 @@ sums! {
         /// Times an engine died or hung, and another took over.
         engine_deaths,
     }
-    spreads {
+    spreads: Spread {
         /// From the last moment at which it was known to be well to the failure's record.
         detect_us,
         /// From the first failure of an outage to being ready again.
@@ -111,7 +111,7 @@ sums! {
         resync_failed,
         manual_interventions,
     }
-    spreads {
+    spreads: Extent {
         detect_us,
         recover_us,
     }

@@ -1,4 +1,6 @@
 //! Random histories: cut anywhere, merged in any order, counted from any moment, the sums are the same.
+//!
+//! Refuses: a store. How it keeps the sums is looked at in `tests/store_books.rs`.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};

@@ -8,15 +8,16 @@
 use std::mem;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use crate::base::time::Monotonic;
 use crate::ledger::Fact;
 use crate::ledger::carry::Carry;
-use crate::ledger::fold::{Closed, Fold, HOUR_US, hour_of};
+use crate::ledger::fold::{self, Closed, Fold, HOUR_US, hour_of};
 use crate::ledger::summary::{self, Split};
 use crate::ledger::tally::Both;
 use crate::ledger::window::Replay;
-use crate::store::row::{EventQuery, EventRow, select_events, signed, unsigned};
+use crate::store::row::{EventRow, signed, unsigned};
 use crate::store::{StoreError, open};
 
 /// Its tables. A build that does not know them leaves them behind the records; the next that does goes
@@ -44,7 +45,7 @@ const DAY_US: i64 = 24 * HOUR_US;
 const HOURS_KEPT_US: i64 = 8 * DAY_US;
 
 /// Records read in one step: a few milliseconds.
-const STEP: usize = 1_000;
+const STEP: u64 = 1_000;
 
 /// Records removed in one step.
 const REMOVED_PER_STEP: i64 = 500;
@@ -141,35 +142,35 @@ impl Books {
             let follows = self.fed == self.newest && row.id == self.fed + 1;
             self.newest = self.newest.max(row.id);
             if follows {
-                self.feed(row);
+                self.feed(row.id, &fact(row));
             }
         }
     }
 
-    fn feed(&mut self, row: &EventRow) {
-        if row.id <= self.fed {
+    fn feed(&mut self, id: u64, fact: &Fact<'_>) {
+        if id <= self.fed {
             return;
         }
-        self.begins_us.get_or_insert(row.event.ts_us);
+        self.begins_us.get_or_insert(fact.ts_us);
         let mut closed: Vec<Closed> = Vec::new();
-        self.fold.feed(&fact(row), &mut |hour| closed.push(hour));
+        self.fold.feed(fact, &mut |hour| closed.push(hour));
         for Closed { hour_us, tally, after } in closed {
             let before = mem::replace(&mut self.before, after);
             self.over.push(HourRow { hour_us, first_id: self.first_id, last_id: self.fed, tally, before });
-            self.first_id = row.id;
+            self.first_id = id;
         }
-        self.fed = row.id;
+        self.fed = id;
     }
 
     /// A short piece of what is to be done.
     pub fn step(&mut self, db: &Connection) -> Result<(), StoreError> {
         if self.fed < self.newest {
-            let query = EventQuery { after_id: Some(self.fed), limit: STEP, ..EventQuery::default() };
-            let rows = select_events(db, &query)?;
-            if rows.is_empty() {
-                self.fed = self.newest; // they are gone
-            }
-            rows.iter().for_each(|row| self.feed(row));
+            // Ids are dense; what is not there any more is passed over.
+            let oldest: Option<i64> = db.query_row("SELECT min(id) FROM event", [], |row| row.get(0))?;
+            let first = (self.fed + 1).max(oldest.map_or(self.newest, unsigned));
+            let last = self.newest.min(first.saturating_add(STEP - 1));
+            each_event(db, first, last, &mut |id, fact| self.feed(id, fact))?;
+            self.fed = self.fed.max(last);
         }
         if !self.over.is_empty() {
             self.write(db)?;
@@ -243,7 +244,7 @@ impl Books {
             return Ok(());
         }
         let mut replay = Replay::new(self.before.clone(), from_us, i64::MAX);
-        each_event(db, self.first_id, self.fed, &mut |row| replay.feed(&fact(row)))?;
+        each_event(db, self.first_id, self.fed, &mut |_, fact| replay.feed(fact))?;
         sum.merge(&replay.finish(end_us));
         Ok(())
     }
@@ -349,24 +350,33 @@ fn replay(
     }
     let mut replay = Replay::new(value_of(&before)?, from_us, until_us);
     // The one after the last says how long the last hour was.
-    each_event(db, unsigned(first_id), unsigned(last_id) + 1, &mut |row| replay.feed(&fact(row)))?;
+    each_event(db, unsigned(first_id), unsigned(last_id) + 1, &mut |_, fact| replay.feed(fact))?;
     sum.merge(&replay.finish(now_us));
     Ok(true)
 }
 
+/// Tells of the records from one id to another, without what the ledger does not look at.
 fn each_event(
     db: &Connection,
     first_id: u64,
     last_id: u64,
-    tell: &mut impl FnMut(&EventRow),
+    tell: &mut impl FnMut(u64, &Fact<'_>),
 ) -> Result<(), StoreError> {
-    let mut after = first_id.saturating_sub(1);
-    while after < last_id {
-        let query = EventQuery { after_id: Some(after), limit: STEP, ..EventQuery::default() };
-        let rows = select_events(db, &query)?;
-        let Some(last) = rows.last() else { return Ok(()) };
-        after = last.id;
-        rows.iter().filter(|row| row.id <= last_id).for_each(&mut *tell);
+    let mut statement = db.prepare_cached(
+        "SELECT id, ts_us, at_ns, event, unit, data FROM event WHERE id BETWEEN ?1 AND ?2 ORDER BY id",
+    )?;
+    let mut rows = statement.query([signed(first_id), signed(last_id)])?;
+    while let Some(row) = rows.next()? {
+        // A bit that flipped makes one record look odd; the others count.
+        let integer = |column: usize| row.get_ref(column).map(|value| value.as_i64().unwrap_or(0));
+        let text = |column: usize| row.get_ref(column).map(|value| value.as_str_or_null().ok().flatten());
+        let (event, unit, data) = (text(3)?.unwrap_or(""), text(4)?, text(5)?.unwrap_or(""));
+        let parsed = match fold::reads_data_of(event) || data.contains("\"state\":") {
+            true => serde_json::from_str(data).unwrap_or_default(),
+            false => Map::new(),
+        };
+        let at = Monotonic::from_ns(unsigned(integer(2)?));
+        tell(unsigned(integer(0)?), &Fact { ts_us: integer(1)?, at, event, unit, data: &parsed });
     }
     Ok(())
 }

@@ -119,9 +119,7 @@ fn say(kind: &RecordKind) -> Said {
             let text = format!("is ready after {}", pretty(*start_ms));
             said(Info, "unit.active", text, vec![("start_ms", (*start_ms).into())])
         }
-        RecordKind::Failed { cause, failures, episode, blame, .. } => {
-            failed(cause, *failures, *episode, blame)
-        }
+        RecordKind::Failed { cause, failures: k, episode, blame, .. } => failed(cause, *k, *episode, blame),
         RecordKind::RestartScheduled { at, delay_ms, failures } => scheduled(*at, *delay_ms, *failures),
         RecordKind::Restarted { failures, late_us } => {
             let data = vec![("failures", (*failures).into()), ("late_us", (*late_us).into())];
