@@ -148,10 +148,7 @@ pub fn parse(
             parse_nothing(body)?;
             Call::ConfigApply { wait }
         }
-        Target::AlertTest => {
-            let TestRequest { channels } = parse_json_or_default(body)?;
-            Call::Alerts(AlertCall::Test { channels, wait })
-        }
+        Target::AlertTest => parse_test(parse_json_or_default(body)?, wait),
         Target::AlertAck => {
             Call::Alerts(AlertCall::Ack { names: parse_json_or_default::<AckRequest>(body)?.alerts })
         }
@@ -245,6 +242,10 @@ fn parse_action(verb: Verb, request: ActionRequest, wait: bool) -> Result<Call, 
     }
     let units = request.units.iter().map(|unit| unit_name(unit)).collect::<Result<_, _>>()?;
     Ok(Call::Act { verb, units, all: request.all, wait })
+}
+
+fn parse_test(request: TestRequest, wait: bool) -> Call {
+    Call::Alerts(AlertCall::Test { channels: request.channels, wait })
 }
 
 fn parse_mute(request: MuteRequest) -> Result<Call, Refusal> {

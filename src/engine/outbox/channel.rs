@@ -2,6 +2,8 @@
 //!
 //! Refuses: knowledge of other channels. What one does never moves another.
 
+mod held;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +13,9 @@ use crate::base::luck::Luck;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
 use crate::engine::outbox::{
-    ACKNOWLEDGED, Before, Delivery, DeliveryState, Effect, Effects, FOLD_TRIES, GONE, JITTER_PERCENT,
-    LOAD_RETRY, MUTED, Mark, OVERDUE_AFTER, Outcome, Quiet, RETRY_AFTER_MAX, RETRY_FIRST, RETRY_MAX, Row,
-    SEND_TIMEOUT, STEP_ASIDE_AFTER, Terms, Which,
+    Before, Delivery, DeliveryState, Effect, Effects, FOLD_TRIES, GONE, JITTER_PERCENT, LOAD_RETRY, Mark,
+    OVERDUE_AFTER, Outcome, Quiet, RETRY_AFTER_MAX, RETRY_FIRST, RETRY_MAX, Row, SEND_TIMEOUT,
+    STEP_ASIDE_AFTER, Terms, Which,
 };
 
 #[derive(Debug)]
@@ -365,42 +367,6 @@ impl Channel {
         }
     }
 
-    /// A repeated failure that somebody knows of is not told; one that is being sent is.
-    fn drop_acked(&mut self, id: u64, quiet: &Quiet, fx: &mut Effects) {
-        if !self.is_under_way(id) && self.is_acked(id, quiet) {
-            fx.mark(Mark::Acknowledged);
-            self.settle(id, DeliveryState::Muted, Some(ACKNOWLEDGED.to_string()), fx);
-        }
-    }
-
-    fn is_under_way(&self, id: u64) -> bool {
-        self.sending.as_ref().is_some_and(|sending| sending.row == id || sending.others.contains(&id))
-    }
-
-    fn is_acked(&self, id: u64, quiet: &Quiet) -> bool {
-        let open = self.rows.get(&id).filter(|entry| !entry.settled);
-        open.is_some_and(|entry| quiet.is_acked(&entry.row.alert))
-    }
-
-    /// What people want to be told has changed. Of each unit whose mute is over the newest is told, and
-    /// the others are not: they say what was so an hour ago.
-    pub fn on_quieted(&mut self, was: &Quiet, is: &Quiet, fx: &mut Effects) {
-        let held = |id: &u64, by: &Quiet| self.rows.get(id).is_some_and(|e| by.holds(&e.row.alert).is_some());
-        let over = |lane: &&BTreeSet<u64>| lane.last().is_some_and(|id| held(id, was) && !held(id, is));
-        let lanes = self.lanes.values().filter(over);
-        let older: Vec<u64> = lanes.flat_map(|lane| lane.iter().rev().skip(1)).copied().collect();
-        let older = older.into_iter().filter(|id| !self.is_under_way(*id));
-        for id in older.collect::<Vec<u64>>() {
-            fx.mark(Mark::MuteEnded);
-            self.settle(id, DeliveryState::Muted, Some(MUTED.to_string()), fx);
-            self.giving_way.insert(id);
-        }
-        let rows: Vec<u64> = self.rows.keys().copied().collect();
-        for id in rows {
-            self.drop_acked(id, is, fx);
-        }
-    }
-
     /// Whatever is due and possible now.
     pub fn advance(&mut self, now: Monotonic, window: usize, quiet: &Quiet, fx: &mut Effects) {
         if let Some(late) = self.sending.as_ref().filter(|sending| sending.deadline <= now) {
@@ -434,21 +400,6 @@ impl Channel {
             return;
         }
         if self.paced > now { fx.mark(Mark::Paced) } else { self.pick(now, quiet, fx) }
-    }
-
-    /// Until when a row is held back; zero when it is not.
-    fn held_until(&self, id: u64, quiet: &Quiet) -> Monotonic {
-        self.rows.get(&id).and_then(|entry| quiet.holds(&entry.row.alert)).unwrap_or(Monotonic::ZERO)
-    }
-
-    /// Whether an older row of its unit is still giving way.
-    fn is_way_barred(&self, id: u64) -> bool {
-        let unit = |id: u64| self.rows.get(&id).map(|entry| &entry.row.alert.unit);
-        self.giving_way.iter().any(|other| unit(*other) == unit(id))
-    }
-
-    fn may_go(&self, id: u64, now: Monotonic, quiet: &Quiet) -> bool {
-        self.held_until(id, quiet) <= now && !self.is_way_barred(id)
     }
 
     /// All that was refused has been read, sent again and settled.
@@ -587,10 +538,8 @@ impl Channel {
         };
         let send = match &self.sending {
             Some(sending) => Some(sending.deadline),
-            None if quiet.is_muting() => {
-                let ready = self.ready.iter().map(|id| self.held_until(*id, quiet));
-                let aside = self.aside.iter().map(|(until, id)| self.held_until(*id, quiet).max(*until));
-                ready.chain(aside).min().map(|at| at.max(self.hold).max(self.paced))
+            None if self.is_holding(quiet) => {
+                self.next_unheld(quiet).map(|at| at.max(self.hold).max(self.paced))
             }
             None if !self.ready.is_empty() => Some(self.hold.max(self.paced)),
             None => self.aside.first().map(|(until, _)| (*until).max(self.hold)),
