@@ -87,7 +87,8 @@ async fn understand(
     let heads = Heads {
         wants_events: header(ACCEPT).is_some_and(|accept| accept.contains(EVENTS)),
         metrics: metrics_form(header(ACCEPT).unwrap_or("")),
-        last_event_id: header(HeaderName::from_static("last-event-id")),
+        // What is no text is told as what it is: no place.
+        last_event_id: head.headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?")),
     };
     request::parse(route, name, head.uri.query(), heads, &body).map_err(refuse)
 }

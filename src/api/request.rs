@@ -222,8 +222,13 @@ fn log_query(query: Query, heads: Heads<'_>, unit: Option<String>) -> Result<Log
 
 /// Both are judged, though only one of them counts: nothing that makes no sense is passed over.
 fn check_places(text: &str) -> Result<(), Refusal> {
-    let is_one =
-        |place: &&str| place.split_once('=').is_some_and(|(_, at)| at.trim().parse::<Cursor>().is_ok());
+    let is_one = |place: &&str| {
+        let Some((name, at)) = place.split_once('=') else { return false };
+        let (unit, stream) = name.trim().rsplit_once('/').unwrap_or_default();
+        UnitName::parse(unit).is_ok()
+            && matches!(stream, "stdout" | "stderr")
+            && at.trim().parse::<Cursor>().is_ok()
+    };
     match text.split(',').filter(|place| !place.is_empty()).find(|place| !is_one(place)) {
         None => Ok(()),
         Some(place) => {
