@@ -306,6 +306,7 @@ fn hammer_the_unix_socket() {
 fn nearly_right_requests_change_nothing() {
     let port = free_port();
     let home = home(port);
+    home.await_unit("web", "it has a process", Duration::from_secs(30), |status| !status["pid"].is_null());
     let (before, last) = (home.status("web"), home.last_event());
     let engine = home.list().expect("a list")["daemon"]["engine_pid"].clone();
     let own = format!("127.0.0.1:{port}");

@@ -69,6 +69,7 @@ fn path_of(route: &Route) -> String {
 fn body_of(route: &Route) -> &'static str {
     match route.pattern {
         pattern if pattern.ends_with("/signal") => r#"{"signal":"CONT"}"#,
+        pattern if pattern.ends_with("/mute") => r#"{"for_s":60}"#,
         pattern if pattern.starts_with("/v1/actions/") => r#"{"units":["web"]}"#,
         _ => "{}",
     }

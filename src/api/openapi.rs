@@ -97,7 +97,10 @@ fn failures_of(route: &Route) -> Vec<Failure> {
     let is_post = route.need == Need::Act;
     let names_units = route.is_of_a_unit()
         || route.params.contains(&Param::Unit)
-        || matches!(route.target, Target::Act(_) | Target::RecoveryRestart | Target::RecoveryResync);
+        || matches!(
+            route.target,
+            Target::Act(_) | Target::RecoveryRestart | Target::RecoveryResync | Target::AlertMute
+        );
     let is_json = kinds_of(route).contains(&JSON);
     let may_clash = matches!(
         route.target,
@@ -113,6 +116,7 @@ fn failures_of(route: &Route) -> Vec<Failure> {
             "access.denied",
         ),
         (names_units, 404, "No unit has this name.", "unit.unknown"),
+        (route.target == Target::AlertTest, 404, "No channel has this name.", "channel.unknown"),
         (is_json, 406, "`Accept` names nothing that is to be had here.", "request.not-acceptable"),
         (true, 408, "Head or body did not arrive in time.", "request.too-slow"),
         (may_clash, 409, "Not now: safe mode, or another upgrade.", "daemon.safe_mode"),
