@@ -73,6 +73,7 @@ pub(super) fn begin(
     let mut hands = hands_of(&home, client, ready, &loaded, &in_force, sources)?;
     let adopted = adopt_all(boot, rows, loaded.runs.clone(), &mut hands, &slate)?;
     hands.settle_survey(&survey);
+    hands.observed.last_event = loaded.last_event_id;
     adopt::stored(stored, &loaded.durable, &mut hands);
     let populated = adopt::populated(&mut hands, &adopted).map_err(at("list the cgroups"))?;
     let served = doors::serve(sockets.api, &in_force.daemon.api, hands.tools.sources.clone());
