@@ -35,7 +35,7 @@ none stands, none is planted: most `E…` are about the engine's inside, which t
 | promise | planted bugs |\n|---|---|\n";
 
 /// Seeds over which the planted bugs of the outbox are paired with its promises.
-const OUTBOX_SEEDS: u64 = 10;
+const OUTBOX_SEEDS: u64 = 120;
 
 const OUTBOX_HEAD: &str = "\n## The outbox of alerts\n\nJudged in a world of its own (`src/sim/outbox.rs`), with its own planted bugs.\n\n\
 | promise | planted bugs |\n|---|---|\n";

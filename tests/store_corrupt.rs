@@ -68,11 +68,27 @@ fn event(name: &str, number: u64) -> NewEvent {
     }
 }
 
+fn alert_key(number: u64) -> String {
+    format!("{}/{number}/failing/4", unit(number % 20))
+}
+
+/// The record of an alert (`alert.raised`) or of its delivery, as the daemon writes them beside the row.
+fn told(name: &str, number: u64, data: &[(&str, Value)]) -> Write {
+    let mut event = event(name, number);
+    event.data.insert("key".into(), alert_key(number).into());
+    event.data.extend(data.iter().map(|(key, value)| ((*key).to_string(), value.clone())));
+    Write::Event(event)
+}
+
+fn raised(number: u64) -> [Write; 2] {
+    [told("alert.raised", number, &[("kind", "failing".into())]), alert(number)]
+}
+
 fn alert(number: u64) -> Write {
     let name = unit(number % 20);
     Write::Alert {
         alert: Alert {
-            key: format!("{name}/{number}/failing/4"),
+            key: alert_key(number),
             unit: Some(name),
             kind: AlertKind::Failing,
             message: format!("it failed 4 times in a row, the {number}th"),
@@ -85,15 +101,15 @@ fn alert(number: u64) -> Write {
     }
 }
 
-fn settled(row: u64) -> Write {
-    let delivery = Delivery {
-        row,
-        channel: "ops".into(),
-        state: if row.is_multiple_of(3) { DeliveryState::Parked } else { DeliveryState::Delivered },
-        attempts: 1,
-        error: None,
+/// The delivery of the alert of this number, which stands in this row.
+fn settled(number: u64, row: u64) -> [Write; 2] {
+    let (state, name) = match row.is_multiple_of(3) {
+        true => (DeliveryState::Parked, "alert.parked"),
+        false => (DeliveryState::Delivered, "alert.delivered"),
     };
-    Write::Delivery { delivery, ts_us: 1_700_000_000_000_000 }
+    let delivery = Delivery { row, channel: "ops".into(), state, attempts: 1, error: None };
+    let delivery = Write::Delivery { delivery, ts_us: 1_700_000_000_000_000 };
+    [told(name, number, &[("channel", "ops".into())]), delivery]
 }
 
 fn save(number: u64) -> Write {
@@ -188,10 +204,10 @@ fn template(base: u64) -> Template {
         for number in from..to {
             let mut writes = vec![Write::Event(event("unit.state", number)), save(number)];
             if number % 5 == 0 {
-                writes.push(alert(number));
+                writes.extend(raised(number));
             }
             if number % 15 == 0 {
-                writes.push(settled((number - base) / 5 + 1));
+                writes.extend(settled(number, (number - base) / 5 + 1));
             }
             commit(&mut store, &told, writes);
         }
@@ -209,7 +225,7 @@ fn template(base: u64) -> Template {
     let copy = tempfile::tempdir().expect("dir");
     refill(copy.path(), dir.path());
     let (opened, loaded) = open_store(copy.path());
-    assert_eq!((&loaded.moved_aside, loaded.last_event_id), (&None, 450));
+    assert_eq!((&loaded.moved_aside, loaded.last_event_id), (&None, 450 + 90 + 30));
     let (store, _told) = start(copy.path(), opened);
     let truth = truth(&store, &loaded);
     assert_eq!((truth.units.len(), truth.alerts.len()), (20, 90));
@@ -241,7 +257,7 @@ fn one(seed: u64, dir: &Path, template: &Template, other: &Template) -> (Way, bo
     assert!(loaded.next_run >= template.next_run, "no run id comes again");
     let new = 9_000 + seed;
     let events =
-        commit(&mut store, &told, vec![Write::Event(event("unit.state", new)), alert(new), save(new)]);
+        commit(&mut store, &told, [vec![Write::Event(event("unit.state", new)), save(new)], raised(new).into()].concat());
     // An old failure of a run may stand in the way of nothing: ids go on where they were.
     let ids: Vec<u64> = events.iter().map(|row| row.id).collect();
     let first = template.truth.last_event_id + 1;

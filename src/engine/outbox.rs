@@ -371,7 +371,7 @@ impl Outbox {
         self.quiet.expire(now);
         for channel in self.channels.values_mut() {
             if self.quiet != was {
-                channel.on_quieted(&was, &self.quiet, fx);
+                channel.on_quieted(now, &was, &self.quiet, fx);
             }
             channel.advance(now, self.settings.window_rows.max(1), &self.quiet, fx);
         }

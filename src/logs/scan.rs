@@ -14,7 +14,7 @@ use crate::base::exit::RunId;
 use crate::logs::Stream;
 use crate::logs::index::{Index, Record, What};
 use crate::logs::line::{Cursor, Cut, Ended, Item, LINE_BYTES_MAX, Said};
-use crate::logs::stored::{Part, Span, Stored, as_u64};
+use crate::logs::stored::{Part, Span, Stored, as_u64, is_damage};
 
 pub(super) const LINE_MAX: u64 = LINE_BYTES_MAX as u64;
 
@@ -342,7 +342,7 @@ impl Scan {
             let opened = match self.stored.part(&span) {
                 Ok(Some(part)) => part,
                 Ok(None) => continue,
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(error) if is_damage(&error) => {
                     let to = span.to.unwrap_or(span.from).max(known);
                     return Ok(Entered::Gap(self.jump(to, span.sequence + 1, span.first_us)));
                 }
@@ -409,12 +409,17 @@ impl Scan {
         let held = self.bytes.len();
         self.bytes.reserve_exact(self.block_bytes);
         self.bytes.resize(held + self.block_bytes, 0);
-        let got = match part.read_at(known, &mut self.bytes[held..]) {
+        let mut got = part.read_at(known, &mut self.bytes[held..]);
+        if got.as_ref().is_err_and(|error| !is_damage(error)) {
+            // A shortage passes, a bad sector stays.
+            got = part.read_at(known, &mut self.bytes[held..]);
+        }
+        let got = match got {
             Ok(got) => got,
-            // A damaged frame, a bad sector: the rest of this file is gone for us.
+            // The rest of this file is gone for us; nothing tells so where no file follows.
             Err(error) => {
                 self.bytes.truncate(held);
-                if error.kind() != io::ErrorKind::InvalidData && part.base + part.len()? <= known {
+                if !is_damage(&error) && self.next_span()?.is_none() {
                     return Err(error);
                 }
                 self.leave();

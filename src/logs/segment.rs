@@ -69,20 +69,34 @@ fn parse(name: &str, stream: Stream) -> Option<Segment> {
 /// was cut short, the plain one counts. What has such a name and is no file does not.
 ///
 /// # Errors
-/// As getdents(2).
+/// As getdents(2), stat(2).
 pub fn segments(directory: &Directory, stream: Stream) -> Result<Vec<Segment>, Errno> {
     let names = directory.names()?;
     let mut found: Vec<Segment> = names.iter().filter_map(|name| parse(name, stream)).collect();
-    found.retain(|segment| is_file(directory, &segment.log_name()));
+    let mut failed = Ok(());
+    found.retain(|segment| {
+        is_file(directory, &segment.log_name()).unwrap_or_else(|errno| {
+            failed = Err(errno);
+            false
+        })
+    });
+    failed?;
     found.sort_by_key(|segment| (segment.sequence, segment.form));
     found.dedup_by_key(|segment| segment.sequence);
     Ok(found)
 }
 
 /// Whether a regular file has this name.
-pub fn is_file(directory: &Directory, name: &str) -> bool {
+///
+/// # Errors
+/// As stat(2) but for ENOENT: a shortage must not look like a file that was removed.
+pub fn is_file(directory: &Directory, name: &str) -> Result<bool, Errno> {
     let kind = |stat: FileStat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
-    directory.stat(name).is_ok_and(|stat| kind(stat) == SFlag::S_IFREG)
+    match directory.stat(name) {
+        Ok(stat) => Ok(kind(stat) == SFlag::S_IFREG),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Where an older file stands in its stream: positions of its first byte and behind its last.

@@ -324,7 +324,7 @@ impl Files {
         let end = size(&stat);
         let looked_at = now.at;
         let index = match IndexWriter::resume(index)? {
-            Some(index) if belongs(&directory, &index, stream) => {
+            Some(index) if belongs(&directory, &index, stream)? => {
                 // The file was cut while nobody looked: what the index says is not true of it.
                 if index.last().is_some_and(|last| last.offset > end) {
                     return Files::begin(directory, log, stream, now, cut_at(&index));
@@ -462,10 +462,15 @@ impl Files {
 
 /// Whether the index is that of the file that is written: it is not when there is an older file
 /// with its number.
-fn belongs(directory: &Directory, index: &IndexWriter, stream: Stream) -> bool {
+fn belongs(directory: &Directory, index: &IndexWriter, stream: Stream) -> Result<bool, Errno> {
     let Header { sequence, .. } = index.header();
     let names = [Form::Plain, Form::Packed].map(|form| Segment { sequence, stream, form }.log_name());
-    !names.iter().any(|name| segment::is_file(directory, name))
+    for name in names {
+        if segment::is_file(directory, &name)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The position that the stream had reached when its file was cut.

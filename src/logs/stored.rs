@@ -183,7 +183,7 @@ impl Stored {
         let Some((index, header)) = &part.index else {
             // As long as nobody began an index for it.
             let Some(directory) = self.open_directory()? else { return Ok(false) };
-            return Ok(directory.stat(self.stream.index_name()).is_err());
+            return Ok(stat_of(&directory, self.stream.index_name())?.is_none());
         };
         if fstat(index)?.st_nlink == 0 {
             return Ok(false); // the file was cut, and has an index of another base now
@@ -218,9 +218,9 @@ impl Stored {
                 }
             };
             if let Some((index, seen)) = index {
-                let there = directory.stat(self.stream.index_name());
+                let there = stat_of(directory, self.stream.index_name())?;
                 let same =
-                    there.is_ok_and(|there| (there.st_dev, there.st_ino) == (seen.st_dev, seen.st_ino));
+                    there.is_some_and(|there| (there.st_dev, there.st_ino) == (seen.st_dev, seen.st_ino));
                 if let (true, Some(index_now)) = (same, Index::of(&index)?) {
                     let header = index_now.header;
                     return Ok(Some(Part {
@@ -335,7 +335,11 @@ fn span_of(directory: &Directory, segment: &Segment, expected: u64) -> io::Resul
             missing_is_none(directory.file(&segment.log_name(), Access::Read))?.map(|(_, stat)| size(&stat))
         }
         (Form::Packed, None) => match missing_is_none(segment::open(directory, segment))? {
-            Some(file) => Packed::open(file).ok().map(|packed| packed.len()),
+            Some(file) => match Packed::open(file) {
+                Ok(packed) => Some(packed.len()),
+                Err(error) if is_damage(&error) => None,
+                Err(error) => return Err(error),
+            },
             None => None,
         },
     };
@@ -343,7 +347,8 @@ fn span_of(directory: &Directory, segment: &Segment, expected: u64) -> io::Resul
     let (first_us, last_us) = match times {
         Some(times) => times,
         None => {
-            directory.stat(&segment.log_name()).map(|stat| modified_us(&stat)).map_or((0, 0), |us| (us, us))
+            let stat = stat_of(directory, &segment.log_name())?;
+            stat.map(|stat| modified_us(&stat)).map_or((0, 0), |us| (us, us))
         }
     };
     let to = Some(from.saturating_add(length));
@@ -388,8 +393,22 @@ fn open_segment(directory: &Directory, segment: &Segment, base: u64) -> io::Resu
     }
 }
 
+/// What the file's content says about itself, not what the kernel says about the moment.
+pub(super) fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+}
+
 fn modified_us(stat: &FileStat) -> i64 {
     stat.st_mtime.saturating_mul(1_000_000).saturating_add(stat.st_mtime_nsec / 1_000)
+}
+
+/// What stands under this name. None: nothing; any other errno is an error, never an absence.
+fn stat_of(directory: &Directory, name: &str) -> Result<Option<FileStat>, Errno> {
+    match directory.stat(name) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
 }
 
 fn missing_is_none<T>(opened: Result<T, Refusal>) -> io::Result<Option<T>> {

@@ -276,6 +276,8 @@ impl Sim {
                 return self.step(Event::Committed { rows: vec![row] });
             }
             Happening::Leaks(row) => return self.step(Event::Committed { rows: vec![row] }),
+            // A timer that was set later again has one tick: each passed over would arm one more.
+            Happening::Tick(_) if self.armed.is_some_and(|(_, at)| at > self.now) => {}
             Happening::Tick(life) if life == self.life => {
                 self.armed = None;
                 return self.step(Event::Tick);
@@ -372,15 +374,12 @@ impl Sim {
     }
 
     fn wish(&mut self, wish: Wish) -> Result<(), Broken> {
-        match wish {
-            Wish::Mute(units, wait) => self.oracle.quiet.mute(&units, wait.map(|wait| self.now + wait)),
-            Wish::Ack(unit) => self.oracle.quiet.ack(&unit, 1),
-        }
+        self.oracle.wishes(self.now, wish);
         if self.outbox.is_some() { self.tell_quiet() } else { Ok(()) }
     }
 
     fn tell_quiet(&mut self) -> Result<(), Broken> {
-        self.oracle.quiet.expire(self.now);
+        self.oracle.expire(self.now);
         let quiet = self.oracle.quiet.clone();
         let quiet = if self.bug == Some(Bug::MuteIgnored) { Quiet::default() } else { quiet };
         self.step(Event::Quieted { quiet })
@@ -505,7 +504,7 @@ impl Sim {
                 let sink = self.setup.sinks.iter().find(|sink| sink.name == channel);
                 let terms = sink.map_or((Duration::ZERO, 1), |sink| (sink.gap, sink.fold));
                 let print = self.prints.get(&channel).copied().unwrap_or(0);
-                self.oracle.sends_message(self.now, &channel, &message, terms, print)?;
+                self.oracle.sends_message(self.now, &channel, &message, (attempt, print), terms)?;
                 for row in &message {
                     self.oracle.sends(self.now, &channel, row, attempt, &self.rows, &self.deliveries)?;
                 }
@@ -529,7 +528,7 @@ impl Sim {
             }
             Effect::SavePrint { channel, print } => _ = self.kept_prints.insert(channel, print),
             Effect::Overdue { .. } if self.bug == Some(Bug::OverdueUnsaid) => {}
-            Effect::Overdue { channel, row } => self.oracle.overdue(self.now, &channel, row.id)?,
+            Effect::Overdue { channel, row } => self.oracle.overdue(self.now, &channel, &row)?,
             Effect::InTime { channel } => self.oracle.in_time(&channel)?,
         }
         Ok(())

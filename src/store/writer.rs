@@ -363,6 +363,9 @@ impl Writer {
                 self.mend();
             }
             self.chores.step(&mut self.base);
+            if !self.base.is_connected() && self.base.is_distrusted() {
+                let _ = self.reconnect(); // with a new database; what fails is said to the next who asks
+            }
             questions.into_iter().for_each(|question| self.answer(question));
             if end {
                 return self.chores.end();

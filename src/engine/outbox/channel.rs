@@ -56,6 +56,8 @@ pub(super) struct Channel {
 struct Reviving {
     print: u64,
     open: BTreeSet<u64>,
+    /// By this configuration: reading meets them as it meets those that a former one refused.
+    refused: BTreeSet<u64>,
     /// Everything is to be read once more: nothing was yet, or a row was on its way to the disk
     /// when it was asked for.
     again: bool,
@@ -149,7 +151,7 @@ impl Channel {
         }
         fx.mark(Mark::Revived);
         // Read from the beginning when what is asked for now has come: one question at a time.
-        self.reviving = Some(Reviving { print, open: BTreeSet::new(), again: true });
+        self.reviving = Some(Reviving { print, open: BTreeSet::new(), refused: BTreeSet::new(), again: true });
     }
 
     fn wanted_print(&self) -> Option<u64> {
@@ -202,6 +204,9 @@ impl Channel {
         let Reading::Asked { mut after, news } = self.reading else { return };
         for (row, attempts) in rows {
             after = after.max(row.id);
+            if self.reviving.as_ref().is_some_and(|reviving| reviving.refused.contains(&row.id)) {
+                continue;
+            }
             let known = self.rows.contains_key(&row.id) || row.id <= self.since;
             if self.rows.get(&row.id).is_some_and(|entry| entry.settled)
                 && let Some(reviving) = &mut self.reviving
@@ -333,11 +338,15 @@ impl Channel {
         self.aside.retain(|(_, other)| *other != id);
         if let Some(reviving) = &mut self.reviving {
             reviving.open.remove(&id);
+            if state == DeliveryState::Parked {
+                reviving.refused.insert(id);
+            }
         }
         let unit = &row.alert.unit;
         if let Some(lane) = self.lanes.get_mut(unit) {
             lane.remove(&id);
             match lane.first() {
+                Some(next) if self.aside.iter().any(|(_, aside)| aside == next) => {}
                 Some(next) => _ = self.ready.insert(*next),
                 None => _ = self.lanes.remove(unit),
             }
@@ -391,9 +400,10 @@ impl Channel {
             self.ready.insert(id);
         }
         self.note_revived(now, fx);
-        self.note_overdue(now, fx);
+        self.note_overdue(now, quiet, fx);
         // Of those that were being sent when somebody took them.
-        while let Some(id) = self.ready.iter().find(|id| self.is_acked(**id, quiet)).copied() {
+        let may_drop = |channel: &Channel, id: u64| channel.is_acked(id, quiet) && !channel.is_under_way(id);
+        while let Some(id) = self.ready.iter().find(|id| may_drop(self, **id)).copied() {
             self.drop_acked(id, quiet, fx);
         }
         if self.sending.is_some() || self.hold > now || self.ready.is_empty() {
@@ -422,8 +432,8 @@ impl Channel {
         fx.push(Effect::SavePrint { channel: self.name.clone(), print });
     }
 
-    fn note_overdue(&mut self, now: Monotonic, fx: &mut Effects) {
-        let late = self.oldest().filter(|entry| entry.since + OVERDUE_AFTER <= now);
+    fn note_overdue(&mut self, now: Monotonic, quiet: &Quiet, fx: &mut Effects) {
+        let late = self.oldest(quiet).filter(|entry| entry.since + OVERDUE_AFTER <= now);
         let (channel, row) = (self.name.clone(), late.map(|entry| entry.row.clone()));
         match (row, self.overdue) {
             (Some(row), false) => {
@@ -439,8 +449,10 @@ impl Channel {
         self.overdue = !self.overdue;
     }
 
-    fn oldest(&self) -> Option<&Entry> {
-        self.rows.values().find(|entry| !entry.settled)
+    /// What has waited longest. A row that a mute holds back waits for nobody.
+    fn oldest(&self, quiet: &Quiet) -> Option<&Entry> {
+        let waits = |entry: &&Entry| !entry.settled && quiet.holds(&entry.row.alert).is_none();
+        self.rows.values().filter(waits).min_by_key(|entry| entry.since)
     }
 
     /// The lowest row that may go, and what may go with it.
@@ -544,7 +556,8 @@ impl Channel {
             None if !self.ready.is_empty() => Some(self.hold.max(self.paced)),
             None => self.aside.first().map(|(until, _)| (*until).max(self.hold)),
         };
-        let overdue = self.oldest().filter(|_| !self.overdue).map(|entry| entry.since + OVERDUE_AFTER);
+        let oldest = self.oldest(quiet).filter(|_| !self.overdue);
+        let overdue = oldest.map(|entry| entry.since + OVERDUE_AFTER);
         [read, send, overdue].into_iter().flatten().min()
     }
 }

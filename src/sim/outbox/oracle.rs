@@ -11,7 +11,7 @@ use crate::engine::outbox::{
     ACKNOWLEDGED, Delivery, DeliveryState, GONE, MUTED, OVERDUE_AFTER, Outcome, Quiet, RETRY_FIRST,
     RETRY_MAX, Row, STEP_ASIDE_AFTER, Takes,
 };
-use crate::sim::outbox::setup::Answer;
+use crate::sim::outbox::setup::{Answer, Wish};
 
 macro_rules! promises {
     ($($name:ident = $text:literal,)*) => {
@@ -72,8 +72,8 @@ pub(super) struct Oracle {
     /// When each sink first took each row.
     pub taken: BTreeMap<String, BTreeMap<u64, Monotonic>>,
     /// Sends that nobody has answered or given up, of this engine.
-    /// Each with all the rows of its message, the one that it is about first.
-    busy: BTreeMap<String, Vec<u64>>,
+    /// Each with its number of the attempt and all the rows of its message, the one that it is about first.
+    busy: BTreeMap<String, (u32, Vec<u64>)>,
     /// When each channel was last sent something by this engine.
     last_send: BTreeMap<String, Monotonic>,
     /// What each channel is configured to be, as the outbox was told.
@@ -96,6 +96,8 @@ pub(super) struct Oracle {
     victim: Option<String>,
     /// What people asked not to be told of.
     pub quiet: Quiet,
+    /// When a mute ended last: what it held back waits from then on.
+    unmuted: Monotonic,
     /// The newest row that the outbox knows of.
     pub told_last: u64,
 }
@@ -158,10 +160,33 @@ impl Oracle {
         }
     }
 
-    pub fn overdue(&mut self, now: Monotonic, channel: &str, row: u64) -> Result<(), Broken> {
-        let waited = self.committed.get(&row).map_or(Duration::ZERO, |at| now.since(*at));
+    /// People ask to be told less, or more again.
+    pub fn wishes(&mut self, now: Monotonic, wish: Wish) {
+        self.expire(now);
+        match wish {
+            Wish::Mute(units, wait) => {
+                self.quiet.mute(&units, wait.map(|wait| now + wait));
+                self.unmuted = now;
+            }
+            Wish::Ack(unit) => self.quiet.ack(&unit, 1),
+        }
+    }
+
+    pub fn expire(&mut self, now: Monotonic) {
+        while let Some(end) = self.quiet.next_end().filter(|end| *end <= now) {
+            self.unmuted = self.unmuted.max(end);
+            self.quiet.expire(end);
+        }
+    }
+
+    pub fn overdue(&mut self, now: Monotonic, channel: &str, row: &Row) -> Result<(), Broken> {
+        self.expire(now);
+        if self.quiet.holds(&row.alert).is_some() {
+            return broken(I54, format!("{channel}: row {} is held back by a mute", row.id));
+        }
+        let waited = self.committed.get(&row.id).map_or(Duration::ZERO, |at| now.since(*at));
         if waited < OVERDUE_AFTER || !self.late.insert(channel.to_string()) {
-            return broken(I54, format!("{channel}: row {row} after {waited:?}"));
+            return broken(I54, format!("{channel}: row {} after {waited:?}", row.id));
         }
         Ok(())
     }
@@ -176,8 +201,8 @@ impl Oracle {
         now: Monotonic,
         channel: &str,
         message: &[Arc<Row>],
+        (attempt, print): (u32, u64),
         (gap, fold): (Duration, usize),
-        print: u64,
     ) -> Result<(), Broken> {
         let ids: Vec<u64> = message.iter().map(|row| row.id).collect();
         let once: BTreeSet<&u64> = ids.iter().collect();
@@ -189,7 +214,8 @@ impl Oracle {
             return broken(I51, format!("{channel} after {:?}", now.since(at)));
         }
         // This life, this channel, a window that has room for all: it must have been told.
-        let waited = |id: &u64| now.since(self.committed.get(id).copied().unwrap_or(now).max(self.born));
+        let from = self.born.max(self.unmuted);
+        let waited = |id: &u64| now.since(self.committed.get(id).copied().unwrap_or(now).max(from));
         // What was refused and is sent again has not waited all the time.
         let refused =
             |id: &u64| self.stories.get(&(channel.to_string(), *id)).is_some_and(|story| story.refused);
@@ -197,7 +223,7 @@ impl Oracle {
         if late && self.sees_all && !self.late.contains(channel) && !self.ever_gone.contains(channel) {
             return broken(I54, format!("nobody was told of {ids:?} to {channel}"));
         }
-        self.busy.insert(channel.to_string(), ids);
+        self.busy.insert(channel.to_string(), (attempt, ids));
         for row in message {
             self.story(channel, row.id).print = print;
         }
@@ -237,7 +263,7 @@ impl Oracle {
         if !Takes::Named.takes(channel, &truth.alert) {
             return broken(S5, what);
         }
-        self.quiet.expire(now);
+        self.expire(now);
         if self.quiet.holds(&truth.alert).is_some() || self.quiet.is_acked(&truth.alert) {
             return broken(S6, what);
         }
@@ -269,7 +295,9 @@ impl Oracle {
         let excused = match &answer.says {
             None | Some((_, Outcome::Failed { .. })) => true,
             Some((wait, Outcome::Acked)) => *wait >= crate::engine::outbox::SEND_TIMEOUT,
-            Some((_, Outcome::Refused { .. })) => rows.len() > 1,
+            Some((wait, Outcome::Refused { .. })) => {
+                rows.len() > 1 || *wait >= crate::engine::outbox::SEND_TIMEOUT
+            }
         };
         for row in rows {
             self.story(channel, *row).excuses += u64::from(excused);
@@ -278,8 +306,18 @@ impl Oracle {
 
     /// What the outbox is about to hear.
     pub fn answers(&mut self, now: Monotonic, channel: &str, row: u64, attempt: u32, outcome: &Outcome) {
-        let message = self.busy.get(channel).filter(|rows| rows.first() == Some(&row)).cloned();
-        let told = message.clone().unwrap_or_else(|| vec![row]);
+        let message = self.busy.get(channel).filter(|(_, rows)| rows.first() == Some(&row)).cloned();
+        let is_late = message.as_ref().is_none_or(|(current, _)| *current != attempt);
+        if is_late {
+            // Only the acknowledgement of a send that was given up is news.
+            if *outcome == Outcome::Acked {
+                self.abandons(now, channel, row);
+                self.story(channel, row).acked = true;
+                self.waits.remove(channel);
+            }
+            return;
+        }
+        let told = message.map(|(_, rows)| rows).unwrap_or_default();
         let retry_after = match outcome {
             Outcome::Acked => {
                 for row in told {
@@ -300,19 +338,16 @@ impl Oracle {
             }
             Outcome::Failed { retry_after, .. } => Some(retry_after.unwrap_or_default()),
         };
-        let _ = attempt; // one send a channel: `busy` says whose answer it is
-        if message.is_some() {
-            self.busy.remove(channel);
-            if let Some(asked) = retry_after {
-                self.failed(now, channel, asked);
-            }
+        self.busy.remove(channel);
+        if let Some(asked) = retry_after {
+            self.failed(now, channel, asked);
         }
     }
 
     pub fn abandons(&mut self, now: Monotonic, channel: &str, row: u64) {
-        if self.busy.get(channel).is_some_and(|rows| rows.first() == Some(&row)) {
+        if self.busy.get(channel).is_some_and(|(_, rows)| rows.first() == Some(&row)) {
             // A late acknowledgement of the first settles that one: what else the message told goes again.
-            for other in self.busy.remove(channel).unwrap_or_default().into_iter().skip(1) {
+            for other in self.busy.remove(channel).unwrap_or_default().1.into_iter().skip(1) {
                 self.story(channel, other).excuses += 1;
             }
             self.failed(now, channel, Duration::ZERO);
@@ -370,7 +405,7 @@ impl Oracle {
             let along = self
                 .busy
                 .get(channel)
-                .is_some_and(|message| message.contains(&row) && message.contains(&other.id));
+                .is_some_and(|(_, message)| message.contains(&row) && message.contains(&other.id));
             !settled && !told && !held && !along && Takes::Named.takes(channel, &other.alert)
         };
         rows.iter().filter(|other| other.id > since && other.id < row).filter(is_open).collect()
@@ -389,8 +424,15 @@ impl Oracle {
             let story = self.stories.get(&(channel.to_string(), other.id));
             story.is_some_and(|story| story.sends >= u64::from(STEP_ASIDE_AFTER))
         };
-        let aside: BTreeSet<_> =
-            older.iter().filter(|other| often(other)).map(|other| other.alert.unit.clone()).collect();
+        // Of a unit whose mute is over the newest goes when those that gave way are on the disk.
+        let gives_way = |other: &Row| {
+            let place = (channel.to_string(), other.id);
+            let muted = self.stories.get(&place).is_some_and(|story| story.muted);
+            muted && deliveries.get(&place).is_none_or(|d| d.state == DeliveryState::Pending)
+        };
+        let often = older.iter().copied().filter(|other| often(other));
+        let giving = rows.iter().filter(|other| gives_way(other));
+        let aside: BTreeSet<_> = often.chain(giving).map(|other| other.alert.unit.clone()).collect();
         match older.iter().find(|other| !aside.contains(&other.alert.unit)) {
             Some(other) => broken(I17B, format!("{channel} is sent row {row} before row {}", other.id)),
             None => Ok(()),

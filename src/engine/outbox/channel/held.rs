@@ -28,7 +28,19 @@ impl Channel {
 
     /// What people want to be told has changed. Of each unit whose mute is over the newest is told, and
     /// the others are not: they say what was so an hour ago.
-    pub(in crate::engine::outbox) fn on_quieted(&mut self, was: &Quiet, is: &Quiet, fx: &mut Effects) {
+    pub(in crate::engine::outbox) fn on_quieted(
+        &mut self,
+        now: Monotonic,
+        was: &Quiet,
+        is: &Quiet,
+        fx: &mut Effects,
+    ) {
+        for entry in self.rows.values_mut() {
+            // It waits from now on: how long it was held back is nobody's lateness.
+            if was.holds(&entry.row.alert).is_some() && is.holds(&entry.row.alert).is_none() {
+                entry.since = now;
+            }
+        }
         let held = |id: &u64, by: &Quiet| self.rows.get(id).is_some_and(|e| by.holds(&e.row.alert).is_some());
         let over = |lane: &&BTreeSet<u64>| lane.last().is_some_and(|id| held(id, was) && !held(id, is));
         let lanes = self.lanes.values().filter(over);
