@@ -256,8 +256,11 @@ fn one(seed: u64, dir: &Path, template: &Template, other: &Template) -> (Way, bo
     assert_eq!(truth(&store, &loaded), template.truth, "what was acknowledged is there");
     assert!(loaded.next_run >= template.next_run, "no run id comes again");
     let new = 9_000 + seed;
-    let events =
-        commit(&mut store, &told, [vec![Write::Event(event("unit.state", new)), save(new)], raised(new).into()].concat());
+    let events = commit(
+        &mut store,
+        &told,
+        [vec![Write::Event(event("unit.state", new)), save(new)], raised(new).into()].concat(),
+    );
     // An old failure of a run may stand in the way of nothing: ids go on where they were.
     let ids: Vec<u64> = events.iter().map(|row| row.id).collect();
     let first = template.truth.last_event_id + 1;

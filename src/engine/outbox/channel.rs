@@ -151,7 +151,9 @@ impl Channel {
         }
         fx.mark(Mark::Revived);
         // Read from the beginning when what is asked for now has come: one question at a time.
-        self.reviving = Some(Reviving { print, open: BTreeSet::new(), refused: BTreeSet::new(), again: true });
+        // Those that are being sent again for a former one are owed as well.
+        let open = self.reviving.take().map(|former| former.open).unwrap_or_default();
+        self.reviving = Some(Reviving { print, open, refused: BTreeSet::new(), again: true });
     }
 
     fn wanted_print(&self) -> Option<u64> {

@@ -118,6 +118,13 @@ impl Oracle {
             self.last_send.remove(name);
             self.waits.remove(name);
         }
+        for name in names.iter().filter(|name| known.contains_key(*name) && !self.in_force.contains(*name)) {
+            // It came back: what its reading of refused rows had come to was forgotten.
+            self.stories
+                .iter_mut()
+                .filter(|((of, _), _)| of == name)
+                .for_each(|(_, story)| story.excuses += 1);
+        }
         self.ever_gone.extend(known.keys().filter(|name| !names.contains(*name)).cloned());
         self.in_force = names.clone();
     }
@@ -204,6 +211,7 @@ impl Oracle {
         (attempt, print): (u32, u64),
         (gap, fold): (Duration, usize),
     ) -> Result<(), Broken> {
+        self.expire(now);
         let ids: Vec<u64> = message.iter().map(|row| row.id).collect();
         let once: BTreeSet<&u64> = ids.iter().collect();
         if ids.len() > fold || once.len() != ids.len() {
@@ -420,17 +428,18 @@ impl Oracle {
         deliveries: &Deliveries,
     ) -> Result<(), Broken> {
         let older = self.open_before(channel, row, rows, deliveries);
+        // What was refused before, too: it is sent again, and steps aside again.
         let often = |other: &Row| {
             let story = self.stories.get(&(channel.to_string(), other.id));
-            story.is_some_and(|story| story.sends >= u64::from(STEP_ASIDE_AFTER))
+            story.is_some_and(|story| !story.acked && story.sends >= u64::from(STEP_ASIDE_AFTER))
         };
         // Of a unit whose mute is over the newest goes when those that gave way are on the disk.
         let gives_way = |other: &Row| {
             let place = (channel.to_string(), other.id);
             let muted = self.stories.get(&place).is_some_and(|story| story.muted);
-            muted && deliveries.get(&place).is_none_or(|d| d.state == DeliveryState::Pending)
+            muted && deliveries.get(&place).is_none_or(|d| d.state != DeliveryState::Muted)
         };
-        let often = older.iter().copied().filter(|other| often(other));
+        let often = rows.iter().filter(|other| other.id < row && often(other));
         let giving = rows.iter().filter(|other| gives_way(other));
         let aside: BTreeSet<_> = often.chain(giving).map(|other| other.alert.unit.clone()).collect();
         match older.iter().find(|other| !aside.contains(&other.alert.unit)) {
@@ -544,6 +553,8 @@ impl Oracle {
         let place = (channel.to_string(), row);
         let is_gone = deliveries.get(&place).is_some_and(|stands| stands.error.as_deref() == Some(GONE));
         let print = self.stories.get(&place).map_or(0, |story| story.print);
+        // Its parking as gone may have found it refused already, and then left it so.
+        let is_gone = is_gone || self.ever_gone.contains(channel);
         if is_gone || prints.get(channel) == Some(&print) {
             return Ok(());
         }

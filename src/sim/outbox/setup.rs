@@ -103,7 +103,8 @@ impl Sink {
             Answer { takes: None, says: Some((wait, failed(Some(asked)))) }
         } else if falls(self.refuse) {
             // Slowly at times, so that some refusals speak of a configuration that was changed meanwhile.
-            let wait = if other.is_multiple_of(3) { wait + Duration::from_millis(other % 9_000) } else { wait };
+            let wait =
+                if other.is_multiple_of(3) { wait + Duration::from_millis(other % 9_000) } else { wait };
             Answer { takes: None, says: Some((wait, Outcome::Refused { why: "400".into() })) }
         } else if falls(self.hang) {
             Answer { takes: None, says: None }
