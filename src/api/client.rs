@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
-use crate::api::types::{ErrorBody, ErrorReply, LogLine};
+use crate::api::types::{ErrorBody, ErrorReply, LogEnd, LogLine};
 
 /// How long a question may take; an order that waits has its own limit.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,8 +36,8 @@ pub enum LogNews {
     Line(Box<LogLine>, Option<String>),
     /// Where to go on, were it to break off now.
     Place(String),
-    /// Everything asked for was told.
-    End,
+    /// Everything asked for was told, but for what could not be read, and why.
+    End(Vec<String>),
     /// Nothing more for now: what was told should be shown.
     Pause,
 }
@@ -139,7 +139,10 @@ impl Client {
     ) -> Result<Option<B>, ClientError> {
         self.events(path, |event| {
             let news = match event {
-                Some(Event { name: Some(name), .. }) if name == "end" => LogNews::End,
+                Some(Event { name: Some(name), data, .. }) if name == "end" => {
+                    let end = data.map_or(Ok(LogEnd::default()), |data| serde_json::from_slice(&data));
+                    LogNews::End(end.map_err(broken)?.unreadable)
+                }
                 Some(Event { data: Some(data), id, .. }) => {
                     LogNews::Line(serde_json::from_slice(&data).map_err(broken)?, id)
                 }

@@ -226,7 +226,7 @@ pub const ROUTES: &[Route] = &[
         "Numbers for Prometheus, in the OpenMetrics text format where the client accepts it.",
     )
     .open(),
-    read("/api/system/metrics", Target::SystemMetrics, &[], "The numbers of /metrics as JSON."),
+    read("/api/system/metrics", Target::SystemMetrics, &[], "The numbers of /metrics as JSON.").open(),
     read("/api/system/health", Target::Health, &[], "The whole system on one page: green, yellow or red.")
         .open(),
     read(
@@ -234,7 +234,8 @@ pub const ROUTES: &[Route] = &[
         Target::Summary,
         SUMMARY,
         "The KPIs of a window that ends now, real and drill apart.",
-    ),
+    )
+    .open(),
     read("/v1/units", Target::Units, &[], "Every unit with its state and reason."),
     read("/v1/units/{name}", Target::Unit, &[], "One unit with its last log lines and history."),
     read("/v1/units/{name}/logs", Target::UnitLogs, UNIT_LOGS, "What one unit wrote."),

@@ -270,6 +270,17 @@ pub struct LogLines {
     /// telling anything twice.
     #[serde(default)]
     pub next: String,
+    /// Of which streams not all could be read, and why: what they said may be missing here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<String>,
+}
+
+/// The data of the event `end` of a log's stream.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LogEnd {
+    /// As in `LogLines`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<String>,
 }
 
 /// Body of `POST /v1/units/{name}/signal`.

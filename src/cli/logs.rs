@@ -13,7 +13,7 @@ use crate::api::types::{ErrorBody, LogLine, UnitList};
 use crate::base::base64;
 use crate::cli::EXIT_USAGE;
 use crate::cli::args::{Lines, LogsArgs};
-use crate::cli::context::{Context, EXIT_UNKNOWN_UNIT, Fail, Form};
+use crate::cli::context::{Context, EXIT_FAILED, EXIT_UNKNOWN_UNIT, Fail, Form};
 use crate::cli::events::resuming;
 use crate::cli::out::Out;
 use crate::cli::render::{Look, color, escape_bytes, escape_line};
@@ -75,6 +75,7 @@ pub fn run(context: &mut Context, args: &LogsArgs) -> Result<u8, Fail> {
     let stamps = if args.timestamps { Stamps::Shown } else { Stamps::Hidden };
     let mut shown = Shown { form: Shape::of(args, context.form), prefixes, stamps, lines: 0 };
     let mut places = Places::default();
+    let mut incomplete = false;
     let ended = resuming(context, |context, attempt| {
         let path = match places.query() {
             Some(after) => format!("/v1/logs?{}{after}", query.base),
@@ -97,7 +98,11 @@ pub fn run(context: &mut Context, args: &LogsArgs) -> Result<u8, Fail> {
                     ControlFlow::Continue(())
                 }
                 LogNews::Pause => breaks(out.flush()),
-                LogNews::End => ControlFlow::Break(shown.end(out, &places)),
+                LogNews::End(unreadable) => {
+                    unreadable.iter().for_each(|why| eprintln_quietly(&format!("warning: {why}")));
+                    incomplete |= !unreadable.is_empty();
+                    ControlFlow::Break(shown.end(out, &places))
+                }
             }
         })
     });
@@ -106,6 +111,7 @@ pub fn run(context: &mut Context, args: &LogsArgs) -> Result<u8, Fail> {
             let error = ErrorBody { code: "unit.unknown".into(), message: fail.message, help: fail.help };
             Err(status::unknown_or(context, name, ClientError::Api { status: 404, error }))
         }
+        (Ok(_), _) if incomplete => Ok(EXIT_FAILED),
         (ended, _) => ended,
     }
 }

@@ -19,7 +19,7 @@ use crate::keeper::client::Client;
 use crate::keeper::upgrade::Came;
 use crate::keeper::wire::{HOLD_NAME_LEN_MAX, Request};
 use crate::sys::lock::{Lock, LockError};
-use crate::sys::{clock, files as sys_files, process, socket};
+use crate::sys::{clock, files as sys_files, process, socket, threads};
 use crate::telemetry::log_to_stderr;
 
 /// The daemon cannot be started.
@@ -124,6 +124,9 @@ pub fn run_engine(places: &Places, binary: Option<PathBuf>) -> i32 {
 fn end_with_any_panic() {
     let told = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        if threads::is_guarded() {
+            return;
+        }
         told(panic);
         #[expect(clippy::disallowed_methods, reason = "a hook of a panic has nobody to return to")]
         std::process::exit(EXIT_PANICKED);

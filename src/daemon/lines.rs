@@ -62,7 +62,7 @@ pub async fn last_lines(sources: Vec<LogSource>, lines: u64) -> Vec<String> {
                 texts.push(text(&bytes, cut).into_owned());
             }
         }
-        complain(&mut reader, &names);
+        complaints(&mut reader, &names);
         texts
     });
     match read {
@@ -75,11 +75,14 @@ pub async fn last_lines(sources: Vec<LogSource>, lines: u64) -> Vec<String> {
 }
 
 /// Says which logs cannot be read.
-fn complain(reader: &mut Reader, names: &[Name]) {
-    for (number, error) in reader.troubles() {
-        let Some(Name { unit, stream }) = names.get(number) else { continue };
-        tracing::warn!("cannot read {} of {unit}: {error}", stream.as_str());
-    }
+fn complaints(reader: &mut Reader, names: &[Name]) -> Vec<String> {
+    let told = reader.troubles().into_iter().filter_map(|(number, error)| {
+        let Name { unit, stream } = names.get(number)?;
+        let why = format!("cannot read {} of {unit}: {error}", stream.as_str());
+        tracing::warn!("{why}");
+        Some(why)
+    });
+    told.collect()
 }
 
 /// Answers with lines, or with a stream that begins with them.
@@ -142,6 +145,7 @@ async fn begin_answer(
         };
         let mut reader =
             Reader::begin(inputs, asked, &left).map_err(|_: Left| "the reader has left".to_string())?;
+        let mut unreadable = Vec::new();
         for (number, error) in reader.troubles() {
             let what = names
                 .get(number)
@@ -151,9 +155,19 @@ async fn begin_answer(
                 return Err(why);
             }
             tracing::warn!("{why}");
+            unreadable.push(why);
         }
-        let mut writer =
-            Writer { reader, names, form, pieces, piece: Vec::new(), items: 0, ids: Vec::new(), bytes: None };
+        let mut writer = Writer {
+            reader,
+            names,
+            form,
+            pieces,
+            piece: Vec::new(),
+            items: 0,
+            ids: Vec::new(),
+            unreadable,
+            bytes: None,
+        };
         writer.begin();
         Ok(writer)
     });
@@ -316,6 +330,8 @@ struct Writer {
     items: u64,
     /// The place in each stream, when ids name all of them.
     ids: Vec<String>,
+    /// What is told at the end: what could not be read.
+    unreadable: Vec<String>,
     /// Lines that are sent as one event: nobody who asked for bytes wants them told apart.
     bytes: Option<Gathered>,
 }
@@ -363,7 +379,7 @@ impl Writer {
             }
             self.put_gathered();
             if self.piece.is_empty() {
-                complain(&mut self.reader, &self.names);
+                self.unreadable.extend(complaints(&mut self.reader, &self.names));
                 return Ok(());
             }
             let piece = std::mem::take(&mut self.piece);
@@ -441,13 +457,18 @@ impl Writer {
     }
 
     fn end(&mut self) -> Result<(), Left> {
+        let unreadable = match self.unreadable.as_slice() {
+            [] => String::new(),
+            whys => format!("\"unreadable\":{}", serde_json::json!(whys)),
+        };
         let tail = match self.form {
             LogForm::Json => {
                 let places = self.names.iter().zip(self.reader.places());
                 let next: Vec<String> = places.map(|(name, at)| name.place(at)).collect();
-                format!("],\"next\":\"{}\"}}", next.join(","))
+                let comma = if unreadable.is_empty() { "" } else { "," };
+                format!("],\"next\":\"{}\"{comma}{unreadable}}}", next.join(","))
             }
-            LogForm::Events | LogForm::ByteEvents => "event: end\ndata: {}\n\n".to_string(),
+            LogForm::Events | LogForm::ByteEvents => format!("event: end\ndata: {{{unreadable}}}\n\n"),
             LogForm::Bytes => return Ok(()),
         };
         self.pieces.try_send(Bytes::from(tail)).or_else(|unsent| match unsent {

@@ -8,18 +8,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use notify::event::{AccessKind, AccessMode};
 use notify::{Config, Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc::{self, Receiver, UnboundedSender};
 
 use crate::config::paths::Home;
 use crate::daemon::hands::Source;
-use crate::sys::threads::aside;
+use crate::sys::threads;
 
 /// The files are read when nothing has moved for this long: an editor's save is a handful of
 /// calls within a few milliseconds.
@@ -67,19 +69,17 @@ impl Watching {
     /// # Errors
     /// No inotify instance is to be had (`fs.inotify.max_user_instances`), or no thread.
     pub fn start(sources: UnboundedSender<Source>) -> Result<Watching, notify::Error> {
-        // The watcher's own thread may fail to start, which it does not tell.
-        aside("watch", || ()).map_err(notify::Error::io)?;
         let shared: Arc<Mutex<Shared>> = Arc::default();
         let (signs, heard) = mpsc::channel(1);
         let looked_at = Arc::clone(&shared);
-        let watcher = RecommendedWatcher::new(
-            move |seen: notify::Result<Event>| {
-                if is_sign(&mut lock(&looked_at), &seen) {
-                    let _ = signs.try_send(()); // one is waiting already, which is as good
-                }
-            },
-            Config::default(),
-        )?;
+        let on_sign = move |seen: notify::Result<Event>| {
+            if is_sign(&mut lock(&looked_at), &seen) {
+                let _ = signs.try_send(()); // one is waiting already, which is as good
+            }
+        };
+        // Without a thread of its own the watcher panics.
+        let made = threads::guarded(|| RecommendedWatcher::new(on_sign, Config::default()));
+        let watcher = made.ok_or_else(|| notify::Error::io(io::Error::from(Errno::EAGAIN)))??;
         tokio::spawn(gather(heard, sources));
         Ok(Watching { watcher, shared, watched: BTreeMap::new() })
     }

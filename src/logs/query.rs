@@ -324,9 +324,14 @@ impl Reader {
         let unfinished = self.asked.until.unfinished();
         let mut passed = 0;
         loop {
-            let Some(step) = source.attempt(|source| source.scan.next(source.limit, unfinished)) else {
-                return Ok(None);
-            };
+            // A shortage passes; asking again tries again.
+            let step = source.attempt(|source| {
+                source
+                    .scan
+                    .next(source.limit, unfinished)
+                    .or_else(|_| source.scan.next(source.limit, unfinished))
+            });
+            let Some(step) = step else { return Ok(None) };
             match step {
                 Step::Nothing => return Ok(None),
                 Step::Item(item) if begins_behind(&item, source.stop) => return Ok(None),

@@ -3,7 +3,9 @@
 //! Refuses: panicking when no thread is to be had, as the runtime's pool does; and threads
 //! without number: each may hang for as long as a dead disk likes.
 
+use std::cell::Cell;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::oneshot;
@@ -50,9 +52,39 @@ pub fn aside<T: Send + 'static>(
     Ok(answer)
 }
 
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Calls a library that panics where it gets no thread. None: it did, which is a shortage like any other.
+/// What `call` touched must be fit to be dropped half-made.
+pub fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
+    GUARDED.set(true);
+    let made = catch_unwind(AssertUnwindSafe(call));
+    GUARDED.set(false);
+    made.ok()
+}
+
+/// Whether a panic of this thread is `guarded`: for the hook that ends the process with any other.
+pub fn is_guarded() -> bool {
+    GUARDED.get()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guarded_panic_is_an_answer_and_the_guard_ends_with_it() {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !is_guarded() {
+                hook(panic)
+            }
+        }));
+        assert_eq!(guarded(|| -> u8 { panic!("no thread") }), None);
+        assert_eq!((guarded(|| 7), is_guarded()), (Some(7), false));
+    }
 
     #[tokio::test]
     async fn work_is_done_aside_and_its_place_is_free_again() {

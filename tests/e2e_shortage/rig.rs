@@ -224,7 +224,9 @@ impl Rig {
         for (method, path) in questions {
             match self.ask(method, path) {
                 Ok(answer)
-                    if path.contains("logs") && answer["lines"].as_array().is_none_or(Vec::is_empty) =>
+                    if path.contains("logs")
+                        && answer["lines"].as_array().is_none_or(Vec::is_empty)
+                        && answer["unreadable"].as_array().is_none_or(Vec::is_empty) =>
                 {
                     wrong.push(format!("{path} has no lines: {answer}"));
                 }

@@ -94,6 +94,9 @@ struct Entry {
     since: Monotonic,
     /// Never again in a message with others.
     alone: bool,
+    /// Times that it stepped aside. The wait grows with these, not with the attempts: most of those may
+    /// have been of engines that died, or of a time when the sink was down for everybody.
+    asides: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -327,7 +330,7 @@ impl Channel {
         if lane.first() == Some(&id) {
             self.ready.insert(id);
         }
-        let entry = Entry { row, attempts, before, settled: false, since: now, alone: false };
+        let entry = Entry { row, attempts, before, settled: false, since: now, alone: false, asides: 0 };
         self.rows.insert(id, entry);
     }
 
@@ -367,7 +370,11 @@ impl Channel {
         if attempts >= STEP_ASIDE_AFTER {
             fx.mark(Mark::SteppedAside);
             self.ready.remove(&id);
-            self.aside.insert((now + delay(attempts, &mut self.luck), id));
+            let asides = self.rows.get_mut(&id).map_or(1, |entry| {
+                entry.asides = entry.asides.saturating_add(1);
+                entry.asides
+            });
+            self.aside.insert((now + delay(asides, &mut self.luck), id));
         }
         for id in std::iter::once(id).chain(others) {
             let Some(entry) = self.rows.get(&id).filter(|entry| !entry.settled) else { continue };
