@@ -252,7 +252,10 @@ fn ninety_days_are_summed_up_in_a_blink() {
         submit(&mut store, &told, (0..4_000).map(|_| history.next()).collect());
     }
     drop(store);
+    let begun = Instant::now();
     let (store, _told) = start(&path);
+    let bytes = std::fs::metadata(&path).expect("the database").len();
+    println!("{count} events, {} MiB: looked through and open after {:?}", bytes >> 20, begun.elapsed());
     let first = Instant::now();
     ask(&store, until_us - 90 * DAY_US, until_us);
     let first = first.elapsed();

@@ -77,9 +77,13 @@ impl Watching {
                 let _ = signs.try_send(()); // one is waiting already, which is as good
             }
         };
-        // Without a thread of its own the watcher panics.
-        let made = threads::guarded(|| RecommendedWatcher::new(on_sign, Config::default()));
-        let watcher = made.ok_or_else(|| notify::Error::io(io::Error::from(Errno::EAGAIN)))??;
+        let mut watcher = RecommendedWatcher::new(on_sign, Config::default())?;
+        // Whether it got a thread of its own it does not tell: without one, any question panics, and so
+        // does dropping it.
+        if threads::guarded(|| watcher.unwatch(Path::new("/"))).is_none() {
+            threads::guarded(move || drop(watcher));
+            return Err(notify::Error::io(io::Error::from(Errno::EAGAIN)));
+        }
         tokio::spawn(gather(heard, sources));
         Ok(Watching { watcher, shared, watched: BTreeMap::new() })
     }

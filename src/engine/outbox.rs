@@ -48,8 +48,9 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 /// After so many failed sends (about four minutes) rows of other units may pass a row.
 pub const STEP_ASIDE_AFTER: u32 = 8;
 
-/// After so many failed sends a row goes alone: it may be what the sink cannot digest.
-pub const FOLD_TRIES: u32 = 3;
+/// After so many failed sends (two minutes) a row goes alone: it may be what the sink cannot digest. Fewer
+/// would take messages apart after any short outage, and a sink that bears one a second is then slow for long.
+pub const FOLD_TRIES: u32 = 7;
 
 /// A row that waits longer than this is worth a word: somebody believes that alerts arrive.
 pub const OVERDUE_AFTER: Duration = Duration::from_secs(15 * 60);
