@@ -5,6 +5,7 @@
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
+use crate::api::call::WebKind;
 use crate::api::request::{LINES_MAX, US_LEAST, US_MOST};
 use crate::api::routes::{Door, Need, Param, ROUTES, Route, Target};
 use crate::api::summary::Summary;
@@ -75,6 +76,11 @@ pub fn document() -> Value {
                     "scheme": "bearer",
                     "description": "Over TCP: the word in the file that `token_file` names. The Unix socket needs none.",
                 },
+                "password": {
+                    "type": "http",
+                    "scheme": "basic",
+                    "description": "For browsers: the token as the password, with any name. It reads, and changes nothing.",
+                },
             },
         },
     })
@@ -85,11 +91,23 @@ pub fn kinds_of(route: &Route) -> Vec<&'static str> {
     if matches!(route.target, Target::Livez | Target::Readyz) {
         return vec![TEXT];
     }
+    if let Some(kind) = web_kind(route.target) {
+        return vec![kind.as_str()];
+    }
     if route.target == Target::Metrics {
         return vec![OPEN_METRICS, TEXT];
     }
     let with = |param, kind| route.params.contains(&param).then_some(kind);
     [Some(JSON), with(Param::Follow, EVENTS), with(Param::Raw, BYTES)].into_iter().flatten().collect()
+}
+
+fn web_kind(target: Target) -> Option<WebKind> {
+    match target {
+        Target::Page => Some(WebKind::Html),
+        Target::PageScript => Some(WebKind::Script),
+        Target::PageStyle => Some(WebKind::Style),
+        _ => None,
+    }
 }
 
 /// Every error that a route can give, by its status.
@@ -144,6 +162,7 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator, error: &Value) -> Val
     };
     let (over_tcp, security) = match route.door {
         Door::Open => ("open", json!([])),
+        Door::Token if route.need == Need::View => ("token", json!([{ "token": [] }, { "password": [] }])),
         Door::Token => ("token", json!([{ "token": [] }])),
         Door::Unix => ("no", json!([{ "token": [] }])),
     };
@@ -257,12 +276,13 @@ fn param_schema(param: Param) -> (Value, Value) {
 }
 
 fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
+    let text = json!({ "schema": { "type": "string" } });
     let schema = match route.target {
-        Target::Livez | Target::Readyz => return json!({ TEXT: { "schema": { "type": "string" } } }),
-        Target::Metrics => {
-            let text = json!({ "schema": { "type": "string" } });
-            return json!({ OPEN_METRICS: text, TEXT: text });
-        }
+        Target::Livez | Target::Readyz => return json!({ TEXT: text }),
+        Target::Metrics => return json!({ OPEN_METRICS: text, TEXT: text }),
+        Target::Page => return json!({ WebKind::Html.as_str(): text }),
+        Target::PageScript => return json!({ WebKind::Script.as_str(): text }),
+        Target::PageStyle => return json!({ WebKind::Style.as_str(): text }),
         Target::OpenApi => json!({ "type": "object" }),
         Target::SystemMetrics => to_value(schemas.subschema_for::<SystemMetrics>()),
         Target::Health => to_value(schemas.subschema_for::<SystemHealth>()),
@@ -324,6 +344,9 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         | Target::ConfigErrors
         | Target::Alerts
         | Target::Summary
+        | Target::Page
+        | Target::PageScript
+        | Target::PageStyle
         | Target::Upgrade
         | Target::OpenApi => return None,
     };

@@ -44,6 +44,9 @@ pub enum Target {
     AlertAck,
     AlertMute,
     Summary,
+    Page,
+    PageScript,
+    PageStyle,
     ConfigPlan,
     ConfigApply,
     Upgrade,
@@ -216,6 +219,14 @@ const WAIT: &[Param] = &[Param::Wait];
 
 /// Every route there is.
 pub const ROUTES: &[Route] = &[
+    read(
+        "/",
+        Target::Page,
+        &[],
+        "The dashboard, for people: an HTML page. A browser may show the token as a password.",
+    ),
+    read("/dashboard.js", Target::PageScript, &[], "The dashboard's script.").open(),
+    read("/dashboard.css", Target::PageStyle, &[], "The dashboard's style sheet.").open(),
     read("/livez", Target::Livez, &[], "Is the engine answering? 200 or 503, plain text.").open(),
     read("/readyz", Target::Readyz, &[], "Has the engine taken over its units? 200 or 503, plain text.")
         .open(),
@@ -360,7 +371,7 @@ mod tests {
                 Found::OtherMethods(_) | Found::Nothing => panic!("{path}"),
             }
         }
-        for path in ["", "/", "/v1", "/v1/units/", "/v1/units//logs", "/v1/units/a/b", "//livez", "/livez/"] {
+        for path in ["", "/v1", "/v1/units/", "/v1/units//logs", "/v1/units/a/b", "//livez", "/livez/"] {
             assert!(matches!(find(&Method::GET, path), Found::Nothing), "{path}");
         }
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use crate::api::call::{Answer, Call, Peer, Verb};
+use crate::api::call::{Answer, Call, Peer, Verb, WebKind};
 use crate::api::types::{
     ActionReply, ConfigHealth, DaemonInfo, ErrorBody, SystemHealth, Trouble, UnitCard, UnitList, UnitOutcome,
 };
@@ -15,7 +15,8 @@ use crate::daemon::doors;
 use crate::daemon::reload::Reader;
 use crate::daemon::scrape::Wanted;
 use crate::daemon::shell::Shell;
-use crate::daemon::{lines, streams, views};
+use crate::daemon::{lines, page, streams, views};
+use crate::dashboard;
 use crate::engine::effect::Outcome;
 use crate::engine::event::Order;
 use crate::engine::safe::Mode;
@@ -126,6 +127,9 @@ impl Shell {
                     Err(answer) => *answer,
                 }
             }
+            Call::Page => return self.answer_page(reply),
+            Call::PageScript => page::asset(WebKind::Script, dashboard::SCRIPT),
+            Call::PageStyle => page::asset(WebKind::Style, dashboard::STYLE),
             Call::Summary { since } => return self.answer_summary(since, reply),
             Call::Alerts(call) => return self.on_alert_call(peer, call, reply),
             Call::Events { after_id, since, limit, follow } => {
@@ -269,7 +273,7 @@ impl Shell {
         }
     }
 
-    fn unit_list(&self) -> UnitList {
+    pub(crate) fn unit_list(&self) -> UnitList {
         let clocks = self.clocks();
         let units = self.engine.view().iter().map(|view| views::unit(view, clocks)).collect();
         UnitList { schema_version: SCHEMA_VERSION, daemon: self.daemon_info(), units }
@@ -279,7 +283,7 @@ impl Shell {
         ConfigHealth { errors: self.files.errors.clone(), unapplied: self.files.unapplied }
     }
 
-    fn health(&self) -> SystemHealth {
+    pub(crate) fn health(&self) -> SystemHealth {
         let clocks = self.clocks();
         let views = self.engine.view();
         let uptime = clocks.now.since(self.started_at);
