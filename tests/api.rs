@@ -136,9 +136,7 @@ fn answer(call: Call) -> Answer {
         | Call::ConfigErrors
         | Call::SystemMetrics
         | Call::Summary { .. }
-        | Call::Page
-        | Call::PageScript
-        | Call::PageStyle
+        | Call::Page(_)
         | Call::Alerts(_)
         | Call::ConfigPlan
         | Call::ConfigApply { .. }

@@ -121,10 +121,8 @@ pub enum Call {
         follow: bool,
     },
     ConfigErrors,
-    /// The dashboard.
-    Page,
-    PageScript,
-    PageStyle,
+    /// The dashboard, or what belongs to it.
+    Page(WebKind),
     /// The KPIs of a window that ends now.
     Summary {
         since: Since,
@@ -177,9 +175,7 @@ impl Call {
             | Call::Metrics(_)
             | Call::SystemMetrics
             | Call::Summary { .. }
-            | Call::Page
-            | Call::PageScript
-            | Call::PageStyle
+            | Call::Page(_)
             | Call::Health
             | Call::Units
             | Call::Unit { .. }

@@ -226,7 +226,7 @@ fn refuse(refusal: Refusal) -> Box<Response<ReplyBody>> {
 /// A browser that wants the page asks its reader for the token. Where the script asks, nobody is asked:
 /// `Basic` stands only here.
 fn asked_for(mut response: Box<Response<ReplyBody>>, route: &Route) -> Box<Response<ReplyBody>> {
-    if response.status() == StatusCode::UNAUTHORIZED && route.target == Target::Page {
+    if response.status() == StatusCode::UNAUTHORIZED && route.target == Target::Page(WebKind::Html) {
         let basic = HeaderValue::from_static("Basic realm=\"upright: any name, the token as password\"");
         response.headers_mut().append(WWW_AUTHENTICATE, basic);
     }

@@ -5,7 +5,6 @@
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use crate::api::call::WebKind;
 use crate::api::request::{LINES_MAX, US_LEAST, US_MOST};
 use crate::api::routes::{Door, Need, Param, ROUTES, Route, Target};
 use crate::api::summary::Summary;
@@ -91,7 +90,7 @@ pub fn kinds_of(route: &Route) -> Vec<&'static str> {
     if matches!(route.target, Target::Livez | Target::Readyz) {
         return vec![TEXT];
     }
-    if let Some(kind) = web_kind(route.target) {
+    if let Target::Page(kind) = route.target {
         return vec![kind.as_str()];
     }
     if route.target == Target::Metrics {
@@ -99,15 +98,6 @@ pub fn kinds_of(route: &Route) -> Vec<&'static str> {
     }
     let with = |param, kind| route.params.contains(&param).then_some(kind);
     [Some(JSON), with(Param::Follow, EVENTS), with(Param::Raw, BYTES)].into_iter().flatten().collect()
-}
-
-fn web_kind(target: Target) -> Option<WebKind> {
-    match target {
-        Target::Page => Some(WebKind::Html),
-        Target::PageScript => Some(WebKind::Script),
-        Target::PageStyle => Some(WebKind::Style),
-        _ => None,
-    }
 }
 
 /// Every error that a route can give, by its status.
@@ -280,9 +270,7 @@ fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
     let schema = match route.target {
         Target::Livez | Target::Readyz => return json!({ TEXT: text }),
         Target::Metrics => return json!({ OPEN_METRICS: text, TEXT: text }),
-        Target::Page => return json!({ WebKind::Html.as_str(): text }),
-        Target::PageScript => return json!({ WebKind::Script.as_str(): text }),
-        Target::PageStyle => return json!({ WebKind::Style.as_str(): text }),
+        Target::Page(kind) => return json!({ kind.as_str(): text }),
         Target::OpenApi => json!({ "type": "object" }),
         Target::SystemMetrics => to_value(schemas.subschema_for::<SystemMetrics>()),
         Target::Health => to_value(schemas.subschema_for::<SystemHealth>()),
@@ -344,9 +332,7 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         | Target::ConfigErrors
         | Target::Alerts
         | Target::Summary
-        | Target::Page
-        | Target::PageScript
-        | Target::PageStyle
+        | Target::Page(_)
         | Target::Upgrade
         | Target::OpenApi => return None,
     };

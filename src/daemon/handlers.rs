@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use crate::api::call::{Answer, Call, Peer, Verb, WebKind};
+use crate::api::call::{Answer, Call, Peer, Verb};
 use crate::api::types::{
     ActionReply, ConfigHealth, DaemonInfo, ErrorBody, SystemHealth, Trouble, UnitCard, UnitList, UnitOutcome,
 };
@@ -15,8 +15,7 @@ use crate::daemon::doors;
 use crate::daemon::reload::Reader;
 use crate::daemon::scrape::Wanted;
 use crate::daemon::shell::Shell;
-use crate::daemon::{lines, page, streams, views};
-use crate::dashboard;
+use crate::daemon::{lines, streams, views};
 use crate::engine::effect::Outcome;
 use crate::engine::event::Order;
 use crate::engine::safe::Mode;
@@ -127,9 +126,7 @@ impl Shell {
                     Err(answer) => *answer,
                 }
             }
-            Call::Page => return self.answer_page(reply),
-            Call::PageScript => page::asset(WebKind::Script, dashboard::SCRIPT),
-            Call::PageStyle => page::asset(WebKind::Style, dashboard::STYLE),
+            Call::Page(kind) => return self.answer_page(kind, reply),
             Call::Summary { since } => return self.answer_summary(since, reply),
             Call::Alerts(call) => return self.on_alert_call(peer, call, reply),
             Call::Events { after_id, since, limit, follow } => {

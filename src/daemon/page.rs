@@ -45,7 +45,17 @@ const WINDOW_US: i64 = 24 * 3_600 * 1_000_000;
 static PAGES: Semaphore = Semaphore::const_new(2);
 
 impl Shell {
-    pub(crate) fn answer_page(&self, reply: oneshot::Sender<Answer>) {
+    /// The page, or what is the same for everybody.
+    pub(crate) fn answer_page(&self, kind: WebKind, reply: oneshot::Sender<Answer>) {
+        let text = match kind {
+            WebKind::Html => return self.write_page(reply),
+            WebKind::Script => dashboard::SCRIPT,
+            WebKind::Style => dashboard::STYLE,
+        };
+        let _ = reply.send(Answer::Web(kind, Bytes::from_static(text.as_bytes()))); // whoever asked has left
+    }
+
+    fn write_page(&self, reply: oneshot::Sender<Answer>) {
         let mut data = PageData {
             now: clock::rfc3339(clock::wall().as_microsecond()),
             list: self.unit_list(),
@@ -88,11 +98,6 @@ impl Shell {
             let _ = reply.send(answer.unwrap_or_else(none)); // whoever asked has left
         });
     }
-}
-
-/// What is the same for everybody.
-pub fn asset(kind: WebKind, text: &'static str) -> Answer {
-    Answer::Web(kind, Bytes::from_static(text.as_bytes()))
 }
 
 /// Everything is asked at once: the store answers one after the other.

@@ -65,7 +65,7 @@ pub fn begin(html: &mut Html, data: &PageData) {
     html.raw(
         "<p id=\"stale\" role=\"alert\" hidden></p>\n<p id=\"said\" class=\"sr\" role=\"status\"></p>\n",
     );
-    html.raw("<header id=\"head\"").attr("class", color).raw(">\n<div class=\"in\">\n<h1><strong>");
+    html.raw("<div id=\"head\"").attr("class", color).raw(">\n<div class=\"in\">\n<h1><strong>");
     html.raw(mark(color)).text(&word).raw("</strong> <span>").text(&why).raw("</span></h1>\n<p>");
     counts(html, health);
     html.raw(" · up ").show(time::rough(uptime_us(health.uptime_s)));
@@ -74,7 +74,7 @@ pub fn begin(html: &mut Html, data: &PageData) {
     html.raw(
         "<span class=\"zone\"> UTC</span> · <span id=\"live\">not live: load it again for news</span></p>\n",
     );
-    html.raw("</div>\n</header>\n");
+    html.raw("</div>\n</div>\n");
     act(html);
 }
 
@@ -127,7 +127,7 @@ fn act(html: &mut Html) {
          <button id=\"forget\" type=\"button\" hidden>Forget it</button></p>\n\
          <p id=\"token-help\" class=\"note\">It is in the file that <code>token_file</code> under <code>[api]</code> names. \
          It stays in this page's memory, and is gone when the page is.</p>\n</details>\n\
-         <p id=\"outcome\" class=\"in\" role=\"status\"></p>\n",
+         <p id=\"outcome\" class=\"in\" role=\"status\"></p>\n</header>\n",
     );
 }
 

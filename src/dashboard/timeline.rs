@@ -87,7 +87,7 @@ fn bar(html: &mut Html, outage: &Outage, begin_us: i64, now_us: i64) {
 }
 
 fn table(html: &mut Html, found: &[Outage], now_us: i64) {
-    html.raw("<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-labelledby=\"timeline-title\"><table>\n<thead><tr>");
+    html.raw("<div class=\"scroll\" tabindex=\"0\" role=\"group\" aria-labelledby=\"timeline-title\"><table>\n<thead><tr>");
     html.raw("<th scope=\"col\">Unit</th><th scope=\"col\">Failed</th><th scope=\"col\">Until well</th>");
     html.raw("<th scope=\"col\">Failures</th><th scope=\"col\">Cause</th></tr></thead>\n<tbody>\n");
     for outage in found.iter().rev().take(ROWS_MAX) {

@@ -20,7 +20,7 @@ pub fn section(html: &mut Html, data: &PageData, now_us: i64) {
     if units.is_empty() {
         html.raw("<p class=\"note\">No unit file was found.</p>\n");
     } else {
-        html.raw("<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-labelledby=\"units-title\"><table class=\"units\">\n");
+        html.raw("<div class=\"scroll\" tabindex=\"0\" role=\"group\" aria-labelledby=\"units-title\"><table class=\"units\">\n");
         html.raw("<thead><tr><th scope=\"col\">Unit</th><th scope=\"col\">State</th><th scope=\"col\">Last hour</th>");
         html.raw("<th scope=\"col\" class=\"wide num\">Failures</th><th scope=\"col\" class=\"wide num\">Restarts</th>");
         html.raw("<th scope=\"col\" class=\"wide\">Health</th><th scope=\"col\" class=\"wide num\">Process</th></tr></thead>\n<tbody>\n");
