@@ -63,7 +63,7 @@ pub fn begin(html: &mut Html, data: &PageData) {
     html.raw("<script defer src=\"/dashboard.js\"></script>\n</head>\n<body>\n");
     html.raw("<a class=\"skip\" href=\"#main\">Skip to what is wrong</a>\n");
     html.raw(
-        "<p id=\"stale\" role=\"alert\" hidden></p>\n<p id=\"said\" class=\"sr\" role=\"status\"></p>\n",
+        "<header>\n<p id=\"stale\" role=\"alert\" hidden></p>\n<p id=\"said\" class=\"sr\" role=\"status\"></p>\n",
     );
     html.raw("<div id=\"head\"").attr("class", color).raw(">\n<div class=\"in\">\n<h1><strong>");
     html.raw(mark(color)).text(&word).raw("</strong> <span>").text(&why).raw("</span></h1>\n<p>");

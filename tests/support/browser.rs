@@ -57,7 +57,7 @@ impl Browser {
         ];
         let options = json!({ "binary": CHROMIUM, "args": args });
         let always = json!({
-            "browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": { "browser": "ALL" },
+            "browserName": "chrome", "unhandledPromptBehavior": "ignore", "goog:chromeOptions": options, "goog:loggingPrefs": { "browser": "ALL" },
         });
         let opened = browser.post("/session", json!({ "capabilities": { "alwaysMatch": always } }));
         browser.session = opened["sessionId"].as_str().expect("a session").to_string();
@@ -114,7 +114,11 @@ impl Browser {
 
     /// Says yes to a question of the page.
     pub fn accept(&self) {
-        self.own("/alert/accept", json!({}));
+        let path = format!("/session/{}/alert/accept", self.session);
+        eventually("the page asks", PATIENCE, || {
+            let (status, _) = http::ask_tcp(self.port, "POST", &path, "{}").expect("the driver answers");
+            (status == 200).then_some(())
+        });
     }
 
     /// As on a screen of so many pixels.
