@@ -226,7 +226,7 @@ fn every_section_is_there_once_and_the_page_ends() {
     units[9_999].state = "failed".into();
     let mut data = data("red", units);
     let flapping = |n: u64| {
-        let state = if n % 2 == 0 { "active" } else { "backoff" };
+        let state = if n.is_multiple_of(2) { "active" } else { "backoff" };
         event(
             n,
             u32::try_from(n / 5).unwrap_or(0),
