@@ -55,8 +55,8 @@ pub fn page(data: &PageData) -> String {
     head::begin(&mut html, data);
     html.raw("<main id=\"main\" tabindex=\"-1\">\n");
     config::section(&mut html, data);
-    kpi::section(&mut html, data.summary.as_ref(), now_us);
     units::section(&mut html, data, now_us);
+    kpi::section(&mut html, data.summary.as_ref(), now_us);
     timeline::section(&mut html, data, now_us);
     alerts::section(&mut html, data.alerts.as_ref(), now_us);
     timeline::drills(&mut html, data, now_us);
