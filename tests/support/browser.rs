@@ -151,7 +151,9 @@ impl Browser {
     pub fn complaints(&self) -> Vec<String> {
         let log = self.own("/se/log", json!({ "type": "browser" }));
         let lines = log.as_array().cloned().unwrap_or_default();
-        lines.iter().map(|line| format!("{} {}", line["level"], line["message"])).collect()
+        // Below a warning it only recommends.
+        let grave = lines.iter().filter(|line| matches!(line["level"].as_str(), Some("SEVERE" | "WARNING")));
+        grave.map(|line| format!("{} {}", line["level"], line["message"])).collect()
     }
 }
 
