@@ -199,6 +199,8 @@
     try {
       const answer = await fetch(url(path), {
         method: 'POST',
+        // A wrong token must not make the browser forget the password that it reads with.
+        credentials: 'omit',
         headers: { 'Content-Type': 'application/json', Authorization: `Bearer ${token}` },
         body: JSON.stringify(body),
       });
