@@ -21,6 +21,7 @@ pub mod store;
 pub mod alert;
 pub mod telemetry;
 pub mod api;
+pub mod dashboard;
 pub mod daemon;
 pub mod demo;
 pub mod cli;

@@ -136,6 +136,7 @@ fn answer(call: Call) -> Answer {
         | Call::ConfigErrors
         | Call::SystemMetrics
         | Call::Summary { .. }
+        | Call::Page(_)
         | Call::Alerts(_)
         | Call::ConfigPlan
         | Call::ConfigApply { .. }
@@ -300,7 +301,7 @@ fn what_does_not_fit_is_refused_with_a_code() {
     let plain = b"POST /v1/actions/stop HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: 12\r\n\r\n{\"all\":true}".to_vec();
     let large = post("/v1/actions/stop", &format!("{{\"units\":[\"{}\"]}}", "a".repeat(70_000)));
     let table: [(Vec<u8>, u16, &str); 20] = [
-        (get("/"), 404, "route.unknown"),
+        (get("/v2"), 404, "route.unknown"),
         (get("/v1/unit"), 404, "route.unknown"),
         (get("/v1/units/a/b/c"), 404, "route.unknown"),
         (get("/v1/units/web/start"), 405, "route.method"),

@@ -16,6 +16,7 @@ use serde_json::Value;
 use support::raw::{self, Reply};
 use support::{Home, eventually, free_port, is_root, skip};
 use upright::api::routes::{Door, Need, ROUTES, Route};
+use upright::base::base64;
 
 /// Longest until a changed file is in force.
 const SOON: Duration = Duration::from_secs(20);
@@ -209,6 +210,69 @@ fn every_door_over_tcp_is_as_the_table_says() {
     assert_eq!((&done["data"]["token"], &done["data"]["status"]), (&true.into(), &200.into()), "{done}");
     let all = format!("{events:?}{}", home.said());
     assert!(!all.contains(TOKEN) && !all.contains(OTHER_TOKEN), "a token was written down");
+}
+
+#[test]
+fn a_password_of_a_browser_reads_and_changes_nothing() {
+    let port = free_port();
+    let home = home(port, "");
+    let own = format!("127.0.0.1:{port}");
+    let host = ("Host", own.as_str());
+    let basic = |pair: String| format!("Basic {}", base64::encode(pair.as_bytes()));
+    let right = basic(format!("any name:{TOKEN}"));
+    let password = ("Authorization", right.as_str());
+    let (cross, link) = (("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate"));
+    let before = home.last_event();
+    for route in ROUTES {
+        let case = format!("{} {} with a password", route.method, route.pattern);
+        let plain = ask_tcp(port, route, &[host, password]);
+        let foreign = ask_tcp(port, route, &[host, password, cross]);
+        let linked = ask_tcp(port, route, &[host, password, cross, link]);
+        match (route.need, route.door) {
+            (Need::Act, _) => {
+                // The same page or not, by a link or not.
+                expect(&plain, 401, "access.token", &case);
+                assert!(!plain.head.contains("basic realm"), "{case}: nobody is asked for what does not do");
+                assert!(
+                    [401, 403].contains(&foreign.status) && [401, 403].contains(&linked.status),
+                    "{case}"
+                );
+            }
+            (Need::View, Door::Unix) => expect(&plain, 403, "access.unix-only", &case),
+            (Need::View, Door::Open) => {
+                assert_eq!([plain.status, foreign.status, linked.status], [200; 3], "{case}")
+            }
+            (Need::View, Door::Token) => {
+                assert_eq!([plain.status, linked.status], [200; 2], "{case}: {}", plain.body);
+                expect(&foreign, 403, "access.foreign-origin", &case);
+            }
+        }
+    }
+    let page = ROUTES.iter().find(|route| route.pattern == "/").expect("the page");
+    for wrong in [
+        basic(format!("any:{OTHER_TOKEN}")),
+        basic(TOKEN.to_string()),
+        basic(format!("{TOKEN}:")),
+        format!("Basic {TOKEN}"),
+        "Basic".to_string(),
+    ] {
+        let reply = ask_tcp(port, page, &[host, ("Authorization", &wrong)]);
+        expect(&reply, 401, "access.token", &wrong);
+        assert!(reply.head.contains("www-authenticate: basic realm"), "{}", reply.head);
+    }
+    let shown = ask_tcp(port, page, &[host, password]);
+    for line in [
+        "content-type: text/html; charset=utf-8",
+        "content-security-policy: default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+         img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "x-content-type-options: nosniff",
+        "referrer-policy: no-referrer",
+        "cache-control: no-store",
+    ] {
+        assert!(shown.head.contains(line), "{line}\n{}", shown.head);
+    }
+    let events = home.events_after(before);
+    assert!(!events.iter().any(|event| event["event"] == "order.asked"), "a password changed something");
 }
 
 #[test]

@@ -14,7 +14,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use support::{UPRIGHT, eventually, free_port, http, proc};
+use support::{UPRIGHT, eventually, free_port, http, proc, raw};
+use upright::base::base64;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -231,5 +232,13 @@ fn the_demo_shows_its_stack_and_leaves_nothing_behind() {
     let tried = Command::new("sh").args(["-c", next]).output().expect("sh runs");
     assert_eq!(tried.status.code(), Some(0), "{next}: {}", String::from_utf8_lossy(&tried.stderr));
     assert!(!proc::naming(temporary.path()).is_empty(), "the stack runs in there");
+    let page =
+        shown.lines().find_map(|line| line.strip_prefix("page:  http://")).expect("the page's address");
+    let (pair, host) = page.trim_end_matches('/').split_once('@').expect("a password");
+    let password = format!("Basic {}", base64::encode(pair.as_bytes()));
+    let request = raw::request("GET", "/", &[("Host", host), ("Authorization", &password)], "");
+    let port = host.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    let reply = raw::exchange(raw::tcp(port), &request).expect("an answer");
+    assert!(reply.status == 200 && reply.body.contains("data-unit=\"database\""), "{}", reply.head);
     end_demo(demo, temporary.path());
 }

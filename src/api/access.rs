@@ -41,7 +41,9 @@ impl Access {
     pub fn allows(&self, peer: &Peer, need: Need) -> bool {
         let peer = match peer {
             Peer::Local(local) => local,
-            Peer::Remote { proof, .. } => return *proof == Proof::Token,
+            Peer::Remote { proof: Proof::Token, .. } => return true,
+            Peer::Remote { proof: Proof::Password, .. } => return need == Need::View,
+            Peer::Remote { proof: Proof::Nothing | Proof::Wrong, .. } => return false,
         };
         let acts = peer.uid == 0 || peer.uid == self.own_uid || self.operators.has(peer);
         match need {
@@ -136,5 +138,7 @@ mod tests {
                 assert_eq!(open.allows(&Peer::Remote { from, proof }, need), may, "{proof:?}");
             }
         }
+        let browser = Peer::Remote { from, proof: Proof::Password };
+        assert!(open.allows(&browser, Need::View) && !open.allows(&browser, Need::Act));
     }
 }

@@ -37,6 +37,8 @@ pub enum Proof {
     Nothing,
     /// Something that is not the token.
     Wrong,
+    /// The token as the password that a browser keeps and sends of its own accord: it reads, and no more.
+    Password,
     Token,
 }
 
@@ -46,6 +48,7 @@ impl fmt::Display for Peer {
         match self {
             Peer::Local(Local { uid, pid, .. }) => write!(f, "user {uid} (process {pid})"),
             Peer::Remote { from, proof: Proof::Token } => write!(f, "the token's holder at {from}"),
+            Peer::Remote { from, proof: Proof::Password } => write!(f, "a browser at {from}"),
             Peer::Remote { from, proof: Proof::Nothing | Proof::Wrong } => write!(f, "somebody at {from}"),
         }
     }
@@ -118,6 +121,8 @@ pub enum Call {
         follow: bool,
     },
     ConfigErrors,
+    /// The dashboard, or what belongs to it.
+    Page(WebKind),
     /// The KPIs of a window that ends now.
     Summary {
         since: Since,
@@ -170,6 +175,7 @@ impl Call {
             | Call::Metrics(_)
             | Call::SystemMetrics
             | Call::Summary { .. }
+            | Call::Page(_)
             | Call::Health
             | Call::Units
             | Call::Unit { .. }
@@ -191,6 +197,25 @@ pub enum MetricsForm {
     /// The older one of Prometheus, for whoever names none.
     #[default]
     Prometheus,
+}
+
+/// What the dashboard is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WebKind {
+    Html,
+    Script,
+    Style,
+}
+
+impl WebKind {
+    /// Its media type, without the character set.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WebKind::Html => "text/html",
+            WebKind::Script => "text/javascript",
+            WebKind::Style => "text/css",
+        }
+    }
 }
 
 /// Where a window begins that ends now.
@@ -265,6 +290,8 @@ pub enum Answer {
     Json(Bytes),
     /// A status and one line of text (`/livez`, `/readyz`).
     Plain(u16, &'static str),
+    /// 200 with something for a browser.
+    Web(WebKind, Bytes),
     /// 200 with numbers in this text format.
     Metrics(MetricsForm, String),
     /// `text/event-stream`. Ends when the sender is dropped. The channel is bounded: a slow

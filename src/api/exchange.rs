@@ -9,16 +9,16 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
-    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+    REFERRER_POLICY, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode};
 
 use crate::api::body::ReplyBody;
-use crate::api::call::{Answer, Call, MetricsForm, Peer, PiecesOf};
+use crate::api::call::{Answer, Call, MetricsForm, Peer, PiecesOf, WebKind};
 use crate::api::openapi::{self, EVENTS, JSON};
 use crate::api::request::{self, Heads, Refusal, metrics_form};
-use crate::api::routes::{self, Found, Route};
+use crate::api::routes::{self, Found, Route, Target};
 use crate::api::rules::Rules;
 use crate::api::server::Limits;
 use crate::api::slots::Calls;
@@ -75,7 +75,10 @@ async fn understand(
         Found::OtherMethods(methods) => return Err(Box::new(wrong_method(path, &methods))),
         Found::Nothing => return Err(refuse(unknown_route(path))),
     };
-    shared.rules.judge(peer, shared.own, &head, route).map_err(refuse)?;
+    shared
+        .rules
+        .judge(peer, shared.own, &head, route)
+        .map_err(|refusal| asked_for(refuse(refusal), route))?;
     check_accept(&head.headers, route).map_err(refuse)?;
     let body = if route.method == Method::POST {
         check_type(head.headers.get(CONTENT_TYPE)).map_err(refuse)?;
@@ -176,6 +179,7 @@ fn wrong_method(path: &str, methods: &[&Method]) -> Response<ReplyBody> {
 fn from_answer(answer: Answer, limits: &Limits) -> Response<ReplyBody> {
     match answer {
         Answer::Json(bytes) => json(StatusCode::OK, bytes),
+        Answer::Web(kind, bytes) => web(kind, bytes),
         Answer::Metrics(form, text) => {
             let kind = match form {
                 MetricsForm::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -217,6 +221,36 @@ fn refuse(refusal: Refusal) -> Box<Response<ReplyBody>> {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     Box::new(response)
+}
+
+/// A browser that wants the page asks its reader for the token. Where the script asks, nobody is asked:
+/// `Basic` stands only here.
+fn asked_for(mut response: Box<Response<ReplyBody>>, route: &Route) -> Box<Response<ReplyBody>> {
+    if response.status() == StatusCode::UNAUTHORIZED && route.target == Target::Page(WebKind::Html) {
+        let basic = HeaderValue::from_static("Basic realm=\"upright: any name, the token as password\"");
+        response.headers_mut().append(WWW_AUTHENTICATE, basic);
+    }
+    response
+}
+
+/// The page may use its own script and style and ask us, and nothing else: nothing inline, no other host,
+/// no form, no frame around it.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+     img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+fn web(kind: WebKind, bytes: Bytes) -> Response<ReplyBody> {
+    let content_type = match kind {
+        WebKind::Html => "text/html; charset=utf-8",
+        WebKind::Script => "text/javascript; charset=utf-8",
+        WebKind::Style => "text/css; charset=utf-8",
+    };
+    let mut response = with_head(StatusCode::OK, content_type, ReplyBody::whole(bytes));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
+    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
+    response
 }
 
 pub fn error_json(error: ErrorBody) -> Bytes {

@@ -75,6 +75,11 @@ pub fn document() -> Value {
                     "scheme": "bearer",
                     "description": "Over TCP: the word in the file that `token_file` names. The Unix socket needs none.",
                 },
+                "password": {
+                    "type": "http",
+                    "scheme": "basic",
+                    "description": "For browsers: the token as the password, with any name. It reads, and changes nothing.",
+                },
             },
         },
     })
@@ -84,6 +89,9 @@ pub fn document() -> Value {
 pub fn kinds_of(route: &Route) -> Vec<&'static str> {
     if matches!(route.target, Target::Livez | Target::Readyz) {
         return vec![TEXT];
+    }
+    if let Target::Page(kind) = route.target {
+        return vec![kind.as_str()];
     }
     if route.target == Target::Metrics {
         return vec![OPEN_METRICS, TEXT];
@@ -144,6 +152,7 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator, error: &Value) -> Val
     };
     let (over_tcp, security) = match route.door {
         Door::Open => ("open", json!([])),
+        Door::Token if route.need == Need::View => ("token", json!([{ "token": [] }, { "password": [] }])),
         Door::Token => ("token", json!([{ "token": [] }])),
         Door::Unix => ("no", json!([{ "token": [] }])),
     };
@@ -257,12 +266,11 @@ fn param_schema(param: Param) -> (Value, Value) {
 }
 
 fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
+    let text = json!({ "schema": { "type": "string" } });
     let schema = match route.target {
-        Target::Livez | Target::Readyz => return json!({ TEXT: { "schema": { "type": "string" } } }),
-        Target::Metrics => {
-            let text = json!({ "schema": { "type": "string" } });
-            return json!({ OPEN_METRICS: text, TEXT: text });
-        }
+        Target::Livez | Target::Readyz => return json!({ TEXT: text }),
+        Target::Metrics => return json!({ OPEN_METRICS: text, TEXT: text }),
+        Target::Page(kind) => return json!({ kind.as_str(): text }),
         Target::OpenApi => json!({ "type": "object" }),
         Target::SystemMetrics => to_value(schemas.subschema_for::<SystemMetrics>()),
         Target::Health => to_value(schemas.subschema_for::<SystemHealth>()),
@@ -324,6 +332,7 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         | Target::ConfigErrors
         | Target::Alerts
         | Target::Summary
+        | Target::Page(_)
         | Target::Upgrade
         | Target::OpenApi => return None,
     };

@@ -4,7 +4,7 @@
 
 use hyper::Method;
 
-use crate::api::call::Verb;
+use crate::api::call::{Verb, WebKind};
 
 /// Who may use a route. Nothing is open to those who may do neither.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,7 @@ pub enum Target {
     AlertAck,
     AlertMute,
     Summary,
+    Page(WebKind),
     ConfigPlan,
     ConfigApply,
     Upgrade,
@@ -216,6 +217,14 @@ const WAIT: &[Param] = &[Param::Wait];
 
 /// Every route there is.
 pub const ROUTES: &[Route] = &[
+    read(
+        "/",
+        Target::Page(WebKind::Html),
+        &[],
+        "The dashboard, for people: an HTML page. A browser may show the token as a password.",
+    ),
+    read("/dashboard.js", Target::Page(WebKind::Script), &[], "The dashboard's script.").open(),
+    read("/dashboard.css", Target::Page(WebKind::Style), &[], "The dashboard's style sheet.").open(),
     read("/livez", Target::Livez, &[], "Is the engine answering? 200 or 503, plain text.").open(),
     read("/readyz", Target::Readyz, &[], "Has the engine taken over its units? 200 or 503, plain text.")
         .open(),
@@ -361,7 +370,7 @@ mod tests {
                 Found::OtherMethods(_) | Found::Nothing => panic!("{path}"),
             }
         }
-        for path in ["", "/", "/v1", "/v1/units/", "/v1/units//logs", "/v1/units/a/b", "//livez", "/livez/"] {
+        for path in ["", "/v1", "/v1/units/", "/v1/units//logs", "/v1/units/a/b", "//livez", "/livez/"] {
             assert!(matches!(find(&Method::GET, path), Found::Nothing), "{path}");
         }
     }

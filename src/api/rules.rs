@@ -14,8 +14,10 @@ use crate::api::call::{Local, Peer, Proof};
 use crate::api::request::Refusal;
 use crate::api::routes::{Door, Need, Route};
 use crate::api::token::Token;
+use crate::base::base64;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
 /// What all connections go by; it may change while they live.
 pub struct Rules {
@@ -101,7 +103,11 @@ impl Rules {
                 (Door::Token | Door::Unix, Proof::Nothing | Proof::Wrong) => {
                     return Err(no_token(*proof, held.token.is_some()));
                 }
-                (Door::Unix, Proof::Token) => return Err(only_local()),
+                (Door::Token | Door::Unix, Proof::Password) if route.need == Need::Act => {
+                    return Err(password_acts());
+                }
+                (Door::Unix, Proof::Token | Proof::Password) => return Err(only_local()),
+                (Door::Token, Proof::Password) => check_reader(&head.headers)?,
                 (Door::Token, Proof::Token) => {}
             }
         }
@@ -159,29 +165,53 @@ fn check_origin(headers: &HeaderMap) -> Result<(), Refusal> {
     Err(Refusal::new(403, "access.foreign-origin", "the request comes from a foreign page", help))
 }
 
+/// A browser sends the password that it keeps with whatever any page asks of us. Pages of others get
+/// nothing by it; only a link to us may be followed, which shows nothing to the page it stands on.
+fn check_reader(headers: &HeaderMap) -> Result<(), Refusal> {
+    match headers.get(SEC_FETCH_MODE) {
+        Some(mode) if mode == "navigate" => Ok(()),
+        Some(_) | None => check_origin(headers),
+    }
+}
+
 fn proof_of(headers: &HeaderMap, token: Option<&Token>) -> Proof {
     let mut given = headers.get_all(AUTHORIZATION).iter();
     let (shown, more) = (given.next(), given.next().is_some());
     let Some(shown) = shown else { return Proof::Nothing };
-    let bytes = shown.as_bytes();
-    let scheme = bytes.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "));
-    let word = bytes.get(7..).unwrap_or_default().trim_ascii();
-    match token {
-        Some(token) if scheme && !more && token.is(word) => Proof::Token,
+    let Some(token) = token.filter(|_| !more) else { return Proof::Wrong };
+    if after(shown.as_bytes(), b"bearer ").is_some_and(|word| token.is(word)) {
+        return Proof::Token;
+    }
+    let pair = after(shown.as_bytes(), b"basic ").and_then(|word| std::str::from_utf8(word).ok());
+    let pair = pair.and_then(base64::decode).unwrap_or_default();
+    // The name ends at the first colon (RFC 7617, 2); it may be any.
+    match pair.iter().position(|byte| *byte == b':').and_then(|at| pair.get(at + 1..)) {
+        Some(password) if token.is(password) => Proof::Password,
         Some(_) | None => Proof::Wrong,
     }
+}
+
+/// What follows the scheme, if it is that one.
+fn after<'s>(shown: &'s [u8], scheme: &[u8]) -> Option<&'s [u8]> {
+    let is_it = shown.get(..scheme.len())?.eq_ignore_ascii_case(scheme);
+    is_it.then(|| shown.get(scheme.len()..).unwrap_or_default().trim_ascii())
 }
 
 fn no_token(proof: Proof, there_is_one: bool) -> Refusal {
     let message = match proof {
         Proof::Wrong => "this is not the token",
-        Proof::Nothing | Proof::Token => "over TCP this needs the token",
+        Proof::Nothing | Proof::Password | Proof::Token => "over TCP this needs the token",
     };
     let help = match there_is_one {
         true => "send `Authorization: Bearer TOKEN`; the token is in the file that `token_file` names",
         false => "have `token_file` under [api] in upright.toml name a file with a token",
     };
     Refusal::new(401, "access.token", message, help.to_string())
+}
+
+fn password_acts() -> Refusal {
+    let help = "send `Authorization: Bearer TOKEN`; on the page, type the token where it says so".to_string();
+    Refusal::new(401, "access.token", "a password of a browser reads, and changes nothing", help)
 }
 
 fn only_local() -> Refusal {

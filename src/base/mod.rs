@@ -15,3 +15,4 @@ pub mod never;
 pub mod signal;
 pub mod size;
 pub mod time;
+pub mod visible;

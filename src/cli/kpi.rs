@@ -11,8 +11,9 @@ use crate::cli::args::KpiArgs;
 use crate::cli::context::{Context, EXIT_FAILED, Fail, Form};
 use crate::cli::render::{Look, color, escape_line};
 use crate::cli::when;
-use crate::ledger::marks::{self, Verdict};
+use crate::ledger::marks;
 use crate::ledger::summary::Figures;
+use crate::ledger::words::{percent, seconds, value};
 
 /// # Errors
 /// The daemon cannot be asked; `--since` is no time.
@@ -59,28 +60,6 @@ pub fn render(summary: &Summary, look: &Look) -> String {
         text.push_str(&table(&units(&summary.split.all), look));
     }
     text
-}
-
-fn value(verdict: &Verdict) -> String {
-    let Some(value) = verdict.value else { return "-".to_string() };
-    match verdict.mark.chars().last() {
-        Some('%') => percent(value),
-        Some('s') => seconds(value),
-        _ => format!("{value:.0}"),
-    }
-}
-
-/// Cut, not rounded: what is not all of it is never "100 %".
-fn percent(share: f64) -> String {
-    format!("{} %", (share * 10_000.0).floor() / 100.0)
-}
-
-fn seconds(seconds: f64) -> String {
-    match seconds {
-        small if small < 1.0 => format!("{:.0} ms", small * 1_000.0),
-        long if long >= 100.0 => format!("{long:.0} s"),
-        other => format!("{other:.1} s"),
-    }
 }
 
 fn or_dash(value: Option<f64>, show: fn(f64) -> String) -> String {

@@ -9,6 +9,7 @@ use anstyle::{AnsiColor, Style};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::base::duration::Pretty;
+use crate::base::visible;
 
 /// How a text may look: decided once, from the terminal and the flags.
 #[derive(Clone, Debug)]
@@ -67,7 +68,7 @@ pub fn mark(state: &str) -> (&'static str, Style) {
 pub fn escape_line(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        push_escaped(&mut out, c);
+        visible::push(&mut out, c);
     }
     out
 }
@@ -79,7 +80,7 @@ pub fn escape_text(text: &str) -> String {
         if c == '\n' {
             out.push(c);
         } else {
-            push_escaped(&mut out, c);
+            visible::push(&mut out, c);
         }
     }
     out
@@ -95,27 +96,6 @@ pub fn escape_bytes(bytes: &[u8]) -> String {
         }
     }
     out
-}
-
-fn push_escaped(out: &mut String, c: char) {
-    match c {
-        ' '..='~' => out.push(c),
-        '\t' => out.push_str("    "),
-        '\n' => out.push_str("\\n"),
-        '\r' => out.push_str("\\r"),
-        '\0'..='\x1f' | '\x7f'..='\u{9f}' => out.push_str(&format!("\\x{:02x}", u32::from(c))),
-        c if misleads(c) => out.push_str(&format!("\\u{{{:x}}}", u32::from(c))),
-        c => out.push(c),
-    }
-}
-
-/// Characters that a reader cannot see, or that turn the order of others (CVE-2021-42574).
-fn misleads(c: char) -> bool {
-    matches!(c,
-        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180e}'
-        | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-        | '\u{3164}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
-        | '\u{e000}'..='\u{f8ff}' | '\u{e0000}'..='\u{e0fff}' | '\u{f0000}'..='\u{10ffff}')
 }
 
 /// At most `columns` wide; what is cut shows as `…`.

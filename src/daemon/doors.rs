@@ -343,7 +343,7 @@ impl Answered {
                 answered.code = failed.then(|| "order.failed".to_string());
             }
             Answer::Plain(status, _) => answered.status = *status,
-            Answer::Metrics(..) | Answer::Stream(_) | Answer::Pieces(..) => {}
+            Answer::Web(..) | Answer::Metrics(..) | Answer::Stream(_) | Answer::Pieces(..) => {}
         }
         answered
     }

@@ -126,6 +126,7 @@ impl Shell {
                     Err(answer) => *answer,
                 }
             }
+            Call::Page(kind) => return self.answer_page(kind, reply),
             Call::Summary { since } => return self.answer_summary(since, reply),
             Call::Alerts(call) => return self.on_alert_call(peer, call, reply),
             Call::Events { after_id, since, limit, follow } => {
@@ -269,7 +270,7 @@ impl Shell {
         }
     }
 
-    fn unit_list(&self) -> UnitList {
+    pub(crate) fn unit_list(&self) -> UnitList {
         let clocks = self.clocks();
         let units = self.engine.view().iter().map(|view| views::unit(view, clocks)).collect();
         UnitList { schema_version: SCHEMA_VERSION, daemon: self.daemon_info(), units }
@@ -279,7 +280,7 @@ impl Shell {
         ConfigHealth { errors: self.files.errors.clone(), unapplied: self.files.unapplied }
     }
 
-    fn health(&self) -> SystemHealth {
+    pub(crate) fn health(&self) -> SystemHealth {
         let clocks = self.clocks();
         let views = self.engine.view();
         let uptime = clocks.now.since(self.started_at);

@@ -72,15 +72,18 @@ impl Shell {
     }
 }
 
+/// The figures of a window that was asked for from `since_us` on.
+pub(crate) fn summary(since_us: i64, window: Window) -> Summary {
+    let Window { split, from_us, until_us, last_event_id } = window;
+    #[expect(clippy::cast_precision_loss, reason = "shown to a microsecond")]
+    let window_s = until_us.saturating_sub(since_us) as f64 / 1e6;
+    let kpis = marks::verdicts(&split.all);
+    Summary { window_s, from: rfc3339(from_us), until: rfc3339(until_us), last_event_id, split, kpis }
+}
+
 fn answer(since_us: i64, window: Result<Window, StoreError>) -> Answer {
     match window {
-        Ok(Window { split, from_us, until_us, last_event_id }) => {
-            #[expect(clippy::cast_precision_loss, reason = "shown to a microsecond")]
-            let window_s = until_us.saturating_sub(since_us) as f64 / 1e6;
-            let kpis = marks::verdicts(&split.all);
-            let (from, until) = (rfc3339(from_us), rfc3339(until_us));
-            json(&Summary { window_s, from, until, last_event_id, split, kpis })
-        }
+        Ok(window) => json(&summary(since_us, window)),
         Err(error) => {
             let help = Some("supervision goes on; try again".to_string());
             refuse(503, "store.unavailable", error.to_string(), help)

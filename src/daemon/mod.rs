@@ -21,6 +21,7 @@ mod launch;
 mod lines;
 mod notify;
 mod output;
+mod page;
 mod observed;
 mod orphans;
 mod pipes;

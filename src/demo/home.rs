@@ -4,6 +4,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Where the three services listen, on 127.0.0.1.
@@ -12,11 +13,17 @@ pub struct Ports {
     pub database: u16,
     pub cache: u16,
     pub backend: u16,
+    /// Of the dashboard.
+    pub page: u16,
 }
 
 const DAEMON: &str = r#"# The daemon's own file. Everything has a default; an empty file would do.
 [daemon]
 shutdown_timeout = "30s"     # after SIGTERM: this long for all units together
+
+[api]
+listen     = ["127.0.0.1:@PAGE@"]   # the dashboard, and the API over TCP
+token_file = @TOKEN@                # what a browser asks for as a password
 "#;
 
 const DATABASE: &str = r#"# The database. Nothing starts before what it `requires` is ready, so this one goes first.
@@ -120,12 +127,12 @@ timeout = "10s"
 "#;
 
 /// Makes `DIR/units/{database,cache,backend}.toml`, `DIR/upright.toml` and `DIR/data/`.
-/// `exe` is the binary that is the three services.
+/// `exe` is the binary that is the three services, `token` what has to be shown over TCP.
 ///
 /// # Errors
 /// `InvalidInput` for a path that is not UTF-8, `AlreadyExists` for a file that is there,
 /// else as the file system gives them.
-pub fn make(dir: &Path, exe: &Path, ports: Ports) -> io::Result<()> {
+pub fn make(dir: &Path, exe: &Path, token: &str, ports: Ports) -> io::Result<()> {
     let data = dir.join("data");
     let fill = |text: &str| -> io::Result<String> {
         Ok(text
@@ -134,12 +141,15 @@ pub fn make(dir: &Path, exe: &Path, ports: Ports) -> io::Result<()> {
             .replace("@BACKEND_DIR@", &quoted(&data.join("backend"))?)
             .replace("@DATABASE@", &ports.database.to_string())
             .replace("@CACHE@", &ports.cache.to_string())
-            .replace("@BACKEND@", &ports.backend.to_string()))
+            .replace("@BACKEND@", &ports.backend.to_string())
+            .replace("@PAGE@", &ports.page.to_string())
+            .replace("@TOKEN@", &quoted(&dir.join("token"))?))
     };
     let units = dir.join("units");
     fs::create_dir_all(&units)?;
     fs::create_dir_all(&data)?;
-    write_new(&dir.join("upright.toml"), DAEMON)?;
+    write_new(&dir.join("token"), token)?;
+    write_new(&dir.join("upright.toml"), &fill(DAEMON)?)?;
     for (name, text) in [("database", DATABASE), ("cache", CACHE), ("backend", BACKEND)] {
         write_new(&units.join(format!("{name}.toml")), &fill(text)?)?;
     }
@@ -149,7 +159,8 @@ pub fn make(dir: &Path, exe: &Path, ports: Ports) -> io::Result<()> {
 fn write_new(path: &Path, text: &str) -> io::Result<()> {
     let named =
         |cause: io::Error| io::Error::new(cause.kind(), format!("cannot write {}: {cause}", path.display()));
-    let mut file = OpenOptions::new().write(true).create_new(true).open(path).map_err(named)?;
+    // The token is among them, so they are its owner's.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(named)?;
     file.write_all(text.as_bytes()).map_err(named)
 }
 
@@ -171,8 +182,8 @@ mod tests {
     fn the_files_are_valid_toml_whatever_the_paths_are() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let home = dir.path().join("a \"quoted\" one");
-        let ports = Ports { database: 1, cache: 2, backend: 3 };
-        make(&home, Path::new("/opt/up\\right"), ports).expect("made");
+        let ports = Ports { database: 1, cache: 2, backend: 3, page: 4 };
+        make(&home, Path::new("/opt/up\\right"), "t", ports).expect("made");
         for name in ["units/database", "units/cache", "units/backend", "upright"] {
             let path = home.join(format!("{name}.toml"));
             let text = fs::read_to_string(&path).expect(name);
@@ -183,13 +194,14 @@ mod tests {
                 assert_eq!(command[0].as_str(), Some("/opt/up\\right"));
             }
         }
-        assert!(make(&home, Path::new("/x"), ports).is_err(), "nothing is overwritten");
+        assert!(make(&home, Path::new("/x"), "t", ports).is_err(), "nothing is overwritten");
     }
 
     #[test]
     fn nothing_in_the_files_is_wrong_or_without_effect() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        make(dir.path(), Path::new("/bin/true"), Ports { database: 1, cache: 2, backend: 3 }).expect("made");
+        let ports = Ports { database: 1, cache: 2, backend: 3, page: 4 };
+        make(dir.path(), Path::new("/bin/true"), "t", ports).expect("made");
         let loaded = load(&Home::under(dir.path()));
         assert_eq!(loaded.units.len(), 3);
         assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics);

@@ -14,7 +14,7 @@ mod journal;
 mod typed;
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -68,8 +68,10 @@ fn play(afterwards: Afterwards) -> io::Result<()> {
     let mut holder = tempfile::Builder::new().prefix("upright-demo-").tempdir()?;
     holder.disable_cleanup(afterwards == Afterwards::Keep);
     let dir = holder.path().to_path_buf();
-    home::make(&dir, &exe, free_ports()?)?;
-    let mut daemon = Daemon::start(&exe, &dir)?;
+    let (ports, token) = (free_ports()?, new_token()?);
+    home::make(&dir, &exe, &token, ports)?;
+    let page = format!("http://demo:{token}@127.0.0.1:{}/", ports.page);
+    let mut daemon = Daemon::start(&exe, &dir, page)?;
     let shown = daemon.show(&exe, &signals);
     let stopped = daemon.stop();
     if stopped.is_err() {
@@ -90,11 +92,13 @@ fn play(afterwards: Afterwards) -> io::Result<()> {
 struct Daemon {
     child: Child,
     dir: PathBuf,
+    /// The dashboard's address, with what a browser has to show.
+    page: String,
 }
 
 impl Daemon {
     #[expect(clippy::disallowed_methods, reason = "the demo is a user: the daemon is its child")]
-    fn start(exe: &Path, dir: &Path) -> io::Result<Daemon> {
+    fn start(exe: &Path, dir: &Path, page: String) -> io::Result<Daemon> {
         let talk = File::create(dir.join("daemon.out"))?;
         let child = Command::new(exe)
             .args(["daemon", "--home"])
@@ -104,7 +108,7 @@ impl Daemon {
             .stderr(talk)
             .process_group(0)
             .spawn()?;
-        Ok(Daemon { child, dir: dir.to_path_buf() })
+        Ok(Daemon { child, dir: dir.to_path_buf(), page })
     }
 
     /// Waits for the stack, shows it, and waits for the end.
@@ -113,6 +117,7 @@ impl Daemon {
         let Some(list) = self.wait_ready(signals)? else { return Ok(()) };
         #[expect(clippy::disallowed_methods, reason = "the demo is a user")]
         let _ = Command::new(exe).args(["status", "--home"]).arg(&self.dir).status(); // a picture only
+        tell(&format!("page:  {}", self.page));
         let pid_of = |name: &str| list.units.iter().find(|unit| unit.name == name).and_then(|unit| unit.pid);
         if let (Some(backend), Some(database)) = (pid_of("backend"), pid_of("database")) {
             let (upright, home) = (typed::program(exe), typed::word(&self.dir));
@@ -185,15 +190,23 @@ fn states(list: &UnitList) -> String {
     words.collect::<Vec<_>>().join(", ")
 }
 
-/// Three ports that nobody listens on now. All are held until all are known, so that they
+/// A token that nobody guesses.
+fn new_token() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Four ports that nobody listens on now. All are held until all are known, so that they
 /// differ; that nobody else takes one in the next second is likely, not certain.
 fn free_ports() -> io::Result<Ports> {
     let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let held = [bind()?, bind()?, bind()?];
+    let held = [bind()?, bind()?, bind()?, bind()?];
     Ok(Ports {
         database: held[0].local_addr()?.port(),
         cache: held[1].local_addr()?.port(),
         backend: held[2].local_addr()?.port(),
+        page: held[3].local_addr()?.port(),
     })
 }
 

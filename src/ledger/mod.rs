@@ -23,6 +23,7 @@ pub mod spread;
 pub mod summary;
 pub mod tally;
 pub mod window;
+pub mod words;
 #[cfg(test)]
 mod tests;
 

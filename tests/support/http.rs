@@ -126,7 +126,8 @@ fn head(reader: &mut impl BufRead) -> io::Result<(u16, Framing)> {
         if line.is_empty() {
             return Ok((status, framing));
         }
-        match line.split_once(": ") {
+        // A space behind the colon is usual, and chromedriver has none.
+        match line.split_once(':').map(|(name, value)| (name, value.trim_start())) {
             Some(("content-length", size)) => {
                 framing = Framing::Length(size.parse().map_err(|_| broken(&line))?)
             }

@@ -4,6 +4,7 @@
 //! Refuses: engine code. A test sees what a user sees: the binary, the socket, the files, /proc.
 #![allow(dead_code, reason = "each test binary uses its part of this module")]
 
+pub mod browser;
 pub mod builds;
 pub mod client;
 pub mod http;
