@@ -22,5 +22,6 @@ pub mod alert;
 pub mod telemetry;
 pub mod api;
 pub mod daemon;
+pub mod drill;
 pub mod demo;
 pub mod cli;

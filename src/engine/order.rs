@@ -60,6 +60,7 @@ impl Engine {
             }
             Order::Reload(_)
             | Order::Signal(..)
+            | Order::Outage(..)
             | Order::Resync(_)
             | Order::AwaitUp(_)
             | Order::AwaitDown(_)
@@ -105,6 +106,11 @@ impl Engine {
                     Some(Outcome::Done)
                 })
             }
+            Order::Outage(unit, until) => {
+                self.order_each(request, "outage", Goal::Down, vec![unit], fx, |this, name, fx| {
+                    this.order_outage(now, name, until, fx)
+                })
+            }
             Order::Resync(units) => {
                 self.order_each(request, "resync", Goal::Resynced, units, fx, |this, name, _| {
                     this.order_resync(now, name)
@@ -125,7 +131,7 @@ impl Engine {
                 (Goal::Up, units)
             }
             Order::Stop(units) | Order::AwaitDown(units) => (Goal::Down, units),
-            Order::Signal(unit, _) => (Goal::Up, vec![unit]),
+            Order::Signal(unit, _) | Order::Outage(unit, _) => (Goal::Up, vec![unit]),
             Order::Shutdown => return,
         };
         let mut job = Job::new(goal);
@@ -182,6 +188,7 @@ impl Engine {
         self.want_with_requirements(now, name, fx);
         self.make_way(name, fx);
         self.end_episode(name, fx);
+        self.end_outage(now, name);
         let unit = self.units.get_mut(name)?;
         unit.durable.held = None;
         match unit.state.clone() {
@@ -261,6 +268,7 @@ impl Engine {
     fn order_stop(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) -> Option<Outcome> {
         self.supersede(name, Goal::Down, fx);
         let unit = self.units.get_mut(name)?;
+        unit.outage_until = None;
         unit.durable.ordered = Some(Desired::Down);
         unit.durable.held = None;
         unit.durable.down_since = None;
