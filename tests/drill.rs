@@ -6,6 +6,7 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -351,4 +352,29 @@ fn a_killed_engine_and_drill_leave_no_fault() {
         nothing_is_left(&home, &text);
         assert!(pid_of(&home.status("front")).is_some());
     }
+}
+
+/// What a newcomer does: the demo in one terminal, a drill in another.
+#[test]
+fn the_demo_is_drilled_out_of_the_box() {
+    let mut demo = Command::new(UPRIGHT)
+        .arg("demo")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    let mut lines = BufReader::new(demo.stdout.take().expect("its stdout")).lines().map_while(Result::ok);
+    let dir = lines.find_map(|line| line.strip_prefix("home:").map(|dir| dir.trim().to_string())).expect("a home");
+    assert!(lines.any(|line| line.starts_with("prove:")), "it says how");
+    let output = Command::new(UPRIGHT)
+        .args(["drill", "run", "single-module", "--iterations", "1", "--pause", "0", "--home", &dir])
+        .output()
+        .expect("the binary runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let failed = String::from_utf8_lossy(&output.stderr).into_owned();
+    kill(Pid::from_raw(demo.id().cast_signed()), Signal::SIGTERM).expect("it lives");
+    demo.wait().expect("our child");
+    assert_eq!(output.status.code(), Some(0), "{said}{failed}");
+    assert!(said.contains("kill backend") && said.contains("passed"), "{said}");
 }

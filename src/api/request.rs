@@ -156,11 +156,7 @@ pub fn parse(
         }
         Target::AlertMute => parse_mute(parse_json(body)?)?,
         Target::Drills => Call::Drills { limit: query.limit.unwrap_or(DRILLS_DEFAULT) },
-        Target::Drill => {
-            let asked = parse_json::<DrillRequest>(body)?.parsed();
-            let (drill, step) = asked.map_err(|why| malformed(why, None))?;
-            Call::Drill { drill, step }
-        }
+        Target::Drill => parse_drill(parse_json(body)?)?,
         Target::Upgrade => Call::Upgrade,
         Target::BeginUpgrade => {
             parse_nothing(body)?;
@@ -269,6 +265,11 @@ fn parse_mute(request: MuteRequest) -> Result<Call, Refusal> {
     let units = request.units.iter().map(|unit| unit_name(unit)).collect::<Result<_, _>>()?;
     let wait = (request.for_s > 0).then(|| Duration::from_secs(request.for_s));
     Ok(Call::Alerts(AlertCall::Mute { units, wait }))
+}
+
+fn parse_drill(request: DrillRequest) -> Result<Call, Refusal> {
+    let (drill, step) = request.parsed().map_err(|why| malformed(why, None))?;
+    Ok(Call::Drill { drill, step })
 }
 
 fn malformed(message: impl Into<String>, help: impl Into<Option<String>>) -> Refusal {

@@ -67,9 +67,14 @@ impl<'a> Play<'a> {
         let health: SystemHealth = talk.get("/api/system/health")?;
         let known: DrillList = talk.get("/v1/drills?limit=1")?;
         let dir = asked.logs.join("drills");
-        let mut recorder = Recorder::create(&dir.join(format!("{id}.jsonl")))?;
         let before = states(&list);
         let begun = now.to_string();
+        let begun_at = clock::monotonic();
+        let request =
+            DrillRequest { scenario: Some(scenario.name.clone()), ..DrillRequest::new(&id, Step::Begin) };
+        talk.step(&request)?;
+        // Where this fails the process ends, and the drill with it.
+        let mut recorder = Recorder::create(&dir.join(format!("{id}.jsonl")))?;
         recorder.add(Sample::Begin {
             ts: begun.clone(),
             drill: id.clone(),
@@ -78,10 +83,6 @@ impl<'a> Play<'a> {
             fatal_stops: health.fatal_stops,
             units: before.clone(),
         })?;
-        let request =
-            DrillRequest { scenario: Some(scenario.name.clone()), ..DrillRequest::new(&id, Step::Begin) };
-        talk.step(&request)?;
-        let begun_at = clock::monotonic();
         let drillable = known.drillable;
         let open = BTreeMap::new();
         let mut play = Play {

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
+use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::Engine;
 use crate::engine::durable::Desired;
@@ -98,12 +99,7 @@ impl Engine {
             }
             Order::Signal(unit, signal) => {
                 self.order_each(request, "signal", Goal::Up, vec![unit], fx, |this, name, fx| {
-                    let main = this.units.get(name).and_then(Unit::living_main);
-                    let Some(run) = main else {
-                        return Some(Outcome::Failed("it has no process to signal".to_string()));
-                    };
-                    fx.push(Effect::Signal { run, signal });
-                    Some(Outcome::Done)
+                    Some(this.order_signal(name, signal, fx))
                 })
             }
             Order::Outage(unit, until) => {
@@ -120,6 +116,15 @@ impl Engine {
             Order::AwaitDown(units) => self.await_units(request, Goal::Down, units),
             Order::Shutdown => self.order_shutdown(now, fx),
         }
+    }
+
+    fn order_signal(&self, name: &UnitName, signal: Signal, fx: &mut Effects) -> Outcome {
+        let main = self.units.get(name).and_then(Unit::living_main);
+        let Some(run) = main else {
+            return Outcome::Failed("it has no process to signal".to_string());
+        };
+        fx.push(Effect::Signal { run, signal });
+        Outcome::Done
     }
 
     /// Answers an order that moves nothing now.
