@@ -43,11 +43,8 @@ fn stack() -> Home {
 /// Runs a drill to its end: the exit code, what it said, its verdict.
 fn drill(home: &Home, words: &[&str]) -> (i32, String, Value) {
     let output = home.upright(&[&["drill", "run"], words].concat());
-    let said = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let verdict = newest(home).map(|dir| read_json(&dir.join("verdict.json"))).unwrap_or(Value::Null);
     (output.status.code().expect("it ended by itself"), said, verdict)
 }
@@ -74,7 +71,8 @@ fn red(verdict: &Value) -> Vec<String> {
 fn recount(dir: &Path) {
     let samples = dir.with_extension("jsonl");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/drill/recount.py");
-    let Ok(output) = Command::new("python3").arg(script).arg(samples).arg(dir.join("verdict.json")).output() else {
+    let Ok(output) = Command::new("python3").arg(script).arg(samples).arg(dir.join("verdict.json")).output()
+    else {
         assert!(support::skip_tool(Some("python3")));
         return;
     };
@@ -107,7 +105,10 @@ fn a_killed_unit_comes_back_and_the_verdict_says_so() {
     // What came of the drill says so, and counts apart from what is real.
     let events = home.events_after(begun);
     let failed = of(&events, "unit.failed", "front");
-    assert!(failed.len() == 2 && failed.iter().all(|event| event["data"]["drill"] == kept["id"]), "{failed:?}");
+    assert!(
+        failed.len() == 2 && failed.iter().all(|event| event["data"]["drill"] == kept["id"]),
+        "{failed:?}"
+    );
     let summary = home.get("/api/metrics/v0_1/summary");
     assert_eq!((&summary["real"]["failures"], &summary["drill"]["failures"]), (&json!(0), &json!(2)));
     assert_eq!(summary["manual_interventions"], 0);
@@ -127,7 +128,10 @@ fn what_others_require_is_held_down_and_they_go_on() {
     let (code, said, verdict) = drill(&home, &[scenario.to_str().expect("UTF-8")]);
     assert_eq!(code, 0, "{said}");
     for story in verdict["stories"].as_array().expect("stories") {
-        assert!(story["recover_s"].as_f64().is_some_and(|s| s > 0.5), "not before its outage is over: {story}");
+        assert!(
+            story["recover_s"].as_f64().is_some_and(|s| s > 0.5),
+            "not before its outage is over: {story}"
+        );
     }
     assert_eq!(home.pid("front"), front, "it was not touched");
     let events = home.events_after(begun);
@@ -141,8 +145,7 @@ fn an_operators_stop_in_an_outage_stands() {
     let begin = json!({ "drill": "d1", "do": "begin", "scenario": "x" });
     assert_eq!(step(&home, &begin).0, 200);
     assert_eq!(step(&home, &begin).0, 409, "one at a time");
-    let fault =
-        |unit: &str| json!({ "drill": "d1", "do": "fault", "kind": "outage", "unit": unit, "for_ms": 60_000 });
+    let fault = |unit: &str| json!({ "drill": "d1", "do": "fault", "kind": "outage", "unit": unit, "for_ms": 60_000 });
     let refused = step(&home, &fault("other"));
     assert_eq!((refused.0, &refused.1["error"]["code"]), (403, &json!("drill.not_drillable")));
     assert_eq!(step(&home, &fault("nobody")).0, 404);
@@ -231,7 +234,9 @@ fn broken_requests_change_nothing() {
     let home = stack();
     let (code, said, verdict) = drill(&home, &["abnormal-requests", "--iterations", "1", "--pause", "0"]);
     assert_eq!(code, 0, "{said}");
-    assert!(verdict["kpis"].as_array().is_some_and(|rows| rows.iter().any(|row| row["kpi"] == "server-errors")));
+    assert!(
+        verdict["kpis"].as_array().is_some_and(|rows| rows.iter().any(|row| row["kpi"] == "server-errors"))
+    );
 }
 
 #[test]
@@ -288,7 +293,9 @@ fn await_fault(home: &Home, kind: &str, pid: i32) {
             "outage" => home.list().is_some_and(|list| {
                 support::unit_of(&list, "front").is_some_and(|unit| unit["state"] == "waiting")
             }),
-            "config-corrupt" => fs::read_to_string(&broken).is_ok_and(|text| text.contains("broken by a drill")),
+            "config-corrupt" => {
+                fs::read_to_string(&broken).is_ok_and(|text| text.contains("broken by a drill"))
+            }
             _ => is_stopped(pid),
         };
         done.then_some(())
@@ -365,7 +372,8 @@ fn the_demo_is_drilled_out_of_the_box() {
         .spawn()
         .expect("the binary runs");
     let mut lines = BufReader::new(demo.stdout.take().expect("its stdout")).lines().map_while(Result::ok);
-    let dir = lines.find_map(|line| line.strip_prefix("home:").map(|dir| dir.trim().to_string())).expect("a home");
+    let dir =
+        lines.find_map(|line| line.strip_prefix("home:").map(|dir| dir.trim().to_string())).expect("a home");
     assert!(lines.any(|line| line.starts_with("prove:")), "it says how");
     let output = Command::new(UPRIGHT)
         .args(["drill", "run", "single-module", "--iterations", "1", "--pause", "0", "--home", &dir])

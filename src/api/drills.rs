@@ -189,7 +189,11 @@ fn checked_id(text: String) -> Result<String, String> {
     let fits = text.len() <= 64
         && text.bytes().next().is_some_and(plain)
         && text.bytes().all(|b| plain(b) || b == b'.' || b == b'-');
-    if fits { Ok(text) } else { Err("the name of a drill or a scenario has a-z, 0-9, `.` and `-`".to_string()) }
+    if fits {
+        Ok(text)
+    } else {
+        Err("the name of a drill or a scenario has a-z, 0-9, `.` and `-`".to_string())
+    }
 }
 
 /// The same, with what belongs to each step.

@@ -19,8 +19,8 @@ use crate::api::drills::{DrillLine, DrillList, DrillReply, DrillStep, Ended, Fau
 use crate::base::name::UnitName;
 use crate::daemon::handlers::{json, refuse};
 use crate::daemon::hands::{Late, Source};
-use crate::daemon::{doors, faults};
 use crate::daemon::shell::Shell;
+use crate::daemon::{doors, faults};
 use crate::engine::event::Order;
 use crate::store::drill::DrillRow;
 use crate::store::row::Level;
@@ -211,7 +211,8 @@ impl Shell {
 
     fn begin_drill(&mut self, peer: &Peer, id: String, scenario: String, reply: oneshot::Sender<Answer>) {
         let open = self.drills.running().map(|drill| &drill.row.id);
-        if let Some(other) = open.or(self.drills.open.iter().map(|drill| &drill.row.id).find(|of| **of == id)) {
+        if let Some(other) = open.or(self.drills.open.iter().map(|drill| &drill.row.id).find(|of| **of == id))
+        {
             let message = format!("drill {other} is not over");
             let help = Some("one drill at a time; `upright drill list` shows it".to_string());
             return drop(reply.send(refuse(409, "drill.busy", message, help))); // whoever asked has left
@@ -291,8 +292,7 @@ impl Shell {
         let reach = unit.as_ref().map(|unit| self.engine.reach_of(unit)).unwrap_or_default();
         let Some(drill) = self.drills.running_named(id) else { return };
         drill.hurt.extend(unit.clone());
-        let noted =
-            Noted { number, kind, unit: unit.as_ref().map(UnitName::to_string), over: false, file };
+        let noted = Noted { number, kind, unit: unit.as_ref().map(UnitName::to_string), over: false, file };
         drill.faults.push(Fault { noted, unit, reach, pending: true, timers: Vec::new() });
         let verb = format!("drill {}", kind.as_str());
         let data = [("verb", verb.into()), ("units", Value::Array(names)), ("drill", id.into())];

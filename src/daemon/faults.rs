@@ -130,7 +130,8 @@ impl Shell {
             stem_of.is_some_and(|found| found == stem || found == unit.as_str())
         });
         let Some((file, good)) = good else { return Err(format!("no file of {unit} is in force")) };
-        let found = read(Path::new(&file), Trust::Deployed).map_err(|error| format!("{file}: {}", error.why))?;
+        let found =
+            read(Path::new(&file), Trust::Deployed).map_err(|error| format!("{file}: {}", error.why))?;
         if found != good {
             return Err(format!("{file} says something else than what is in force"));
         }

@@ -21,7 +21,6 @@ use crate::config::load::Loaded;
 use crate::daemon::again::Again;
 use crate::daemon::beat::Pulse;
 use crate::daemon::containment::Containment;
-use crate::daemon::{doors, drills};
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::launch::Maker;
 use crate::daemon::observed::Observed;
@@ -32,6 +31,7 @@ use crate::daemon::streams::History;
 use crate::daemon::tag::Tag;
 use crate::daemon::upgrade::{Heard, Milestone};
 use crate::daemon::words::Handover;
+use crate::daemon::{doors, drills};
 use crate::daemon::{follow, launch};
 use crate::engine::durable::UnitDurable;
 use crate::engine::effect::{Effect, Outcome, Record, Role};
@@ -83,10 +83,18 @@ pub enum Source {
 /// What waits for a commit.
 pub enum Late {
     Release(RunId),
-    Reply { request: RequestId, outcomes: Vec<(UnitName, Outcome)> },
+    Reply {
+        request: RequestId,
+        outcomes: Vec<(UnitName, Outcome)>,
+    },
     Answer(oneshot::Sender<Answer>, Answer),
     /// A fault of a drill stands in the journal.
-    Fault { drill: String, number: u64, wait: Duration, reply: oneshot::Sender<Answer> },
+    Fault {
+        drill: String,
+        number: u64,
+        wait: Duration,
+        reply: oneshot::Sender<Answer>,
+    },
     Finished,
     Upgrade(Milestone),
 }

@@ -35,7 +35,11 @@ pub fn page(verdict: &Verdict) -> String {
         .iter()
         .map(|one| {
             let (p50, max) = (seconds(one.p50_s), seconds(one.max_s));
-            format!("<tr><td>{}</td><td>{}</td><td>{p50}</td><td>{max}</td></tr>\n", escaped(&one.what), one.count)
+            format!(
+                "<tr><td>{}</td><td>{}</td><td>{p50}</td><td>{max}</td></tr>\n",
+                escaped(&one.what),
+                one.count
+            )
         })
         .collect();
     let (drill, status) = (escaped(&verdict.drill), escaped(&verdict.status));
@@ -82,5 +86,7 @@ fn picture(stories: &[Story]) -> String {
         ));
         y += 20;
     }
-    format!("<svg viewBox=\"0 0 720 {y}\" role=\"img\" aria-label=\"Time from failure to ready, fault by fault\">{bars}</svg>")
+    format!(
+        "<svg viewBox=\"0 0 720 {y}\" role=\"img\" aria-label=\"Time from failure to ready, fault by fault\">{bars}</svg>"
+    )
 }

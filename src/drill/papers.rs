@@ -14,8 +14,9 @@ use crate::drill::{html, report};
 /// # Errors
 /// As the file system says, with the path.
 pub fn write(dir: &Path, verdict: &Verdict) -> io::Result<()> {
-    let named =
-        |path: PathBuf| move |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let named = |path: PathBuf| {
+        move |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    };
     fs::create_dir_all(dir).map_err(named(dir.to_path_buf()))?;
     let json = serde_json::to_string_pretty(verdict)?;
     let papers = [

@@ -59,7 +59,11 @@ impl<'a> Play<'a> {
     ///
     /// # Errors
     /// It does not answer, or another drill runs; nothing can be written where samples belong.
-    pub fn begin(asked: &'a Asked, scenario: Scenario, out: &'a mut dyn Write) -> Result<Play<'a>, DrillError> {
+    pub fn begin(
+        asked: &'a Asked,
+        scenario: Scenario,
+        out: &'a mut dyn Write,
+    ) -> Result<Play<'a>, DrillError> {
         let talk = Talk::open(&asked.socket)?;
         let now = clock::wall();
         let id = format!("{}-{}-{}", scenario.name, now.strftime("%Y%m%d%H%M%S"), std::process::id());
@@ -85,9 +89,8 @@ impl<'a> Play<'a> {
         })?;
         let drillable = known.drillable;
         let open = BTreeMap::new();
-        let mut play = Play {
-            asked, scenario, out, talk, id, recorder, dir, begun_at, begun, before, drillable, open,
-        };
+        let mut play =
+            Play { asked, scenario, out, talk, id, recorder, dir, begun_at, begun, before, drillable, open };
         let line = format!("drill {}: {}", play.id, play.scenario.description);
         play.tell(&line);
         Ok(play)
@@ -168,7 +171,11 @@ impl<'a> Play<'a> {
                         .to_string(),
                 });
             }
-            all.extend(chosen.into_iter().map(|unit| Blow { kind: fault.kind, unit: Some(unit), wait: fault.wait }));
+            all.extend(chosen.into_iter().map(|unit| Blow {
+                kind: fault.kind,
+                unit: Some(unit),
+                wait: fault.wait,
+            }));
         }
         Ok(all)
     }
@@ -300,7 +307,8 @@ impl<'a> Play<'a> {
         while let Some(first) = self.open.values().min().copied() {
             let deadline = Monotonic::from_ns(first) + self.scenario.recover_within;
             if self.hear(deadline)?.is_none() {
-                let late: Vec<String> = self.open.iter().filter(|(_, at)| **at == first).map(|(unit, _)| unit.clone()).collect();
+                let late: Vec<String> =
+                    self.open.iter().filter(|(_, at)| **at == first).map(|(unit, _)| unit.clone()).collect();
                 for unit in late {
                     self.open.remove(&unit);
                     let line = format!("      {unit} has not recovered in time");
@@ -402,7 +410,8 @@ impl<'a> Play<'a> {
     /// What had gone wrong before; the daemon does not answer.
     pub fn end(mut self, played: Result<(), DrillError>) -> Result<Done, DrillError> {
         if let Err(error) = played {
-            let aborted = DrillRequest { status: Some(Ended::Aborted), ..DrillRequest::new(&self.id, Step::End) };
+            let aborted =
+                DrillRequest { status: Some(Ended::Aborted), ..DrillRequest::new(&self.id, Step::End) };
             let _ = self.talk.step(&aborted); // its process is about to end, which says the same
             return Err(error);
         }

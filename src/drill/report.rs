@@ -9,9 +9,10 @@ use crate::ledger::marks::Verdict as Row;
 /// The table of the terminal.
 pub fn text(verdict: &Verdict) -> String {
     let head = ["KPI", "MARK", "MEASURED", "VERDICT"].map(str::to_string);
-    let rows = verdict.kpis.iter().map(|row| {
-        [row.kpi.clone(), row.mark.clone(), measured(row), row.verdict.to_uppercase()]
-    });
+    let rows = verdict
+        .kpis
+        .iter()
+        .map(|row| [row.kpi.clone(), row.mark.clone(), measured(row), row.verdict.to_uppercase()]);
     let mut text = columns(std::iter::once(head).chain(rows).collect());
     if !verdict.latencies.is_empty() {
         text.push('\n');
@@ -112,7 +113,9 @@ pub fn junit(verdict: &Verdict) -> String {
             _ => String::new(),
         };
         let (class, name) = (escaped(&verdict.scenario), escaped(&row.kpi));
-        text.push_str(&format!("  <testcase classname=\"upright.drill.{class}\" name=\"{name}\">{body}</testcase>\n"));
+        text.push_str(&format!(
+            "  <testcase classname=\"upright.drill.{class}\" name=\"{name}\">{body}</testcase>\n"
+        ));
     }
     text.push_str("</testsuite>\n");
     text

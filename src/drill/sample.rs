@@ -98,8 +98,9 @@ impl Recorder {
     /// # Errors
     /// As the file system says, with the path.
     pub fn create(path: &Path) -> io::Result<Recorder> {
-        let named =
-            |error: io::Error| io::Error::new(error.kind(), format!("cannot make {}: {error}", path.display()));
+        let named = |error: io::Error| {
+            io::Error::new(error.kind(), format!("cannot make {}: {error}", path.display()))
+        };
         path.parent().map(fs::create_dir_all).transpose().map_err(named)?;
         let file = File::options().write(true).create_new(true).open(path).map_err(named)?;
         Ok(Recorder { file, samples: Vec::new() })

@@ -227,7 +227,9 @@ fn kind_of(word: &str) -> Result<Kind, String> {
     let fault = kinds.into_iter().find(|kind| kind.as_str() == word).map(Kind::Fault);
     let requests = (word == Kind::AbnormalRequests.as_str()).then_some(Kind::AbnormalRequests);
     let known = || kinds.map(FaultKind::as_str).join(", ");
-    fault.or(requests).ok_or_else(|| format!("`{word}` is no fault; there are {}, abnormal-requests", known()))
+    fault
+        .or(requests)
+        .ok_or_else(|| format!("`{word}` is no fault; there are {}, abnormal-requests", known()))
 }
 
 #[cfg(test)]

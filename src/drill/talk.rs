@@ -36,7 +36,8 @@ impl Talk {
         let after = newest.events.last().map_or(0, |event| event.id);
         let (told, events) = mpsc::channel();
         let path = socket.to_path_buf();
-        let followed = std::thread::Builder::new().name("events".into()).spawn(move || follow(&path, after, &told));
+        let followed =
+            std::thread::Builder::new().name("events".into()).spawn(move || follow(&path, after, &told));
         followed.map_err(|error| ClientError::Broken(format!("no thread can be made: {error}")))?;
         Ok(Talk { client, events })
     }

@@ -163,8 +163,7 @@ fn of_failure<'e>(story: Story, mine: impl Fn(&str) -> Option<&'e &'e EventLine>
     let failed = mine("unit.failed");
     let recovered = mine("unit.recovered");
     let restarted = mine("unit.restarted");
-    let since_failure =
-        |event: Option<&&EventLine>| Some(seconds_between(failed?.at_ns, event?.at_ns));
+    let since_failure = |event: Option<&&EventLine>| Some(seconds_between(failed?.at_ns, event?.at_ns));
     let outcome = match (recovered.is_some(), mine("unit.gave_up").is_some()) {
         (true, _) => "recovered",
         (false, true) => "given up",
@@ -274,9 +273,9 @@ fn own_rows(samples: &[Sample], ground: &Ground<'_>, hurt: &BTreeSet<&str>) -> V
                     now.saturating_sub(was.restarts).max(u64::from(new_run))
                 });
                 rows.push(zero("collateral-restarts", restarts.sum()));
-                let changed = before.iter().filter(|(name, was)| {
-                    units.get(*name).is_none_or(|now| now.state != was.state)
-                });
+                let changed = before
+                    .iter()
+                    .filter(|(name, was)| units.get(*name).is_none_or(|now| now.state != was.state));
                 rows.push(zero("units-not-as-before", changed.count() as u64));
             }
             Sample::Begin { .. }
@@ -303,7 +302,12 @@ fn own_rows(samples: &[Sample], ground: &Ground<'_>, hurt: &BTreeSet<&str>) -> V
 #[expect(clippy::cast_precision_loss, reason = "compared with zero")]
 fn zero(kpi: &str, count: u64) -> Row {
     let verdict = if count == 0 { "pass" } else { "fail" };
-    Row { kpi: kpi.to_string(), mark: "0".to_string(), value: Some(count as f64), verdict: verdict.to_string() }
+    Row {
+        kpi: kpi.to_string(),
+        mark: "0".to_string(),
+        value: Some(count as f64),
+        verdict: verdict.to_string(),
+    }
 }
 
 fn latencies(stories: &[Story], events: &[&EventLine]) -> Vec<Latency> {

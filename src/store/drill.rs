@@ -80,7 +80,8 @@ pub(crate) fn newest(db: &Connection, limit: usize) -> Result<Vec<DrillRow>, Sto
 
 /// Those that run, or have left faults: what a new engine has to see to.
 pub(crate) fn open_ones(db: &Connection) -> Result<Vec<DrillRow>, StoreError> {
-    let mut statement = db.prepare(&select("WHERE status = 'running' OR faults <> '' ORDER BY begun_us LIMIT ?1"))?;
+    let mut statement =
+        db.prepare(&select("WHERE status = 'running' OR faults <> '' ORDER BY begun_us LIMIT ?1"))?;
     rows(&mut statement, DRILLS_MAX)
 }
 

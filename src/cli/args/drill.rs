@@ -19,7 +19,9 @@ pub enum DrillCommand {
     )]
     Run(DrillRunArgs),
     /// Judge the samples of a drill once more, and write its report again
-    #[command(after_help = "Examples:\n  upright drill report            the newest\n  upright drill report --json")]
+    #[command(
+        after_help = "Examples:\n  upright drill report            the newest\n  upright drill report --json"
+    )]
     Report(DrillReportArgs),
 }
 
@@ -62,4 +64,3 @@ fn seconds_or_duration(text: &str) -> Result<Duration, String> {
         Err(_) => any_duration(text),
     }
 }
-
