@@ -212,6 +212,9 @@ pub struct DrillList {
     pub drills: Vec<DrillLine>,
     /// Units that drills may hurt (`drillable = true`).
     pub drillable: Vec<String>,
+    /// Those of them that have a `[health]`: a hang of another one is found by nobody.
+    #[serde(default)]
+    pub checked: Vec<String>,
 }
 
 /// One drill.

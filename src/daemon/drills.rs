@@ -131,12 +131,14 @@ fn line(row: &DrillRow) -> DrillLine {
 impl Shell {
     /// Answers with the newest drills, as they are kept.
     pub(crate) fn answer_drills(&self, limit: u32, reply: oneshot::Sender<Answer>) {
-        let specs = self.hands.specs.values().filter(|spec| spec.unit.drillable);
-        let drillable = specs.map(|spec| spec.name.to_string()).collect();
+        let specs: Vec<_> = self.hands.specs.values().filter(|spec| spec.unit.drillable).collect();
+        let drillable = specs.iter().map(|spec| spec.name.to_string()).collect();
+        let checked = specs.iter().filter(|spec| spec.health.is_some());
+        let checked = checked.map(|spec| spec.name.to_string()).collect();
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         self.hands.tools.store.reader().drills(limit, move |rows| {
             let answer = match rows {
-                Ok(rows) => json(&DrillList { drills: rows.iter().map(line).collect(), drillable }),
+                Ok(rows) => json(&DrillList { drills: rows.iter().map(line).collect(), drillable, checked }),
                 Err(error) => {
                     let help = Some("supervision goes on; try again".to_string());
                     refuse(503, "store.unavailable", error.to_string(), help)

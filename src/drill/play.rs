@@ -49,7 +49,7 @@ pub(super) struct Play<'a> {
     begun_at: Monotonic,
     begun: String,
     before: States,
-    drillable: Vec<String>,
+    known: DrillList,
     /// When each unit was hurt last, until it has recovered.
     open: BTreeMap<String, u64>,
 }
@@ -87,10 +87,9 @@ impl<'a> Play<'a> {
             fatal_stops: health.fatal_stops,
             units: before.clone(),
         })?;
-        let drillable = known.drillable;
         let open = BTreeMap::new();
         let mut play =
-            Play { asked, scenario, out, talk, id, recorder, dir, begun_at, begun, before, drillable, open };
+            Play { asked, scenario, out, talk, id, recorder, dir, begun_at, begun, before, known, open };
         let line = format!("drill {}: {}", play.id, play.scenario.description);
         play.tell(&line);
         Ok(play)
@@ -163,7 +162,7 @@ impl<'a> Play<'a> {
                 all.push(Blow { kind: fault.kind, unit: None, wait: fault.wait });
                 continue;
             }
-            let chosen = choose(&list.units, &self.drillable, &self.asked.units, fault);
+            let chosen = choose(&list.units, &self.known, &self.asked.units, fault);
             if chosen.is_empty() {
                 return Err(DrillError::Usage {
                     message: format!("no unit can be hurt by `{}`", fault.kind.as_str()),
@@ -187,7 +186,7 @@ impl<'a> Play<'a> {
         let line = format!("{round}/{rounds}  {} {whom}: {}", blow.kind.as_str(), expected(blow.kind));
         self.tell(&line);
         let kind = match blow.kind {
-            Kind::AbnormalRequests => return self.bother(round),
+            Kind::AbnormalRequests => return self.bother(),
             Kind::Fault(kind) => kind,
         };
         let request = DrillRequest {
@@ -281,7 +280,7 @@ impl<'a> Play<'a> {
         Ok(())
     }
 
-    fn bother(&mut self, _round: u32) -> Result<(), DrillError> {
+    fn bother(&mut self) -> Result<(), DrillError> {
         for target in requests::targets(&self.asked.socket, self.asked.base_url.as_deref()) {
             let counts = requests::bother(&target);
             let to = target.shown();
@@ -485,12 +484,12 @@ fn expected(kind: Kind) -> &'static str {
 }
 
 /// Whom a fault is done to.
-fn choose(units: &[Unit], drillable: &[String], only: &[String], fault: &Fault) -> Vec<Unit> {
+fn choose(units: &[Unit], known: &DrillList, only: &[String], fault: &Fault) -> Vec<Unit> {
     let needed = |name: &str| units.iter().any(|unit| unit.requires.iter().any(|other| other == name));
     let may = |unit: &&Unit| {
-        drillable.contains(&unit.name)
+        known.drillable.contains(&unit.name)
             && (only.is_empty() || only.contains(&unit.name))
-            && (fault.kind != Kind::Fault(FaultKind::Hang) || unit.health != "none")
+            && (fault.kind != Kind::Fault(FaultKind::Hang) || known.checked.contains(&unit.name))
             && unit.wanted
     };
     let able: Vec<&Unit> = units.iter().filter(may).collect();
