@@ -205,6 +205,8 @@ fn valid_body(pattern: &str) -> &'static str {
         r#"{"for_s":60}"#
     } else if pattern.starts_with("/v1/actions/") {
         r#"{"units":["web"]}"#
+    } else if pattern == "/v1/drills" {
+        r#"{"drill":"d1","do":"undo"}"#
     } else {
         "{}"
     }

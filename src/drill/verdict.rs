@@ -172,7 +172,11 @@ fn of_failure<'e>(story: Story, mine: impl Fn(&str) -> Option<&'e &'e EventLine>
     Story {
         detect_s: failed.map(|failed| seconds_between(story.at_ns, failed.at_ns)),
         restart_s: since_failure(restarted),
-        late_s: restarted.and_then(|event| number(event, "late_us")).map(|us| us / 1e6),
+        // What is held down is late on purpose.
+        late_s: restarted
+            .filter(|_| story.kind != "outage")
+            .and_then(|event| number(event, "late_us"))
+            .map(|us| us / 1e6),
         recover_s: since_failure(recovered),
         outcome: outcome.to_string(),
         ..story
