@@ -5,7 +5,7 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -55,10 +55,7 @@ impl Talk {
     /// The next event, or none until `deadline`.
     pub fn event_until(&self, deadline: Monotonic) -> Option<EventLine> {
         let wait = deadline.since(clock::monotonic());
-        match self.events.recv_timeout(wait) {
-            Ok(event) => Some(event),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.events.recv_timeout(wait).ok() // none came in time
     }
 }
 
