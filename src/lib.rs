@@ -23,5 +23,6 @@ pub mod telemetry;
 pub mod api;
 pub mod dashboard;
 pub mod daemon;
+pub mod drill;
 pub mod demo;
 pub mod cli;

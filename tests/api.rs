@@ -141,6 +141,8 @@ fn answer(call: Call) -> Answer {
         | Call::ConfigPlan
         | Call::ConfigApply { .. }
         | Call::Upgrade
+        | Call::Drills { .. }
+        | Call::Drill { .. }
         | Call::BeginUpgrade => Answer::Json(Bytes::from_static(br#"{"outcomes":[]}"#)),
     }
 }
@@ -204,6 +206,8 @@ fn valid_body(pattern: &str) -> &'static str {
         r#"{"for_s":60}"#
     } else if pattern.starts_with("/v1/actions/") {
         r#"{"units":["web"]}"#
+    } else if pattern == "/v1/drills" {
+        r#"{"drill":"d1","do":"undo"}"#
     } else {
         "{}"
     }

@@ -138,7 +138,8 @@ fn every_command_in_the_papers_is_one() {
 }
 
 fn form_without_arguments(form: &str) -> String {
-    let words = if form.starts_with("upright alert ") { 3 } else { 2 };
+    let nested = form.starts_with("upright alert ") || form.starts_with("upright drill ");
+    let words = if nested { 3 } else { 2 };
     form.split_whitespace().take(words).collect::<Vec<_>>().join(" ")
 }
 

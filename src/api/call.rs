@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use crate::api::drills::DrillStep;
 use crate::api::types::ErrorBody;
 
 /// Who asks.
@@ -135,6 +136,15 @@ pub enum Call {
         /// false: answered as soon as the set is in force.
         wait: bool,
     },
+    /// The newest drills.
+    Drills {
+        limit: u32,
+    },
+    /// A step of a drill.
+    Drill {
+        drill: String,
+        step: DrillStep,
+    },
     /// How far the newest upgrade is.
     Upgrade,
     /// Swap the daemon for the binary on disk; answered when the new one is about to take over.
@@ -170,6 +180,13 @@ impl Call {
             Call::Alerts(AlertCall::Test { .. }) => Some("alert test"),
             Call::Alerts(AlertCall::Ack { .. }) => Some("alert ack"),
             Call::Alerts(AlertCall::Mute { .. }) => Some("alert mute"),
+            Call::Drill { step, .. } => Some(match step {
+                DrillStep::Begin { .. } => "drill begin",
+                DrillStep::Fault { .. } => "drill fault",
+                DrillStep::Undo { .. } => "drill undo",
+                DrillStep::Progress { .. } => "drill progress",
+                DrillStep::End { .. } => "drill end",
+            }),
             Call::Livez
             | Call::Readyz
             | Call::Metrics(_)
@@ -184,6 +201,7 @@ impl Call {
             | Call::ConfigErrors
             | Call::Alerts(AlertCall::List { .. })
             | Call::ConfigPlan
+            | Call::Drills { .. }
             | Call::Upgrade => None,
         }
     }

@@ -7,6 +7,7 @@ pub mod access;
 pub mod body;
 pub mod call;
 pub mod client;
+pub mod drills;
 pub mod exchange;
 pub mod openapi;
 pub mod refusals;

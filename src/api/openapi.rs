@@ -5,6 +5,7 @@
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
+use crate::api::drills::{DrillList, DrillReply, DrillRequest};
 use crate::api::request::{LINES_MAX, US_LEAST, US_MOST};
 use crate::api::routes::{Door, Need, Param, ROUTES, Route, Target};
 use crate::api::summary::Summary;
@@ -109,6 +110,7 @@ fn failures_of(route: &Route) -> Vec<Failure> {
             route.target,
             Target::Act(_) | Target::RecoveryRestart | Target::RecoveryResync | Target::AlertMute
         );
+    let is_drill = route.target == Target::Drill;
     let is_json = kinds_of(route).contains(&JSON);
     let may_clash = matches!(
         route.target,
@@ -123,6 +125,8 @@ fn failures_of(route: &Route) -> Vec<Failure> {
             "Whoever asks may not; or a foreign page asks; or it is not done over TCP.",
             "access.denied",
         ),
+        (is_drill, 404, "No unit, or no drill that runs, has this name.", "drill.unknown"),
+        (is_drill, 409, "Another drill runs, or the unit has no process.", "drill.busy"),
         (names_units, 404, "No unit has this name.", "unit.unknown"),
         (route.target == Target::AlertTest, 404, "No channel has this name.", "channel.unknown"),
         (is_json, 406, "`Accept` names nothing that is to be had here.", "request.not-acceptable"),
@@ -284,6 +288,8 @@ fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         Target::ConfigPlan => to_value(schemas.subschema_for::<ConfigPlan>()),
         Target::ConfigApply => to_value(schemas.subschema_for::<ConfigApplied>()),
         Target::Upgrade | Target::BeginUpgrade => to_value(schemas.subschema_for::<UpgradeStatus>()),
+        Target::Drills => to_value(schemas.subschema_for::<DrillList>()),
+        Target::Drill => to_value(schemas.subschema_for::<DrillReply>()),
         Target::AlertTest => to_value(schemas.subschema_for::<AlertLine>()),
         Target::AlertMute => to_value(schemas.subschema_for::<MuteList>()),
         Target::UnitAct(_)
@@ -316,6 +322,10 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         Target::AlertTest => (to_value(schemas.subschema_for::<TestRequest>()), json!({ "channels": [] })),
         Target::AlertAck => (to_value(schemas.subschema_for::<AckRequest>()), json!({ "alerts": [] })),
         Target::AlertMute => (to_value(schemas.subschema_for::<MuteRequest>()), json!({ "for_s": 3_600 })),
+        Target::Drill => (
+            to_value(schemas.subschema_for::<DrillRequest>()),
+            json!({ "drill": "d-1", "do": "begin", "scenario": "single-module" }),
+        ),
         Target::UnitAct(_) | Target::ConfigPlan | Target::ConfigApply | Target::BeginUpgrade => {
             (json!({ "type": "object", "additionalProperties": false }), json!({}))
         }
@@ -333,6 +343,7 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         | Target::Alerts
         | Target::Summary
         | Target::Page(_)
+        | Target::Drills
         | Target::Upgrade
         | Target::OpenApi => return None,
     };

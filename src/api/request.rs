@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use crate::api::call::{AlertCall, Call, LogForm, LogQuery, MetricsForm, Since, Verb};
+use crate::api::drills::DrillRequest;
 use crate::api::routes::{Param, ROUTES, Route, Target};
 use crate::api::types::{
     AckRequest, ActionRequest, ErrorBody, MuteRequest, RecoveryRequest, SignalRequest, TestRequest,
@@ -26,6 +27,7 @@ pub const US_MOST: i64 = 253_402_300_799_999_999;
 
 const LINES_DEFAULT: u32 = 10;
 const EVENTS_DEFAULT: u32 = 1_000;
+const DRILLS_DEFAULT: u32 = 100;
 
 /// The longest mute: what is forgotten for longer is configured.
 const MUTE_S_MAX: u64 = 365 * 24 * 3_600;
@@ -154,6 +156,8 @@ pub fn parse(
             Call::Alerts(AlertCall::Ack { names: parse_json_or_default::<AckRequest>(body)?.alerts })
         }
         Target::AlertMute => parse_mute(parse_json(body)?)?,
+        Target::Drills => Call::Drills { limit: query.limit.unwrap_or(DRILLS_DEFAULT) },
+        Target::Drill => parse_drill(parse_json(body)?)?,
         Target::Upgrade => Call::Upgrade,
         Target::BeginUpgrade => {
             parse_nothing(body)?;
@@ -262,6 +266,11 @@ fn parse_mute(request: MuteRequest) -> Result<Call, Refusal> {
     let units = request.units.iter().map(|unit| unit_name(unit)).collect::<Result<_, _>>()?;
     let wait = (request.for_s > 0).then(|| Duration::from_secs(request.for_s));
     Ok(Call::Alerts(AlertCall::Mute { units, wait }))
+}
+
+fn parse_drill(request: DrillRequest) -> Result<Call, Refusal> {
+    let (drill, step) = request.parsed().map_err(|why| malformed(why, None))?;
+    Ok(Call::Drill { drill, step })
 }
 
 fn malformed(message: impl Into<String>, help: impl Into<Option<String>>) -> Refusal {

@@ -47,6 +47,8 @@ pub enum Target {
     Page(WebKind),
     ConfigPlan,
     ConfigApply,
+    Drills,
+    Drill,
     Upgrade,
     BeginUpgrade,
     OpenApi,
@@ -257,6 +259,7 @@ pub const ROUTES: &[Route] = &[
         ALERTS,
         "What people were to be told, newest first, with its channels.",
     ),
+    read("/v1/drills", Target::Drills, ALERTS, "Drills, newest first, and what they may hurt.").unix_only(),
     read("/v1/upgrade", Target::Upgrade, &[], "How far the newest upgrade of the daemon is.").unix_only(),
     read("/openapi.json", Target::OpenApi, &[], "This document."),
     act("/v1/units/{name}/start", Target::UnitAct(Verb::Start), WAIT, "Start a unit and what it requires."),
@@ -285,6 +288,13 @@ pub const ROUTES: &[Route] = &[
         &[],
         "Have nothing told for a time; then the newest of each unit.",
     ),
+    act(
+        "/v1/drills",
+        Target::Drill,
+        &[],
+        "A step of a drill: begin it, have a fault done or undone, tell how far it is, end it.",
+    )
+    .unix_only(),
     act("/v1/config/plan", Target::ConfigPlan, &[], "What a reread of the files would do, unit by unit."),
     act("/v1/config/apply", Target::ConfigApply, WAIT, "Reread the files and do what the plan says."),
     act(

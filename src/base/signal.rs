@@ -48,6 +48,7 @@ impl Signal {
     pub const KILL: Signal = Signal(9);
     pub const TERM: Signal = Signal(15);
     pub const CONT: Signal = Signal(18);
+    pub const STOP: Signal = Signal(19);
 
     pub fn from_number(number: i32) -> Option<Signal> {
         u8::try_from(number).ok().filter(|n| (1..=64).contains(n)).map(Signal)

@@ -2,6 +2,8 @@
 //!
 //! Refuses: meaning. What a flag does is in its command's file.
 
+pub mod drill;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,15 +13,17 @@ use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::api::call::Verb;
 use crate::api::request::LINES_MAX;
 use crate::base::duration;
+use crate::cli::args::drill::DrillCommand;
 
 const TEMPLATE: &str = "{about}\n\nUsage: {usage}\n{before-help}Options:\n{options}{after-help}";
 
 /// The verbs as `--help` groups them. A test holds this against the list of subcommands.
-pub const GROUPS: [(&str, &[&str]); 4] = [
+pub const GROUPS: [(&str, &[&str]); 5] = [
     ("Run it", &["demo", "daemon"]),
     ("Look", &["status", "why", "logs", "events", "alert", "kpi", "graph"]),
     ("Act", &["start", "stop", "restart", "reload", "clear", "resync", "signal", "plan", "apply", "upgrade"]),
     ("Check", &["check", "simulate", "schema"]),
+    ("Prove", &["drill"]),
 ];
 
 const EXIT_CODES: &str = "\
@@ -159,6 +163,14 @@ pub enum Command {
         after_help = "The daemon's own engine is given the unit file and a world in which nothing else goes wrong.\n\nExamples:\n  upright simulate backend\n  upright simulate units/backend.toml --failures 4\n  upright simulate backend --how hang       found by [health], killed, restarted\n  upright simulate backend --every 2m       each run is ready for two minutes first"
     )]
     Simulate(SimulateArgs),
+    /// Break something on purpose, and see whether everything recovers
+    #[command(
+        subcommand,
+        subcommand_value_name = "VERB",
+        disable_help_subcommand = true,
+        after_help = "Only units with `drillable = true` are hurt; every fault has a time limit, and is undone even when\nthe drill is killed.\n\nExamples:\n  upright drill list\n  upright drill run single-module\n  upright drill report"
+    )]
+    Drill(DrillCommand),
     /// Print the JSON Schema of unit files, for editors
     #[command(after_help = "Examples:\n  upright schema > units/unit.schema.json")]
     Schema(SchemaArgs),
@@ -509,7 +521,7 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn any_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn any_duration(text: &str) -> Result<Duration, String> {
     duration::parse(text)
         .map_err(|error| error.help.map_or(error.why.clone(), |help| format!("{}; {help}", error.why)))
 }

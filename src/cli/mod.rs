@@ -17,6 +17,7 @@ pub mod logs;
 pub mod events;
 pub mod alert;
 pub mod kpi;
+pub mod drill;
 pub mod graph;
 pub mod doors;
 pub mod check;
@@ -90,6 +91,7 @@ fn dispatch(args: &Args) -> Result<u8, Fail> {
         Command::Alert(AlertCommand::Ack(ack)) => quiet::ack(&mut context()?, ack),
         Command::Alert(AlertCommand::Mute(mute)) => quiet::mute(&mut context()?, mute),
         Command::Events(events) => events::run(&mut context()?, events),
+        Command::Drill(command) => drill::run(global, command),
         Command::Kpi(kpi) => kpi::run(&mut context()?, kpi),
         Command::Graph(graph) => graph::run(&mut context()?, graph.form()),
     }

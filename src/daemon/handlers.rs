@@ -78,6 +78,8 @@ impl Shell {
             Call::Units => json(&self.unit_list()),
             Call::ConfigErrors => json(&self.config_health()),
             Call::ConfigPlan => return self.read_files(Reader::Plan(reply)),
+            Call::Drills { limit } => return self.answer_drills(limit, reply),
+            Call::Drill { drill, step } => return self.on_drill_step(peer, drill, step, reply),
             Call::Upgrade => self.upgrade_status(),
             Call::BeginUpgrade => return self.begin_upgrade(peer, reply),
             Call::ConfigApply { wait } => {
@@ -196,6 +198,7 @@ impl Shell {
             Order::Clear(_) => "clear",
             Order::Resync(_) => "resync",
             Order::Signal(..) => "signal",
+            Order::Outage(..) => "outage",
             Order::AwaitUp(_) | Order::AwaitDown(_) => "await",
             Order::Shutdown => "shutdown",
         };

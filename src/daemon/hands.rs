@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -20,7 +21,6 @@ use crate::config::load::Loaded;
 use crate::daemon::again::Again;
 use crate::daemon::beat::Pulse;
 use crate::daemon::containment::Containment;
-use crate::daemon::doors;
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::launch::Maker;
 use crate::daemon::observed::Observed;
@@ -31,6 +31,7 @@ use crate::daemon::streams::History;
 use crate::daemon::tag::Tag;
 use crate::daemon::upgrade::{Heard, Milestone};
 use crate::daemon::words::Handover;
+use crate::daemon::{doors, drills};
 use crate::daemon::{follow, launch};
 use crate::engine::durable::UnitDurable;
 use crate::engine::effect::{Effect, Outcome, Record, Role};
@@ -74,6 +75,7 @@ pub enum Source {
         troubles: Vec<String>,
     },
     Door(doors::Heard),
+    Drill(drills::Heard),
     Upgrade(Heard),
     Heartbeat(Pulse),
 }
@@ -81,8 +83,18 @@ pub enum Source {
 /// What waits for a commit.
 pub enum Late {
     Release(RunId),
-    Reply { request: RequestId, outcomes: Vec<(UnitName, Outcome)> },
+    Reply {
+        request: RequestId,
+        outcomes: Vec<(UnitName, Outcome)>,
+    },
     Answer(oneshot::Sender<Answer>, Answer),
+    /// A fault of a drill stands in the journal.
+    Fault {
+        drill: String,
+        number: u64,
+        wait: Duration,
+        reply: oneshot::Sender<Answer>,
+    },
     Finished,
     Upgrade(Milestone),
 }
@@ -155,6 +167,10 @@ pub struct Hands {
     watched: BTreeMap<UnitName, AbortHandle>,
     /// The newest resync request of a unit.
     pub(crate) resyncs: BTreeMap<UnitName, AbortHandle>,
+    /// Units whose records come of a drill, and which.
+    pub(crate) drilled: BTreeMap<UnitName, String>,
+    /// The same for records that are about no unit.
+    pub(crate) drilled_whole: Option<String>,
     writes: Vec<Write>,
     pub(crate) lates: Vec<Late>,
     pub(crate) waiting: VecDeque<(u64, Late)>,
@@ -175,6 +191,8 @@ impl Hands {
             output: Output::default(),
             watched: BTreeMap::new(),
             resyncs: BTreeMap::new(),
+            drilled: BTreeMap::new(),
+            drilled_whole: None,
             writes: Vec::new(),
             lates: Vec::new(),
             waiting: VecDeque::new(),
@@ -270,7 +288,11 @@ impl Hands {
     pub fn next_uncommitted(&mut self) -> Option<(Late, String)> {
         let is_waited_for = |late: &Late| match late {
             Late::Release(_) | Late::Upgrade(Milestone::Healthy) => false,
-            Late::Reply { .. } | Late::Answer(..) | Late::Finished | Late::Upgrade(_) => true,
+            Late::Reply { .. }
+            | Late::Answer(..)
+            | Late::Fault { .. }
+            | Late::Finished
+            | Late::Upgrade(_) => true,
         };
         let place = self.waiting.iter().position(|(_, late)| is_waited_for(late))?;
         let trouble = self.store_trouble()?;
@@ -323,7 +345,12 @@ impl Hands {
 
     fn record(&mut self, record: &Record, stamp: Stamp) {
         self.observed.on_record(record, stamp.at);
-        let event = observe(record, stamp);
+        let mut event = observe(record, stamp);
+        let drill = match &record.unit {
+            Some(unit) => self.drilled.get(unit),
+            None => self.drilled_whole.as_ref(),
+        };
+        event.data.extend(drill.map(|id| ("drill".to_string(), id.as_str().into())));
         match event.level {
             Level::Info => tracing::info!("{}", event.message),
             Level::Warn => tracing::warn!("{}", event.message),

@@ -11,6 +11,8 @@ mod again;
 mod beat;
 mod containment;
 mod doors;
+mod drills;
+mod faults;
 mod fdstore;
 mod files;
 mod follow;

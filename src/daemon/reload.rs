@@ -113,6 +113,12 @@ impl Files {
         }
     }
 
+    /// The first file that fits, with its text in force.
+    pub fn good_of(&self, fits: impl Fn(&str) -> bool) -> Option<(String, String)> {
+        let found = self.good.iter().find(|(file, _)| fits(file))?;
+        Some((found.0.clone(), found.1.clone()))
+    }
+
     /// Whether the last good texts that the store has are those in force.
     pub fn keep_all(&self, stored: &BTreeMap<String, String>) -> Vec<Write> {
         changed_texts(stored, &self.good)

@@ -20,6 +20,7 @@ use crate::base::{limits, time::Monotonic};
 use crate::config::paths::Home;
 use crate::daemon::beat::Beat;
 use crate::daemon::doors::Doors;
+use crate::daemon::drills::Drills;
 use crate::daemon::handlers::{Asked, refuse};
 use crate::daemon::hands::{Hands, Late, Source, stamp};
 use crate::daemon::kpi::{LOGS_COUNTED_EVERY, LogsCounted};
@@ -76,6 +77,7 @@ pub struct Shell {
     pub(crate) begun: Monotonic,
     pub(crate) logs_counted: LogsCounted,
     pub(crate) beat: Beat,
+    pub(crate) drills: Drills,
 }
 
 /// How far the end of everything is.
@@ -153,6 +155,7 @@ impl Shell {
                 }
             }
             self.settle();
+            self.look_at_drills();
             self.count_logs(LOGS_COUNTED_EVERY);
             self.go_on_leaving();
             self.hands.observed.turn.observe(clock::monotonic().since(woken));
@@ -252,6 +255,7 @@ impl Shell {
                 }
             }
             Late::Answer(reply, answer) => _ = reply.send(answer), // whoever asked has left
+            Late::Fault { drill, number, wait, reply } => self.do_fault(drill, number, wait, reply),
             Late::Finished => self.ending = Ending::Done,
             Late::Upgrade(milestone) => self.on_milestone(milestone),
         }
@@ -269,6 +273,10 @@ impl Shell {
                 self.requests.remove(&request)
             }
             Late::Answer(reply, _) => Some(reply),
+            Late::Fault { drill, number, reply, .. } => {
+                self.drop_fault(&drill, number);
+                Some(reply)
+            }
             Late::Finished => {
                 self.ending = Ending::Done;
                 None
@@ -398,6 +406,7 @@ impl Shell {
             Source::Again(what) => self.on_again(what),
             Source::FilesRead { loaded, troubles } => self.on_files_read(*loaded, &troubles),
             Source::Door(heard) => self.on_door(heard),
+            Source::Drill(heard) => self.on_drill_heard(heard),
             Source::Upgrade(heard) => self.on_upgrade_heard(heard),
             Source::Heartbeat(pulse) => self.on_pulse(pulse),
         }

@@ -22,6 +22,7 @@ use crate::config::load::load;
 use crate::config::paths::Home;
 use crate::daemon::beat::Beat;
 use crate::daemon::doors::{self, Served};
+use crate::daemon::drills::Drills;
 use crate::daemon::fdstore::FdStore;
 use crate::daemon::files::{self, Reading, judge};
 use crate::daemon::hands::{Hands, Source, Tools, stamp};
@@ -109,12 +110,15 @@ pub(super) fn begin(
         begun,
         logs_counted: LogsCounted::default(),
         beat: Beat::default(),
+        drills: Drills::default(),
     };
     shell.beat_as(in_force.daemon.heartbeat.clone());
+    shell.recall_drills(&loaded.drills);
     say_begin(&mut shell, boot, &loaded, begun, &survey);
     shell.files.keep_all(&loaded.last_good).into_iter().for_each(|text| shell.hands.keep(text));
     shell.perform(stamp(now));
     shell.tell_ends()?;
+    shell.revert_drills();
     follow_at_boot(&mut shell, boot, reading, &loaded.engine.config_errors);
     upgrade.into_iter().for_each(|news| shell.on_upgrade_news(news));
     shell.await_milestone(Milestone::Healthy);

@@ -362,7 +362,7 @@ impl Hands {
     /// Somebody is answered as soon as something is on the disk.
     fn owes_answers(&self) -> bool {
         self.waiting.iter().any(|(_, late)| match late {
-            Late::Reply { .. } | Late::Answer(..) => true,
+            Late::Reply { .. } | Late::Answer(..) | Late::Fault { .. } => true,
             Late::Release(_) | Late::Finished | Late::Upgrade(_) => false,
         })
     }

@@ -29,6 +29,7 @@ token_file = @TOKEN@                # what a browser asks for as a password
 const DATABASE: &str = r#"# The database. Nothing starts before what it `requires` is ready, so this one goes first.
 [unit]
 description = "Sessions, in SQLite behind PostgreSQL's start-up"
+drillable   = true                   # `upright drill` may hurt it
 
 [service]
 command = [@EXE@, "puppet", "db", "--port", "@DATABASE@", "--data", @DATABASE_DIR@]
@@ -62,6 +63,7 @@ timeout = "10s"                      # then SIGKILL
 const CACHE: &str = r#"# The cache. It keeps nothing over a restart.
 [unit]
 description = "Counters, in memory"
+drillable   = true                   # `upright drill` may hurt it
 
 [service]
 command = [@EXE@, "puppet", "cache", "--port", "@CACHE@"]
@@ -87,6 +89,7 @@ const BACKEND: &str = r#"# The backend. Both of its requirements are ready befor
 [unit]
 description = "Chat backend"
 requires    = ["database", "cache"]
+drillable   = true                   # `upright drill` may hurt it
 
 [service]
 command = [@EXE@, "puppet", "api", "--port", "@BACKEND@", "--db-port", "@DATABASE@", "--cache-port", "@CACHE@", "--data", @BACKEND_DIR@]

@@ -125,6 +125,9 @@ impl Daemon {
                 "try:   kill -9 {backend}   then:  {upright} status --home {home}   (Ctrl-C ends the demo)"
             ));
             tell(&format!(
+                "prove: {upright} drill run single-module --home {home}   kills the backend three times, and judges"
+            ));
+            tell(&format!(
                 "or:    kill -STOP {database}   the database hangs: found within 7 s, the backend goes on meanwhile"
             ));
         }

@@ -93,6 +93,9 @@ pub enum Order {
     /// Forget the failures: the episode ends; a held (failed) unit that is wanted starts again.
     Clear(Vec<UnitName>),
     Signal(UnitName, Signal),
+    /// A drill's outage: its main process is killed, and none is started before then; None = it is over.
+    /// It is kept nowhere, so that no engine begins with one. An operator's start or stop ends it.
+    Outage(UnitName, Option<Monotonic>),
     /// Restore the state of these units now, whatever their requirements did.
     Resync(Vec<UnitName>),
     /// Nothing is changed: answered when each of these is up, or will not come.

@@ -15,6 +15,7 @@ pub mod effect;
 pub mod event;
 mod health;
 mod order;
+mod outage;
 pub mod outbox;
 pub mod plan;
 mod quarantine;

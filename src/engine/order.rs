@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use crate::base::exit::{Exit, RunId};
 use crate::base::name::UnitName;
+use crate::base::signal::Signal;
 use crate::base::time::Monotonic;
 use crate::engine::Engine;
 use crate::engine::durable::Desired;
@@ -60,6 +61,7 @@ impl Engine {
             }
             Order::Reload(_)
             | Order::Signal(..)
+            | Order::Outage(..)
             | Order::Resync(_)
             | Order::AwaitUp(_)
             | Order::AwaitDown(_)
@@ -97,12 +99,12 @@ impl Engine {
             }
             Order::Signal(unit, signal) => {
                 self.order_each(request, "signal", Goal::Up, vec![unit], fx, |this, name, fx| {
-                    let main = this.units.get(name).and_then(Unit::living_main);
-                    let Some(run) = main else {
-                        return Some(Outcome::Failed("it has no process to signal".to_string()));
-                    };
-                    fx.push(Effect::Signal { run, signal });
-                    Some(Outcome::Done)
+                    Some(this.order_signal(name, signal, fx))
+                })
+            }
+            Order::Outage(unit, until) => {
+                self.order_each(request, "outage", Goal::Down, vec![unit], fx, |this, name, fx| {
+                    this.order_outage(now, name, until, fx)
                 })
             }
             Order::Resync(units) => {
@@ -116,6 +118,15 @@ impl Engine {
         }
     }
 
+    fn order_signal(&self, name: &UnitName, signal: Signal, fx: &mut Effects) -> Outcome {
+        let main = self.units.get(name).and_then(Unit::living_main);
+        let Some(run) = main else {
+            return Outcome::Failed("it has no process to signal".to_string());
+        };
+        fx.push(Effect::Signal { run, signal });
+        Outcome::Done
+    }
+
     /// Answers an order that moves nothing now.
     fn refuse_each(&mut self, request: RequestId, order: Order, why: &str) {
         let (goal, units) = match order {
@@ -125,7 +136,7 @@ impl Engine {
                 (Goal::Up, units)
             }
             Order::Stop(units) | Order::AwaitDown(units) => (Goal::Down, units),
-            Order::Signal(unit, _) => (Goal::Up, vec![unit]),
+            Order::Signal(unit, _) | Order::Outage(unit, _) => (Goal::Up, vec![unit]),
             Order::Shutdown => return,
         };
         let mut job = Job::new(goal);
@@ -182,6 +193,7 @@ impl Engine {
         self.want_with_requirements(now, name, fx);
         self.make_way(name, fx);
         self.end_episode(name, fx);
+        self.end_outage(now, name);
         let unit = self.units.get_mut(name)?;
         unit.durable.held = None;
         match unit.state.clone() {
@@ -261,6 +273,7 @@ impl Engine {
     fn order_stop(&mut self, now: Monotonic, name: &UnitName, fx: &mut Effects) -> Option<Outcome> {
         self.supersede(name, Goal::Down, fx);
         let unit = self.units.get_mut(name)?;
+        unit.outage_until = None;
         unit.durable.ordered = Some(Desired::Down);
         unit.durable.held = None;
         unit.durable.down_since = None;

@@ -135,6 +135,7 @@ impl Engine {
             | Order::Restart(_)
             | Order::Clear(_)
             | Order::Signal(..)
+            | Order::Outage(..)
             | Order::AwaitUp(_)
             | Order::AwaitDown(_)
             | Order::Shutdown => None,

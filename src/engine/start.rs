@@ -27,7 +27,10 @@ impl Engine {
         let held_back: Vec<UnitName> = blockers.requires.iter().filter(restarts).cloned().collect();
         let Some(unit) = self.units.get_mut(name) else { return };
         self.slot_waiters.remove(&(unit.since, name.clone()));
+        let held_down = unit.outage_until.filter(|until| now < *until);
         let State::Waiting { not_before, blockers: known } = &mut unit.state else { return };
+        *not_before = held_down.max(*not_before);
+        unit.outage_until = held_down;
         let early = not_before.is_some_and(|at| now < at);
         if blockers == Blockers::default() && !early && unit.living.is_empty() && !unit.strays {
             return self.begin(now, name, fx);

@@ -23,7 +23,7 @@ pub(crate) enum State {
     Inactive {
         why: WhyInactive,
     },
-    /// Wants to start; something is missing. `not_before` only after a shortage.
+    /// Wants to start; something is missing. `not_before` only after a shortage, or in a drill's outage.
     Waiting {
         not_before: Option<Monotonic>,
         blockers: Blockers,
@@ -301,6 +301,8 @@ pub(crate) struct Unit {
     pub restarting: bool,
     /// Gone from the files.
     pub removed: bool,
+    /// A drill holds it down until then. Not durable: an engine that takes over knows of none.
+    pub outage_until: Option<Monotonic>,
     /// How the newest main run that ended has ended.
     pub main_exit: Option<(RunId, Exit)>,
     /// How the last failure or end reads.
@@ -331,6 +333,7 @@ impl Unit {
             pulled: false,
             restarting: false,
             removed: false,
+            outage_until: None,
             main_exit: None,
             last: None,
             status: None,

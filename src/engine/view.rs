@@ -2,6 +2,8 @@
 //!
 //! Refuses: wire formats (`api` has twins of these) and wall time.
 
+use std::collections::BTreeSet;
+
 use crate::base::exit::RunId;
 use crate::base::name::UnitName;
 use crate::base::time::Monotonic;
@@ -118,6 +120,37 @@ impl Engine {
         self.units.values().map(view).collect()
     }
 
+    /// Nothing of the unit is on its way: it is ready with all that it requires and its state is restored,
+    /// or nothing is going to change by itself.
+    pub fn is_settled(&self, name: &UnitName) -> bool {
+        let Some(unit) = self.units.get(name) else { return true };
+        let settled = match &unit.state {
+            State::Active(active) => {
+                active.missing.is_empty() && active.resync.is_none() && unit.durable.owed.is_empty()
+            }
+            State::Inactive { .. } | State::Failed { .. } => true,
+            State::Waiting { .. }
+            | State::Activating(_)
+            | State::Backoff { .. }
+            | State::Deactivating { .. } => false,
+        };
+        settled && unit.outage_until.is_none()
+    }
+
+    /// The unit, and all that need it, directly or through others.
+    pub fn reach_of(&self, name: &UnitName) -> BTreeSet<UnitName> {
+        let mut reached = BTreeSet::from([name.clone()]);
+        loop {
+            let needs = |unit: &&Unit| unit.spec.unit.requires.iter().any(|other| reached.contains(other));
+            let next = self.units.values().filter(needs).map(|unit| unit.spec.name.clone());
+            let next: BTreeSet<UnitName> = next.filter(|name| !reached.contains(name)).collect();
+            if next.is_empty() {
+                return reached;
+            }
+            reached.extend(next);
+        }
+    }
+
     pub fn view_of(&self, name: &UnitName) -> Option<UnitView> {
         self.units.get(name).map(view)
     }
@@ -220,6 +253,9 @@ fn own_reason(unit: &Unit) -> String {
         State::Inactive { why: WhyInactive::Stopped } => "stopped".to_string(),
         State::Inactive { why: WhyInactive::Finished(Some(exit)) } => format!("finished: {exit}"),
         State::Inactive { why: WhyInactive::Finished(None) } => "finished".to_string(),
+        State::Waiting { not_before: Some(_), .. } if unit.outage_until.is_some() => {
+            "held down by a drill".to_string()
+        }
         State::Waiting { not_before: Some(_), .. } => "short of resources; trying again soon".to_string(),
         State::Waiting { not_before: None, blockers } => waiting_reason(blockers),
         State::Activating(activating) => activating_reason(activating),

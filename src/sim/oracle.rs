@@ -424,6 +424,7 @@ impl Oracle {
             Order::Stop(_)
             | Order::Reload(_)
             | Order::Signal(..)
+            | Order::Outage(..)
             | Order::AwaitUp(_)
             | Order::AwaitDown(_) => {}
         }

@@ -118,6 +118,7 @@ impl Oracle {
             Order::Clear(units) | Order::Start(units) | Order::Stop(units) | Order::Restart(units) => units,
             Order::Reload(_)
             | Order::Signal(..)
+            | Order::Outage(..)
             | Order::Resync(_)
             | Order::AwaitUp(_)
             | Order::AwaitDown(_)

@@ -136,6 +136,7 @@ impl Oracle {
                 | Order::Resync(_)
                 | Order::Clear(_)
                 | Order::Signal(..)
+                | Order::Outage(..)
                 | Order::Shutdown => false,
             };
             if !excused {

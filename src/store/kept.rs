@@ -76,6 +76,7 @@ impl Kept {
             | Write::Alert { .. }
             | Write::Delivery { .. }
             | Write::AlertPrint { .. }
+            | Write::Drill(_)
             | Write::Run(_)
             | Write::RunGone { .. } => {}
         }
@@ -258,6 +259,7 @@ fn encode(write: &Write) -> Option<Value> {
         | Write::Alert { .. }
         | Write::Delivery { .. }
         | Write::AlertPrint { .. }
+        | Write::Drill(_)
         | Write::Run(_)
         | Write::RunGone { .. } => return None,
     })

@@ -26,6 +26,7 @@ pub(crate) fn lost_record(lost: u64, pending: &VecDeque<(u64, Batch)>) -> Option
         | Write::Channels(_)
         | Write::SaveEngine(_)
         | Write::LastGood { .. }
+        | Write::Drill(_)
         | Write::Run(_)
         | Write::RunGone { .. }
         | Write::ReserveRuns { .. }

@@ -12,6 +12,7 @@ pub mod alert_journal;
 mod base;
 pub mod books;
 mod chores;
+pub mod drill;
 mod checked;
 pub mod figures;
 pub mod kept;

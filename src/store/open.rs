@@ -16,6 +16,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 use crate::base::{exit::RunId, name::UnitName};
 use crate::engine::durable::{EngineDurable, UnitDurable};
 use crate::store::base::Base;
+use crate::store::drill::{self, DrillRow};
 use crate::store::kept::{self, Kept, Mark};
 use crate::store::rebuild::{self, Aside, Newest};
 use crate::store::row::{EventQuery, EventRow};
@@ -72,6 +73,8 @@ pub struct Loaded {
     pub last_good: BTreeMap<String, String>,
     /// The runs that lived when this was last written, of any boot.
     pub runs: Vec<RunRow>,
+    /// Drills that run, or have left faults behind.
+    pub drills: Vec<DrillRow>,
     /// Of the boot before this open; none in a new home.
     pub boot_id: Option<String>,
     /// No run of this home had this id or a greater one; `RUNS_PER_RESERVE` ids from here
@@ -148,6 +151,7 @@ pub fn open_beside(
     loaded.last_event_id = base.last_event_id;
     loaded.logged = base.logged;
     loaded.runs = base.db().and_then(run::load).unwrap_or_default();
+    loaded.drills = base.db().and_then(drill::open_ones).unwrap_or_default();
     loaded.schema = base.schema;
     loaded.last_alert = base.last_alert;
     loaded.moved_aside = base.aside.clone();
@@ -237,6 +241,7 @@ fn look(kept: &Kept, boot_id: &str) -> (Loaded, Vec<Write>) {
         engine,
         last_good: kept.last_good.clone(),
         runs: Vec::new(),
+        drills: Vec::new(),
         boot_id: kept.boot_id.clone(),
         next_run: RunId(next_run),
         last_event_id: 0,

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::base::{exit::RunId, limits, name::UnitName, time::Monotonic};
 use crate::engine::durable::{Desired, EngineDurable, UnitDurable};
 use crate::store::writer::Write;
-use crate::store::{StoreError, alert, open, run};
+use crate::store::{StoreError, alert, drill, open, run};
 
 /// How much an event matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,6 +117,7 @@ pub(crate) fn write(db: &Connection, write: &Write) -> Result<(), rusqlite::Erro
         Write::Channels(known) => alert::save_channels(db, known),
         Write::AlertPrint { channel, print } => alert::save_print(db, channel, *print),
         Write::Run(row) => run::save(db, row),
+        Write::Drill(row) => drill::save(db, row),
         Write::RunGone { run } => run::forget(db, *run),
         Write::LastGood { file, text } => save_last_good(db, file, text.as_deref()),
         Write::Event(_) | Write::Alert { .. } => Ok(()),

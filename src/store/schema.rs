@@ -13,7 +13,7 @@ use std::path::Path;
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::store::open::{read_meta, write_meta};
-use crate::store::{StoreError, books, run};
+use crate::store::{StoreError, books, drill, run};
 
 /// Step k brings a file from schema k to k + 1.
 struct Step {
@@ -123,6 +123,7 @@ const STEPS: &[Step] = &[
 ",
     },
     Step { compatible_from: 2, sql: books::MIGRATION },
+    Step { compatible_from: 2, sql: drill::MIGRATION },
 ];
 
 /// Key of `Schema::compatible_from`.

@@ -21,6 +21,7 @@ use crate::store::alert;
 use crate::store::base::Base;
 use crate::store::books::Window;
 use crate::store::chores::Chores;
+use crate::store::drill::DrillRow;
 use crate::store::lost::{delivery_of, lost_record};
 use crate::store::open::{Life, Opened};
 use crate::store::row::{EventQuery, EventRow, NewEvent};
@@ -78,6 +79,8 @@ pub enum Write {
     },
     /// This run lives; replaces its row.
     Run(RunRow),
+    /// Replaces the row of a drill.
+    Drill(DrillRow),
     /// It is released: no keeper has to find it.
     RunGone {
         run: RunId,
@@ -438,6 +441,7 @@ impl Writer {
                 | Write::Channels(_)
                 | Write::AlertPrint { .. }
                 | Write::SaveEngine(_)
+                | Write::Drill(_)
                 | Write::LastGood { .. } => rest.push_back(write),
                 Write::Event(_)
                 | Write::ReserveRuns { .. }

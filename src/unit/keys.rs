@@ -186,7 +186,7 @@ const UNIT_KEYS: &[Key] = &[
     key("unit", "conflicts", Kind::UnitNames, "[]", "Units that must not run beside it."),
     key("unit", "enabled", Kind::Bool, "true", "Start with the daemon."),
     key("unit", "critical", Kind::Bool, "false", "Container mode: its final failure ends the daemon with its exit code.").later(),
-    key("unit", "drillable", Kind::Bool, "false", "Drills may hurt it.").later(),
+    key("unit", "drillable", Kind::Bool, "false", "Drills may hurt it."),
 
     key("service", "type", Kind::Choice(&["simple", "notify", "oneshot", "forking"]), r#""simple""#, "How it starts: `notify` says itself when it is ready (sd_notify), `oneshot` is done when it has ended, `forking` is ready when it has left one process behind and ended.").restarts(),
     unset("service", "command", Kind::Command, "What to execute: an array of words, or a string split like a shell would.").restarts(),

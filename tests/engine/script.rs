@@ -226,6 +226,11 @@ impl Play {
             ["reload", list @ ..] => self.order(Order::Reload(units(list))),
             ["clear", list @ ..] => self.order(Order::Clear(units(list))),
             ["signal", unit] => self.order(Order::Signal(name(unit), Signal::HUP)),
+            ["outage", unit] => self.order(Order::Outage(name(unit), None)),
+            ["outage", unit, until] => {
+                let until = Monotonic::ZERO + parse(until).expect("a duration");
+                self.order(Order::Outage(name(unit), Some(until)));
+            }
             ["shutdown"] => self.order(Order::Shutdown),
             ["tick"] => self.step(Event::Tick),
             ["show", unit] => {

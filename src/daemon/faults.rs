@@ -1,0 +1,145 @@
+//! How each fault is done and undone: signals to the main process, an outage, a broken unit file.
+//!
+//! Refuses: deciding whether it may be done (`drills`), and what becomes of the unit (the engine).
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::api::drills::FaultKind;
+use crate::base::name::UnitName;
+use crate::base::signal::Signal;
+use crate::config::read::{Trust, read};
+use crate::daemon::drills::{Heard, Noted};
+use crate::daemon::hands::Source;
+use crate::daemon::reload::{Look, Reader};
+use crate::daemon::shell::Shell;
+use crate::engine::event::Order;
+use crate::keeper::wire::Request;
+use crate::sys::clock;
+
+/// A unit that is made slow is stopped for so long, then goes on for so long: a quarter of its speed.
+const SLOW_STOPPED: Duration = Duration::from_millis(150);
+const SLOW_RUNNING: Duration = Duration::from_millis(50);
+
+/// Behind the good text of a file that is broken: no TOML, and whoever looks sees what it is.
+const BROKEN: &str = "\n[[[ broken by a drill; it is put back when that is over\n";
+
+/// Whether a unit that is made slow stops or goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Go {
+    On,
+    Stop,
+}
+
+impl Shell {
+    pub(super) fn hurt(
+        &mut self,
+        drill: &str,
+        number: u64,
+        kind: FaultKind,
+        unit: Option<UnitName>,
+        wait: Duration,
+    ) {
+        let Some(unit) = unit else { return };
+        match kind {
+            FaultKind::Kill => self.signal_main(&unit, Signal::KILL),
+            FaultKind::Hang => self.signal_main(&unit, Signal::STOP),
+            FaultKind::Outage => {
+                let until = clock::monotonic() + wait;
+                self.order_unasked(Order::Outage(unit, Some(until)));
+            }
+            FaultKind::Slow => self.make_slow(drill, number),
+            FaultKind::ConfigCorrupt => {
+                let Some(fault) = self.drills.fault(drill, number) else { return };
+                if let Some((path, text)) = &fault.noted.file
+                    && let Err(error) = fs::write(path, format!("{text}{BROKEN}"))
+                {
+                    tracing::warn!("cannot break {path} for drill {drill}: {error}");
+                }
+            }
+            FaultKind::EngineKill => {}
+        }
+    }
+
+    /// Also of a fault that was not done, or is undone already.
+    pub(super) fn heal(&mut self, noted: &Noted, unit: Option<UnitName>) {
+        let Some(unit) = unit else { return };
+        match noted.kind {
+            FaultKind::Kill | FaultKind::EngineKill => {}
+            FaultKind::Hang | FaultKind::Slow => self.signal_main(&unit, Signal::CONT),
+            FaultKind::Outage => self.order_unasked(Order::Outage(unit, None)),
+            FaultKind::ConfigCorrupt => {
+                let Some((path, text)) = &noted.file else { return };
+                // Somebody who has written it meanwhile wants it so.
+                let ours = |found: &String| *found == format!("{text}{BROKEN}") || is_cut(found, text);
+                if read(Path::new(path), Trust::Deployed).is_ok_and(|found| ours(&found))
+                    && let Err(error) = fs::write(path, text)
+                {
+                    tracing::error!("cannot put {path} back after a drill: {error}");
+                }
+                self.read_files(Reader::Watch(Look::First));
+            }
+        }
+    }
+
+    /// To the newest main process that lives; one that has ended is none.
+    fn signal_main(&mut self, unit: &UnitName, signal: Signal) {
+        let run = self.hands.mains.get(unit).copied();
+        let lives = |run: &_| self.hands.runs.get(run).is_some_and(|live| !live.ended);
+        if let Some(run) = run.filter(lives) {
+            self.hands.ask_keeper(Request::Signal { run, signal });
+        }
+    }
+
+    fn make_slow(&mut self, drill: &str, number: u64) {
+        let (sources, id) = (self.hands.tools.sources.clone(), drill.to_string());
+        let beating = tokio::spawn(async move {
+            loop {
+                for (go, wait) in [(Go::Stop, SLOW_STOPPED), (Go::On, SLOW_RUNNING)] {
+                    if sources.send(Source::Drill(Heard::Beat { drill: id.clone(), number, go })).is_err() {
+                        return; // the loop has ended
+                    }
+                    tokio::time::sleep(wait).await;
+                }
+            }
+        });
+        if let Some(fault) = self.drills.fault(drill, number) {
+            fault.timers.push(beating.abort_handle());
+        }
+    }
+
+    pub(super) fn beat_fault(&mut self, drill: &str, number: u64, go: Go) {
+        let Some(fault) = self.drills.fault(drill, number).filter(|fault| !fault.noted.over) else { return };
+        let Some(unit) = fault.unit.clone() else { return };
+        let signal = match go {
+            Go::On => Signal::CONT,
+            Go::Stop => Signal::STOP,
+        };
+        self.signal_main(&unit, signal);
+    }
+
+    /// The file of a unit, and its text, which is the one in force.
+    pub(super) fn file_to_break(&self, unit: &UnitName) -> Result<(String, String), String> {
+        let stem = unit.as_str().split('@').next().unwrap_or_default();
+        let good = self.files.good_of(|file| {
+            if !file.starts_with('/') {
+                return false; // the config file has a mark before its path
+            }
+            let stem_of = Path::new(file).file_stem().and_then(|stem| stem.to_str());
+            stem_of.is_some_and(|found| found == stem || found == unit.as_str())
+        });
+        let Some((file, good)) = good else { return Err(format!("no file of {unit} is in force")) };
+        let found =
+            read(Path::new(&file), Trust::Deployed).map_err(|error| format!("{file}: {}", error.why))?;
+        if found != good {
+            return Err(format!("{file} says something else than what is in force"));
+        }
+        Ok((file, good))
+    }
+}
+
+/// We died while we wrote it.
+fn is_cut(found: &str, good: &str) -> bool {
+    found.len() != good.len() && format!("{good}{BROKEN}").starts_with(found)
+}
