@@ -286,7 +286,7 @@ fn assert_is_shown(home: &Home, summary: &Value) {
     assert!(line("missed-alerts").ends_with("PASS") && line("log-loss").ends_with("PASS"), "{table}");
     println!("{table}");
     let json: Value =
-        serde_json::from_str(&home.upright_exits(&["kpi", "--since", "1h", "--json"], 1)).expect("JSON");
+        serde_json::from_str(&home.upright_exits(&["kpi", "--since", "24h", "--json"], 1)).expect("JSON");
     assert_eq!(json["failures"], summary["failures"]);
 }
 

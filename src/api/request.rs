@@ -143,10 +143,7 @@ pub fn parse(
             limit: query.limit.unwrap_or(EVENTS_DEFAULT),
             follow,
         },
-        Target::ConfigPlan => {
-            parse_nothing(body)?;
-            Call::ConfigPlan
-        }
+        Target::ConfigPlan => parse_nothing(body).map(|()| Call::ConfigPlan)?,
         Target::ConfigApply => {
             parse_nothing(body)?;
             Call::ConfigApply { wait }

@@ -82,9 +82,7 @@ impl Shell {
             Call::Drill { drill, step } => return self.on_drill_step(peer, drill, step, reply),
             Call::Upgrade => self.upgrade_status(),
             Call::BeginUpgrade => return self.begin_upgrade(peer, reply),
-            Call::ConfigApply { wait } => {
-                return self.read_files(Reader::Apply(peer, Until::from_wait(wait), reply));
-            }
+            Call::ConfigApply { wait } => return self.apply_files(peer, wait, reply),
             Call::Unit { name } => return self.answer_card(&name, reply),
             Call::Act { verb, units, all, wait } => {
                 let units = match (all, verb) {
@@ -137,6 +135,10 @@ impl Shell {
             }
         };
         let _ = reply.send(answer); // whoever asked has left
+    }
+
+    fn apply_files(&mut self, peer: Peer, wait: bool, reply: oneshot::Sender<Answer>) {
+        self.read_files(Reader::Apply(peer, Until::from_wait(wait), reply));
     }
 
     /// Those that "every unit" can mean when state is to be restored.
