@@ -74,12 +74,7 @@ pub fn document() -> Value {
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "Over TCP: the word in the file that `token_file` names. The Unix socket needs none.",
-                },
-                "password": {
-                    "type": "http",
-                    "scheme": "basic",
-                    "description": "For browsers: the token as the password, with any name. It reads, and changes nothing.",
+                    "description": "Over TCP: the word in the file that `token_file` names. The Unix socket needs none. A browser may show it as the password of `Basic`, with any name: that reads, and changes nothing.",
                 },
             },
         },
@@ -156,7 +151,6 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator, error: &Value) -> Val
     };
     let (over_tcp, security) = match route.door {
         Door::Open => ("open", json!([])),
-        Door::Token if route.need == Need::View => ("token", json!([{ "token": [] }, { "password": [] }])),
         Door::Token => ("token", json!([{ "token": [] }])),
         Door::Unix => ("no", json!([{ "token": [] }])),
     };

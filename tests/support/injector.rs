@@ -15,6 +15,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
@@ -247,7 +248,10 @@ impl Trace {
             for task in tasks.flatten() {
                 let thread = task.file_name().to_str().and_then(|name| name.parse().ok()).expect("a number");
                 let thread = Pid::from_raw(thread);
-                ptrace::seize(thread, options).expect("it can be traced");
+                match ptrace::seize(thread, options) {
+                    Err(Errno::ESRCH) => continue, // it has ended since we listed it
+                    seized => seized.expect("it can be traced"),
+                }
                 self.threads.insert(thread, Thread { whose, tgid: process, refused: None });
                 ptrace::interrupt(thread).expect("it lives");
             }
