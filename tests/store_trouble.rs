@@ -251,6 +251,9 @@ fn corrupted_under_the_living_daemon() {
     fail_once(&home);
     home.upright_exits(&["stop", "other"], 0);
     let engine = home.get("/v1/units")["daemon"]["engine_pid"].clone();
+    // A checkpoint between two of these writes would mend what the first one broke.
+    let engine_pid = Pid::from_raw(engine_pid(&home).expect("an engine"));
+    kill(engine_pid, Signal::SIGSTOP).expect("it lives");
     let file = fs::OpenOptions::new().write(true).open(store_file(&home, "")).expect("opens");
     let len = file.metadata().expect("stat").len().max(64 * 1_024);
     file.write_all_at(&vec![0xA5; usize::try_from(len).expect("small")], 0).expect("writes");
@@ -259,6 +262,7 @@ fn corrupted_under_the_living_daemon() {
     // The index of the WAL is what SQLite looks at before each transaction.
     let shm = fs::OpenOptions::new().write(true).open(store_file(&home, "-shm")).expect("opens");
     shm.write_all_at(&[0; 32 * 1_024], 0).expect("writes");
+    kill(engine_pid, Signal::SIGCONT).expect("it lives");
     for _ in 0..3 {
         fail_once(&home);
     }

@@ -33,8 +33,10 @@ pub fn build(name: &str, version: &str, patches: &[Patch]) -> Option<PathBuf> {
         files.insert(PathBuf::from(file), fs::read(source.join(file)).expect("a file of the source"));
     }
     read_below(source, Path::new("src"), &mut files);
-    // Named in the manifest, so they have to be there.
-    read_below(source, Path::new("benches"), &mut files);
+    // Named in the manifest, and built into the binary, so they have to be there.
+    for dir in ["benches", "examples/drills"] {
+        read_below(source, Path::new(dir), &mut files);
+    }
     let package = format!("name = \"upright\"\nversion = \"{version}\"");
     let own = [
         Patch { file: "Cargo.toml", text: PACKAGE, with: package.clone() },
