@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use support::{Home, UPRIGHT, eventually, of, pid_of};
+use support::{Home, UPRIGHT, eventually, is_root, of, pid_of, skip};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -361,6 +361,48 @@ fn a_killed_engine_and_drill_leave_no_fault() {
         nothing_is_left(&home, &text);
         assert!(pid_of(&home.status("front")).is_some());
     }
+}
+
+/// Its journal went with a corrupt store, say.
+#[test]
+fn a_broken_file_is_put_back_without_a_journal() {
+    let mut home = Home::new();
+    let good = unit("");
+    home.unit("front", &format!("{good}\n[[[ broken by a drill; it is put back when that is over\n"));
+    fs::write(home.path().join("units/.front.toml.before-drill"), &good).expect("the good one");
+    home.daemon();
+    home.await_state("front", "active", SOON);
+    assert_eq!(fs::read_to_string(home.path().join("units/front.toml")).expect("its file"), good);
+    assert!(!home.path().join("units/.front.toml.before-drill").exists());
+    assert!(home.events().iter().any(|event| event["event"] == "drill.undone"));
+}
+
+#[test]
+fn a_broken_file_is_put_back_on_a_full_disk() {
+    if skip((!is_root()).then_some("root")) {
+        return;
+    }
+    let mut home = Home::new();
+    let text = unit("");
+    let at = home.path().join("units");
+    fs::create_dir_all(&at).expect("dir");
+    let file = format!("printf %s \"$UNIT\" > {}/front.toml", at.display());
+    let script =
+        format!("mount -t tmpfs -o size=64k,mode=755 none {} && {file} && exec \"$@\"", at.display());
+    home.daemon_through(&["env", &format!("UNIT={text}"), "unshare", "-m", "sh", "-c", &script, "sh"]);
+    home.await_state("front", "active", SOON);
+    let inside = PathBuf::from(format!("/proc/{}/root{}", home.child(), at.display()));
+    let drilling = Drilling::start(&home, &long_fault(&home, "config-corrupt"));
+    let path = inside.join("front.toml");
+    eventually("it is broken", SOON, || {
+        fs::read_to_string(&path).is_ok_and(|text| text.contains("broken by a drill")).then_some(())
+    });
+    let full = fs::write(inside.join("filler"), vec![0; 65_536]);
+    assert_eq!(full.expect_err("no room").kind(), std::io::ErrorKind::StorageFull);
+    drilling.kill();
+    eventually("it is as before", SOON, || {
+        fs::read_to_string(&path).is_ok_and(|found| found == text).then_some(())
+    });
 }
 
 /// What a newcomer does: the demo in one terminal, a drill in another.

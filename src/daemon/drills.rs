@@ -494,6 +494,7 @@ impl Shell {
                 self.end_drill(&id, Ended::Aborted, None);
             }
         }
+        self.restore_spoiled();
         self.drop_finished();
     }
 }

@@ -2,8 +2,7 @@
 //!
 //! Refuses: deciding whether it may be done (`drills`), and what becomes of the unit (the engine).
 
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::api::drills::FaultKind;
@@ -14,16 +13,15 @@ use crate::daemon::drills::{Heard, Noted};
 use crate::daemon::hands::Source;
 use crate::daemon::reload::{Look, Reader};
 use crate::daemon::shell::Shell;
+use crate::daemon::spoiled;
 use crate::engine::event::Order;
 use crate::keeper::wire::Request;
+use crate::store::row::Level;
 use crate::sys::clock;
 
 /// A unit that is made slow is stopped for so long, then goes on for so long: a quarter of its speed.
 const SLOW_STOPPED: Duration = Duration::from_millis(150);
 const SLOW_RUNNING: Duration = Duration::from_millis(50);
-
-/// Behind the good text of a file that is broken: no TOML, and whoever looks sees what it is.
-const BROKEN: &str = "\n[[[ broken by a drill; it is put back when that is over\n";
 
 /// Whether a unit that is made slow stops or goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +51,7 @@ impl Shell {
             FaultKind::ConfigCorrupt => {
                 let Some(fault) = self.drills.fault(drill, number) else { return };
                 if let Some((path, text)) = &fault.noted.file
-                    && let Err(error) = fs::write(path, format!("{text}{BROKEN}"))
+                    && let Err(error) = spoiled::spoil(Path::new(path), text)
                 {
                     tracing::warn!("cannot break {path} for drill {drill}: {error}");
                 }
@@ -71,15 +69,25 @@ impl Shell {
             FaultKind::Outage => self.order_unasked(Order::Outage(unit, None)),
             FaultKind::ConfigCorrupt => {
                 let Some((path, text)) = &noted.file else { return };
-                // Somebody who has written it meanwhile wants it so.
-                let ours = |found: &String| *found == format!("{text}{BROKEN}") || is_cut(found, text);
-                if read(Path::new(path), Trust::Deployed).is_ok_and(|found| ours(&found))
-                    && let Err(error) = fs::write(path, text)
-                {
+                if let Err(error) = spoiled::restore(Path::new(path), text) {
                     tracing::error!("cannot put {path} back after a drill: {error}");
                 }
                 self.read_files(Reader::Watch(Look::First));
             }
+        }
+    }
+
+    /// Files that a drill has broken and of which the journal tells nothing: it went with a corrupt store.
+    pub(super) fn restore_spoiled(&mut self) {
+        let dirs = self.home.unit_dirs.iter();
+        let restored: Vec<PathBuf> = dirs.flat_map(|dir| spoiled::restore_all(dir)).collect();
+        for path in &restored {
+            let message = format!("{} was left broken by a drill, and is put back", path.display());
+            let data = [("file", path.display().to_string().into())];
+            self.note(Level::Warn, "drill.undone", message, data);
+        }
+        if !restored.is_empty() {
+            self.read_files(Reader::Watch(Look::First));
         }
     }
 
@@ -137,9 +145,4 @@ impl Shell {
         }
         Ok((file, good))
     }
-}
-
-/// We died while we wrote it.
-fn is_cut(found: &str, good: &str) -> bool {
-    found.len() != good.len() && format!("{good}{BROKEN}").starts_with(found)
 }

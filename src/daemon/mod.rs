@@ -33,6 +33,7 @@ mod reload;
 mod scrape;
 mod shell;
 mod slate;
+mod spoiled;
 mod streams;
 mod takeover;
 mod upgrade;
