@@ -251,7 +251,7 @@ fn a_password_of_a_browser_reads_and_changes_nothing() {
             }
         }
     }
-    let page = ROUTES.iter().find(|route| route.pattern == "/").expect("the page");
+    let row = |pattern: &str| ROUTES.iter().find(|route| route.pattern == pattern).expect("a route");
     for wrong in [
         basic(format!("any:{OTHER_TOKEN}")),
         basic(TOKEN.to_string()),
@@ -259,11 +259,15 @@ fn a_password_of_a_browser_reads_and_changes_nothing() {
         format!("Basic {TOKEN}"),
         "Basic".to_string(),
     ] {
-        let reply = ask_tcp(port, page, &[host, ("Authorization", &wrong)]);
+        let reply = ask_tcp(port, row("/sign-in"), &[host, ("Authorization", &wrong)]);
         expect(&reply, 401, "access.token", &wrong);
         assert!(reply.head.contains("www-authenticate: basic realm"), "{}", reply.head);
     }
-    let shown = ask_tcp(port, page, &[host, password]);
+    // Whoever is not the reader gets the page that needs no token.
+    let hides = |lines: &[(&str, &str)]| ask_tcp(port, row("/"), lines).body.contains("id=\"sign-in\"");
+    assert!(!hides(&[host, password]) && !hides(&[host, password, cross, link]));
+    assert!(hides(&[host]) && hides(&[host, password, cross]));
+    let shown = ask_tcp(port, row("/"), &[host, password]);
     for line in [
         "content-type: text/html; charset=utf-8",
         "content-security-policy: default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \

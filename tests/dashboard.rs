@@ -22,7 +22,8 @@ const WEB: &str = "[unit]\ndescription = \"Web <script>alert('unit')</script>\"\
     [service]\ncommand = [\"sh\", \"-c\", \"echo '<script>alert(1)</script>'; exec sleep 600\"]\n\
     [restart]\ndelays = [\"2s\"]\n[stop]\ntimeout = \"5s\"\n";
 
-const DB: &str = "[service]\ncommand = [\"sleep\", \"600\"]\n[restart]\ndelays = [\"10ms\"]\n";
+const DB: &str =
+    "[unit]\ndrillable = true\n[service]\ncommand = [\"sleep\", \"600\"]\n[restart]\ndelays = [\"10ms\"]\n";
 
 /// A shell's own count, so that the message of the error has markup too.
 const BROKEN: &str = "[service]\ncommand = [\"sleep\", \"600\"]\n\"<script>alert(2)</script>\" = 1\n";
@@ -54,7 +55,12 @@ fn home(port: u16) -> Home {
 
 /// The page, as a reader who has typed the token into the browser's own question.
 fn address(port: u16) -> String {
-    format!("http://reader:{TOKEN}@127.0.0.1:{port}/")
+    format!("http://reader:{TOKEN}@127.0.0.1:{port}/sign-in")
+}
+
+/// A drill that passes.
+fn drill(home: &Home) {
+    home.upright_exits(&["drill", "run", "single-module", "--iterations", "1", "--pause", "0"], 0);
 }
 
 fn write_new(home: &Home, unit: &str, text: &str) {
@@ -161,7 +167,7 @@ fn same_kpis(home: &Home, browser: &Browser) {
 }
 
 #[test]
-fn without_its_script_the_page_is_whole_and_without_the_token_it_is_none() {
+fn without_its_script_the_page_is_whole() {
     if skip_tool(browser::lacking()) {
         return;
     }
@@ -181,6 +187,57 @@ fn without_its_script_the_page_is_whole_and_without_the_token_it_is_none() {
     );
     assert_eq!(seen, serde_json::json!([true, "not live: load it again for news", "none"]));
     drop(home);
+}
+
+/// Over TCP the page needs no token, and what services wrote does.
+#[test]
+fn a_reader_without_the_token_sees_all_but_log_lines() {
+    if skip_tool(browser::lacking()) {
+        return;
+    }
+    let port = free_port();
+    let home = home(port);
+    let browser = Browser::open();
+    browser.go(&format!("http://127.0.0.1:{port}/"));
+    live(&browser);
+    let begun = Instant::now();
+    write_new(&home, "db", BROKEN);
+    browser.until("it is red", PATIENCE, "return document.documentElement.dataset.status === 'red'");
+    println!("red after {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    write_new(&home, "db", DB);
+    browser.until("it is green", PATIENCE, "return document.documentElement.dataset.status === 'green'");
+    same_kpis(&home, &browser);
+
+    kill(Pid::from_raw(home.pid("web")), Signal::SIGKILL).expect("it lives");
+    let state = "return document.querySelector('tr[data-unit=web]').dataset.state";
+    browser.until("the crash shows", PATIENCE, &format!("{state} === 'backoff'"));
+    let seen = browser.run("return [document.querySelectorAll('.tail').length, document.documentElement.outerHTML.includes('alert(1)')]");
+    assert_eq!(seen, serde_json::json!([0, false]));
+    browser.until("and resolves", PATIENCE, &format!("{state} === 'active'"));
+
+    drill(&home);
+    browser.until(
+        "the drill shows",
+        PATIENCE,
+        "return document.querySelector('#drills li[data-status=passed] details') !== null",
+    );
+    browser.run("document.querySelector('#drills details').open = true");
+    kill(Pid::from_raw(home.pid("web")), Signal::SIGKILL).expect("it lives");
+    browser.until("the crash shows", PATIENCE, &format!("{state} === 'backoff'"));
+    let report = browser
+        .run("const box = document.querySelector('#drills details'); return [box.open, box.innerText]");
+    assert_eq!(report[0], true, "what a reader has opened stays open");
+    assert!(report[1].as_str().is_some_and(|text| text.contains("auto-recovery-rate")), "{report}");
+    assert_eq!(browser.complaints(), Vec::<String>::new());
+
+    // Signed in, the browser keeps the token as a password, for the page too.
+    browser.go(&address(port));
+    browser.go(&format!("http://127.0.0.1:{port}/"));
+    live(&browser);
+    assert_eq!(browser.run("return document.querySelector('#sign-in')"), Value::Null);
+    kill(Pid::from_raw(home.pid("web")), Signal::SIGKILL).ok();
+    browser.until("its last lines show", PATIENCE, "return document.querySelector('.tail pre') !== null");
 }
 
 #[test]
@@ -247,6 +304,7 @@ fn axe_finds_nothing_serious_and_the_pictures_are_taken() {
     let axe = fs::read_to_string(axe()).expect("axe");
     kill(Pid::from_raw(home.pid("web")), Signal::SIGKILL).expect("it lives");
     home.await_state("web", "active", PATIENCE);
+    drill(&home);
     for story in ["well", "broken"] {
         if story == "broken" {
             write_new(&home, "db", BROKEN);
@@ -265,6 +323,7 @@ fn axe_finds_nothing_serious_and_the_pictures_are_taken() {
                         story == "broken"
                     ),
                 );
+                browser.run("document.querySelector('#drills details').open = true");
                 let name = format!("{story}-{width}-{scheme}.png");
                 browser.picture(&pictures.join(&name));
                 let wide = browser.run("return document.documentElement.scrollWidth - innerWidth");

@@ -124,6 +124,10 @@ pub enum Call {
     ConfigErrors,
     /// The dashboard, or what belongs to it.
     Page(WebKind),
+    /// The id of the newest event, and of each that comes.
+    News {
+        follow: bool,
+    },
     /// The KPIs of a window that ends now.
     Summary {
         since: Since,
@@ -193,6 +197,7 @@ impl Call {
             | Call::SystemMetrics
             | Call::Summary { .. }
             | Call::Page(_)
+            | Call::News { .. }
             | Call::Health
             | Call::Units
             | Call::Unit { .. }

@@ -5,9 +5,11 @@
 use std::time::Duration;
 
 use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::api::types::NAME_PATTERN;
+use crate::ledger::marks;
 
 /// What the id of a drill and the name of a scenario look like.
 pub const ID_PATTERN: &str = "^[a-z0-9][a-z0-9.-]{0,63}$";
@@ -17,6 +19,9 @@ pub const FAULT_MAX: Duration = Duration::from_secs(600);
 
 /// Most bytes of a verdict.
 pub const VERDICT_BYTES_MAX: usize = 65_536;
+
+/// Most rows of it that are shown.
+const ROWS_MAX: usize = 30;
 
 /// One bad thing that a daemon does to itself or a unit, in a drill.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema, PartialEq, Eq, PartialOrd, Ord)]
@@ -236,6 +241,34 @@ pub struct DrillLine {
     /// As the drill gave it.
     #[serde(default)]
     pub verdict: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// Some lengths, told in a verdict.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Latency {
+    pub what: String,
+    pub count: usize,
+    pub mean_s: f64,
+    pub p50_s: f64,
+    pub max_s: f64,
+}
+
+impl DrillLine {
+    /// The KPIs of its verdict. What is none of ours is left out: it is text that somebody sent.
+    pub fn kpis(&self) -> Vec<marks::Verdict> {
+        self.rows("kpis")
+    }
+
+    /// The latencies of its verdict, likewise.
+    pub fn latencies(&self) -> Vec<Latency> {
+        self.rows("latencies")
+    }
+
+    fn rows<T: DeserializeOwned>(&self, key: &str) -> Vec<T> {
+        let all = self.verdict.as_ref().and_then(|verdict| verdict.get(key)?.as_array());
+        let rows = all.into_iter().flatten().take(ROWS_MAX);
+        rows.filter_map(|row| serde_json::from_value(row.clone()).ok()).collect()
+    }
 }
 
 /// A fault that is done.

@@ -223,7 +223,7 @@ fn refuse(refusal: Refusal) -> Box<Response<ReplyBody>> {
     Box::new(response)
 }
 
-/// A browser that wants the page asks its reader for the token. Where the script asks, nobody is asked:
+/// A browser that wants to sign in asks its reader for the token. Where the script asks, nobody is asked:
 /// `Basic` stands only here.
 fn asked_for(mut response: Box<Response<ReplyBody>>, route: &Route) -> Box<Response<ReplyBody>> {
     if response.status() == StatusCode::UNAUTHORIZED && route.target == Target::Page(WebKind::Html) {

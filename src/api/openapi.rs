@@ -11,8 +11,8 @@ use crate::api::routes::{Door, Need, Param, ROUTES, Route, Target};
 use crate::api::summary::Summary;
 use crate::api::types::{
     AckRequest, ActionReply, ActionRequest, AlertLine, AlertList, ConfigApplied, ConfigHealth, ConfigPlan,
-    ErrorReply, EventList, LogLines, MuteList, MuteRequest, NAME_PATTERN, RecoveryRequest, SignalRequest,
-    SystemHealth, SystemMetrics, TestRequest, UnitCard, UnitList, UpgradeStatus,
+    ErrorReply, EventList, LogLines, MuteList, MuteRequest, NAME_PATTERN, News, RecoveryRequest,
+    SignalRequest, SystemHealth, SystemMetrics, TestRequest, UnitCard, UnitList, UpgradeStatus,
 };
 
 pub const JSON: &str = "application/json";
@@ -276,6 +276,7 @@ fn content(route: &Route, schemas: &mut SchemaGenerator) -> Value {
         Target::Unit => to_value(schemas.subschema_for::<UnitCard>()),
         Target::UnitLogs | Target::Logs => to_value(schemas.subschema_for::<LogLines>()),
         Target::Events => to_value(schemas.subschema_for::<EventList>()),
+        Target::News => to_value(schemas.subschema_for::<News>()),
         Target::Summary => to_value(schemas.subschema_for::<Summary>()),
         Target::Alerts => to_value(schemas.subschema_for::<AlertList>()),
         Target::ConfigErrors => to_value(schemas.subschema_for::<ConfigHealth>()),
@@ -337,6 +338,7 @@ fn request_body(target: Target, schemas: &mut SchemaGenerator) -> Option<Value> 
         | Target::Alerts
         | Target::Summary
         | Target::Page(_)
+        | Target::News
         | Target::Drills
         | Target::Upgrade
         | Target::OpenApi => return None,

@@ -132,6 +132,7 @@ pub fn parse(
         Target::Units => Call::Units,
         Target::ConfigErrors => Call::ConfigErrors,
         Target::Page(kind) => Call::Page(kind),
+        Target::News => Call::News { follow },
         Target::Summary => Call::Summary { since: query.window.unwrap_or(Since::Last(SUMMARY_DEFAULT)) },
         Target::Alerts => Call::Alerts(AlertCall::List { limit: query.limit.unwrap_or(EVENTS_DEFAULT) }),
         Target::Unit => Call::Unit { name: name()? },

@@ -45,6 +45,7 @@ pub enum Target {
     AlertMute,
     Summary,
     Page(WebKind),
+    News,
     ConfigPlan,
     ConfigApply,
     Drills,
@@ -215,6 +216,7 @@ const LOGS: &[Param] = &[
 const EVENTS: &[Param] = &[Param::AfterId, Param::Since, Param::Limit, Param::Follow];
 const ALERTS: &[Param] = &[Param::Limit];
 const SUMMARY: &[Param] = &[Param::Window];
+const NEWS: &[Param] = &[Param::Follow];
 const WAIT: &[Param] = &[Param::Wait];
 
 /// Every route there is.
@@ -223,8 +225,22 @@ pub const ROUTES: &[Route] = &[
         "/",
         Target::Page(WebKind::Html),
         &[],
-        "The dashboard, for people: an HTML page. A browser may show the token as a password.",
+        "The dashboard, for people: an HTML page. Over TCP without a token it shows no log line.",
+    )
+    .open(),
+    read(
+        "/sign-in",
+        Target::Page(WebKind::Html),
+        &[],
+        "The same page. Over TCP a browser asks its reader for the token, as a password, and keeps it.",
     ),
+    read(
+        "/dashboard/news",
+        Target::News,
+        NEWS,
+        "The id of the newest event, and nothing of what happened: the page follows it to know when it is old.",
+    )
+    .open(),
     read("/dashboard.js", Target::Page(WebKind::Script), &[], "The dashboard's script.").open(),
     read("/dashboard.css", Target::Page(WebKind::Style), &[], "The dashboard's style sheet.").open(),
     read("/livez", Target::Livez, &[], "Is the engine answering? 200 or 503, plain text.").open(),

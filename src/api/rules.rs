@@ -99,6 +99,10 @@ impl Rules {
         }
         if let Peer::Remote { proof, .. } = peer {
             match (route.door, *proof) {
+                (Door::Open, Proof::Password) if check_reader(&head.headers).is_err() => {
+                    *proof = Proof::Nothing; // it is not the reader who shows it
+                    return Ok(());
+                }
                 (Door::Open, _) => return Ok(()),
                 (Door::Token | Door::Unix, Proof::Nothing | Proof::Wrong) => {
                     return Err(no_token(*proof, held.token.is_some()));

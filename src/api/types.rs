@@ -25,6 +25,13 @@ fn units_or_all() -> serde_json::Value {
     ])
 }
 
+/// `GET /dashboard/news`, and each event of its stream.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
+pub struct News {
+    /// Id of the newest event; 0: there is none yet.
+    pub last_event: u64,
+}
+
 /// `GET /v1/units`, `upright status --json`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct UnitList {

@@ -110,7 +110,8 @@ impl Drill {
     }
 }
 
-fn line(row: &DrillRow) -> DrillLine {
+/// As the API and the page tell of it.
+pub(super) fn line(row: &DrillRow) -> DrillLine {
     let noted: Vec<Noted> = serde_json::from_str(&row.faults).unwrap_or_default();
     let faults = noted.into_iter().map(|noted| {
         let Noted { number, kind, unit, over, .. } = noted;

@@ -126,7 +126,8 @@ impl Shell {
                     Err(answer) => *answer,
                 }
             }
-            Call::Page(kind) => return self.answer_page(kind, reply),
+            Call::Page(kind) => return self.answer_page(&peer, kind, reply),
+            Call::News { follow } => return self.answer_news(&peer, follow, reply),
             Call::Summary { since } => return self.answer_summary(since, reply),
             Call::Alerts(call) => return self.on_alert_call(peer, call, reply),
             Call::Events { after_id, since, limit, follow } => {

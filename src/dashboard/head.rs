@@ -2,6 +2,8 @@
 //!
 //! Refuses: a colour without its word.
 
+use std::fmt::Display;
+
 use crate::api::types::{SystemHealth, Unit};
 use crate::dashboard::html::Html;
 use crate::dashboard::{PageData, SECTIONS, time};
@@ -43,8 +45,9 @@ pub fn why(health: &SystemHealth, units: &[Unit], mode: &str) -> String {
     said.join(", ")
 }
 
-pub fn counted(number: usize, one: &str, many: &str) -> String {
-    if number == 1 { format!("1 {one}") } else { format!("{number} {many}") }
+/// `1 failure`, `2 failures`.
+pub fn counted<N: Display + PartialEq + From<u8>>(number: N, one: &str, many: &str) -> String {
+    if number == N::from(1) { format!("1 {one}") } else { format!("{number} {many}") }
 }
 
 pub fn begin(html: &mut Html, data: &PageData) {
@@ -71,9 +74,11 @@ pub fn begin(html: &mut Html, data: &PageData) {
     html.raw(" · up ").show(time::rough(uptime_us(health.uptime_s)));
     html.raw(" · as of ");
     time::at(html, &data.now, time::micros(&data.now));
-    html.raw(
-        "<span class=\"zone\"> UTC</span> · <span id=\"live\">not live: load it again for news</span></p>\n",
-    );
+    html.raw("<span class=\"zone\"> UTC</span> · <span id=\"live\">not live: load it again for news</span>");
+    if data.hides_logs {
+        html.raw(" · <a id=\"sign-in\" href=\"/sign-in\">sign in to read logs</a>");
+    }
+    html.raw("</p>\n");
     html.raw("</div>\n</div>\n");
     act(html);
 }

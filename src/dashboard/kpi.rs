@@ -3,6 +3,7 @@
 //! Refuses: judging. The verdicts are the ledger's, and stand there as words.
 
 use crate::api::summary::Summary;
+use crate::dashboard::head::counted;
 use crate::dashboard::html::Html;
 use crate::dashboard::{missing, time};
 use crate::ledger::marks::{self, Verdict};
@@ -24,11 +25,13 @@ pub fn section(html: &mut Html, summary: Option<&Summary>, now_us: i64) {
     let all = &summary.split.all;
     html.raw("<p class=\"note\">Since ");
     time::at(html, &summary.from, now_us);
-    html.raw(": ").show(all.failures).raw(" failures, ").show(all.outages).raw(" outages");
+    html.raw(": ").show(counted(all.failures, "failure", "failures")).raw(", ");
+    html.show(counted(all.outages, "outage", "outages"));
     if all.open_outages > 0 {
         html.raw(" (").show(all.open_outages).raw(" not over yet)");
     }
-    html.raw(", ").show(all.recoveries).raw(" recoveries, ").show(all.gave_up).raw(" given up. Alerts: ");
+    html.raw(", ").show(counted(all.recoveries, "recovery", "recoveries")).raw(", ");
+    html.show(all.gave_up).raw(" given up. Alerts: ");
     html.show(all.alerts.raised).raw(" raised, ").show(all.alerts.delivered).raw(" delivered, ");
     html.show(all.alerts.pending).raw(" pending. Engine deaths: ").show(all.engine_deaths);
     html.raw(". Records lost: ").show(all.log.lost_events).raw(".</p>\n</section>\n");

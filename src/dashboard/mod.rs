@@ -6,6 +6,7 @@
 pub mod html;
 pub mod alerts;
 mod config;
+pub mod drills;
 mod events;
 mod head;
 mod kpi;
@@ -19,6 +20,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
+use crate::api::drills::DrillLine;
 use crate::api::summary::Summary;
 use crate::api::types::{AlertList, EventLine, SystemHealth, UnitList};
 use crate::dashboard::html::Html;
@@ -41,6 +43,10 @@ pub struct PageData {
     /// The newest records, oldest first.
     pub events: Option<Vec<EventLine>>,
     pub alerts: Option<AlertList>,
+    /// The newest first.
+    pub drills: Option<Vec<DrillLine>>,
+    /// Whoever reads has shown no token, and sees nothing that services wrote.
+    pub hides_logs: bool,
     /// The last lines of units that are not well.
     pub tails: BTreeMap<String, Vec<String>>,
 }
@@ -59,7 +65,7 @@ pub fn page(data: &PageData) -> String {
     kpi::section(&mut html, data.summary.as_ref(), now_us);
     timeline::section(&mut html, data, now_us);
     alerts::section(&mut html, data.alerts.as_ref(), now_us);
-    timeline::drills(&mut html, data, now_us);
+    drills::section(&mut html, data, now_us);
     events::section(&mut html, data.events.as_deref(), now_us);
     html.raw("</main>\n");
     head::end(&mut html, data, now_us);

@@ -1,4 +1,4 @@
-// Keeps the page as new as the daemon: waits for events and fetches the page again when there is one.
+// Keeps the page as new as the daemon: waits for news of events and fetches the page again when there is one.
 // It renders nothing of its own, so what it shows is what the daemon says. It never polls; once a
 // minute it looks whether it missed something.
 'use strict';
@@ -14,6 +14,7 @@
   const PATIENCE_MS = 10000;
   const SILENCE_MS = 4000; // this long without a connection, and the reader is told
   const RETRY_MS = 1000;
+  const RETRY_MAX_MS = 5000;
 
   let source = null;
   let timer = null;
@@ -21,6 +22,7 @@
   let again = false;
   let tookMs = 0;
   let lostAt = null;
+  let retryMs = RETRY_MS;
   let token = '';
 
   // ---- what is shown ----
@@ -46,6 +48,8 @@
       if (!old || !next || known.get(id) === next.outerHTML) continue;
       known.set(id, next.outerHTML);
       const left = [...old.querySelectorAll('.scroll')].map((box) => [box.scrollLeft, box.scrollTop]);
+      const opened = [...old.querySelectorAll('details[open]')].map((box) => box.dataset.keep);
+      for (const box of next.querySelectorAll('details')) box.open = opened.includes(box.dataset.keep);
       old.replaceWith(document.adoptNode(next));
       [...next.querySelectorAll('.scroll')].forEach((box, n) => {
         if (left[n]) [box.scrollLeft, box.scrollTop] = left[n];
@@ -130,18 +134,21 @@
   };
 
   const listen = () => {
-    const last = Number(root.dataset.lastEvent);
-    source = new EventSource(url(`/v1/events?follow=true&${last > 0 ? `after_id=${last}` : 'limit=1'}`));
-    source.onopen = () => soon();
+    source = new EventSource(url('/dashboard/news?follow=true'));
+    source.onopen = () => {
+      retryMs = RETRY_MS;
+      soon();
+    };
     source.onmessage = () => soon();
-    // Not left to the browser: it would go on behind the last event that it saw, a week ago perhaps.
+    // Not left to the browser, which tries for ever at one pace, and shows nothing meanwhile.
     source.onerror = () => {
       source.close();
       lost('the daemon does not answer');
       setTimeout(async () => {
         await look();
         listen();
-      }, RETRY_MS);
+      }, retryMs);
+      retryMs = Math.min(2 * retryMs, RETRY_MAX_MS);
     };
   };
 

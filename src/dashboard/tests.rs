@@ -96,6 +96,8 @@ fn data(status: &str, units: Vec<Unit>) -> PageData {
         }),
         events: Some(vec![]),
         alerts: Some(AlertList { alerts: vec![], mutes: vec![] }),
+        drills: Some(vec![]),
+        hides_logs: false,
         tails: BTreeMap::new(),
     }
 }

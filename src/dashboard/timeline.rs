@@ -1,12 +1,11 @@
-//! Failure → recovery of the last day, drawn and as a table, drills marked; and the drills themselves.
+//! Failure → recovery of the last day, drawn and as a table, drills marked.
 //!
 //! Refuses: a picture without its words: whatever is drawn stands in the table below it.
 
 use std::collections::BTreeMap;
 
-use crate::api::types::EventLine;
 use crate::dashboard::html::Html;
-use crate::dashboard::outages::{End, Outage, outages, text};
+use crate::dashboard::outages::{End, Outage, outages};
 use crate::dashboard::time::{self, HOUR_US, SECOND_US};
 use crate::dashboard::{PageData, missing};
 use crate::sys::clock;
@@ -14,11 +13,10 @@ use crate::sys::clock;
 /// How far back it reaches, if the records do.
 const WINDOW_US: i64 = 24 * HOUR_US;
 
-/// Most rows of the table, most units in the picture, most bars of one unit, and most drills.
+/// Most rows of the table, most units in the picture, and most bars of one unit.
 const ROWS_MAX: usize = 20;
 const UNITS_MAX: usize = 20;
 const BARS_MAX: usize = 200;
-const DRILLS_MAX: usize = 20;
 
 pub fn section(html: &mut Html, data: &PageData, now_us: i64) {
     html.raw("<section id=\"timeline\" aria-labelledby=\"timeline-title\">\n");
@@ -129,56 +127,4 @@ fn lasted(us: i64) -> String {
         ms @ 1_000..10_000 => format!("{}.{}s", ms / 1_000, ms % 1_000 / 100),
         _ => time::rough(us),
     }
-}
-
-/// What the records tell of one drill.
-#[derive(Default)]
-struct Drill<'e> {
-    first: &'e str,
-    last: &'e str,
-    records: u64,
-    failures: u64,
-    recoveries: u64,
-}
-
-/// The drills of which the records tell.
-pub fn drills(html: &mut Html, data: &PageData, now_us: i64) {
-    html.raw(
-        "<section id=\"drills\" aria-labelledby=\"drills-title\">\n<h2 id=\"drills-title\">Drills</h2>\n",
-    );
-    let events: &[EventLine] = data.events.as_deref().unwrap_or_default();
-    let mut found: Vec<(&str, Drill<'_>)> = Vec::new();
-    for event in events {
-        let Some(id) = text(event, "drill") else { continue };
-        let place = found.iter().position(|(known, _)| *known == id).unwrap_or_else(|| {
-            found.push((id, Drill { first: &event.ts, ..Drill::default() }));
-            found.len() - 1
-        });
-        let Some((_, drill)) = found.get_mut(place) else { continue };
-        drill.last = &event.ts;
-        drill.records += 1;
-        drill.failures += u64::from(event.event == "unit.failed");
-        drill.recoveries += u64::from(event.event == "unit.recovered");
-    }
-    if found.is_empty() {
-        html.raw(
-            "<p class=\"note\">No drill was run yet, or none is in the records that are looked at.</p>\n",
-        );
-    } else {
-        html.raw("<ul class=\"drills\">\n");
-        for (id, drill) in found.iter().rev().take(DRILLS_MAX) {
-            html.raw("<li><code>").text(id).raw("</code> from ");
-            time::at(html, drill.first, now_us);
-            html.raw(" to ");
-            time::at(html, drill.last, now_us);
-            html.raw(": ")
-                .show(drill.failures)
-                .raw(" failures, ")
-                .show(drill.recoveries)
-                .raw(" recoveries, ");
-            html.show(drill.records).raw(" records</li>\n");
-        }
-        html.raw("</ul>\n");
-    }
-    html.raw("</section>\n");
 }

@@ -136,6 +136,10 @@ fn numbers(html: &mut Html, unit: &Unit) {
 
 /// What units that are not well wrote last.
 fn tails(html: &mut Html, data: &PageData) {
+    let is_unwell = |unit: &Unit| matches!(unit.state.as_str(), "failed" | "backoff");
+    if data.hides_logs && data.list.units.iter().any(is_unwell) {
+        html.raw("<p class=\"note\">What they wrote last is for readers with the token: <a href=\"/sign-in\">sign in</a>.</p>\n");
+    }
     for (unit, lines) in data.tails.iter().filter(|(_, lines)| !lines.is_empty()) {
         html.raw("<div class=\"tail\"><h3>What ").text(unit).raw(" wrote last</h3>\n");
         html.raw("<pre tabindex=\"0\"").attr("aria-label", format!("last lines of {unit}")).raw(">");

@@ -70,7 +70,7 @@ fn play(afterwards: Afterwards) -> io::Result<()> {
     let dir = holder.path().to_path_buf();
     let (ports, token) = (free_ports()?, new_token()?);
     home::make(&dir, &exe, &token, ports)?;
-    let page = format!("http://demo:{token}@127.0.0.1:{}/", ports.page);
+    let page = format!("http://demo:{token}@127.0.0.1:{}/sign-in", ports.page);
     let mut daemon = Daemon::start(&exe, &dir, page)?;
     let shown = daemon.show(&exe, &signals);
     let stopped = daemon.stop();

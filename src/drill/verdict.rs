@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use crate::api::drills::Latency;
 use crate::api::types::{AlertLine, EventLine};
 use crate::drill::sample::{Sample, States};
 use crate::ledger::marks::{self, Verdict as Row};
@@ -30,16 +31,6 @@ pub struct Story {
     pub recover_s: Option<f64>,
     /// recovered | not recovered | given up | stood
     pub outcome: String,
-}
-
-/// Some lengths, told.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
-pub struct Latency {
-    pub what: String,
-    pub count: usize,
-    pub mean_s: f64,
-    pub p50_s: f64,
-    pub max_s: f64,
 }
 
 /// The whole of it.
