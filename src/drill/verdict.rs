@@ -309,15 +309,16 @@ fn own_rows(samples: &[Sample], ground: &Ground<'_>, stories: &[Story]) -> Vec<R
     rows
 }
 
-/// Where the channels were cut, something has to have been raised, or nothing was tried.
+/// Where the channels were cut, something has to have been raised since, or nothing was tried.
 #[expect(clippy::cast_precision_loss, reason = "compared with one")]
 fn alerts_raised(samples: &[Sample]) -> Option<Row> {
-    let cut = |sample: &Sample| matches!(sample, Sample::Fault { kind, .. } if kind == "channels");
-    let raised = samples.iter().find_map(|sample| match sample {
-        Sample::End { alerts, .. } => Some(alerts.len()),
+    let cut_ns = samples.iter().find_map(|sample| match sample {
+        Sample::Fault { kind, at_ns, .. } if kind == "channels" => Some(*at_ns),
         _ => None,
     })?;
-    samples.iter().any(cut).then(|| Row {
+    let events = samples.iter().filter_map(event_of);
+    let raised = events.filter(|event| event.event == "alert.raised" && event.at_ns >= cut_ns).count();
+    Some(Row {
         kpi: "alerts-raised".to_string(),
         mark: "≥ 1".to_string(),
         value: Some(raised as f64),

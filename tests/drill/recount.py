@@ -78,8 +78,9 @@ def main():
         counted["units-not-as-before"] = sum(
             name not in end["units"] or end["units"][name]["state"] != was["state"]
             for name, was in begin["units"].items() if last.get(name, True))
-        if any(f["kind"] == "channels" for f in faults):
-            counted["alerts-raised"] = len(end["alerts"])
+    cut = [f["at_ns"] for f in faults if f["kind"] == "channels"]
+    if cut:
+        counted["alerts-raised"] = sum(e["event"] == "alert.raised" and e["at_ns"] >= cut[0] for e in events)
     load = [s for s in samples if s["sample"] == "load" and s["status"] is not None]
     for found in (s for s in samples if s["sample"] == "found"):
         if found["lines"] is not None:
