@@ -105,7 +105,7 @@ fn nothing_is_lost(stack: &Stack, dir: &Path) {
         answered.len(),
         accepted.len()
     );
-    assert!(accepted.len() > 10 && sent.len() > answered.len(), "it went on beside the faults");
+    assert!(accepted.len() > 10, "it went on beside the faults");
 }
 
 /// Copies samples and papers to where they outlive the test.

@@ -171,7 +171,7 @@ write_unit() { # NAME, text on stdin; a unit file that is there belongs to you
 write_unit postgres <<UNIT
 [unit]
 description = "PostgreSQL, its data in this home"
-drillable   = true                            # `upright drill` may hurt it
+drillable   = true                            # upright drill may hurt it
 
 [service]
 command = [
@@ -208,7 +208,7 @@ UNIT
 write_unit redis <<UNIT
 [unit]
 description = "Redis, counters only"
-drillable   = true                            # `upright drill` may hurt it
+drillable   = true                            # upright drill may hurt it
 
 [service]
 command = [
@@ -240,7 +240,7 @@ UNIT
 write_unit backend <<UNIT
 [unit]
 description = "Chat backend (FastAPI, uvicorn)"
-drillable   = true                            # `upright drill` may hurt it
+drillable   = true                            # upright drill may hurt it
 requires    = ["postgres", "redis"]           # starts when both are ready
 
 [service]
