@@ -14,6 +14,7 @@ use crate::api::client::ClientError;
 use crate::api::drills::{DrillList, DrillReply, DrillRequest, Ended, FaultKind, Step};
 use crate::api::summary::Summary;
 use crate::api::types::{AlertList, EventLine, SystemHealth, Unit, UnitList};
+use crate::base::duration::Pretty;
 use crate::base::time::Monotonic;
 use crate::drill::load::Load;
 use crate::drill::sample::{Recorder, Sample, States, states};
@@ -367,7 +368,9 @@ impl<'a> Play<'a> {
                     self.open.iter().filter(|(_, at)| **at == first).map(|(unit, _)| unit.clone()).collect();
                 for unit in late {
                     self.open.remove(&unit);
-                    let line = format!("      {unit} has not recovered in time");
+                    let within = Pretty(self.scenario.recover_within);
+                    let line =
+                        format!("      {unit} has not recovered within {within}: it is waited for no longer");
                     self.tell(&line);
                 }
             }
