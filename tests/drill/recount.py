@@ -3,8 +3,9 @@
 
     recount.py <logs>/drills/<id>.jsonl [verdict.json]
 
-Prints them as JSON. With the verdict it compares, and exits 1 where one differs.
+The samples may be packed by gzip. Prints them as JSON. With the verdict it compares, and exits 1 where one differs.
 """
+import gzip
 import json
 import sys
 
@@ -14,7 +15,8 @@ def between(a, b):
 
 
 def main():
-    samples = [json.loads(line) for line in open(sys.argv[1], encoding="utf-8") if line.endswith("\n")]
+    unpacked = gzip.open if sys.argv[1].endswith(".gz") else open
+    samples = [json.loads(line) for line in unpacked(sys.argv[1], "rt", encoding="utf-8") if line.endswith("\n")]
     begin = next(s for s in samples if s["sample"] == "begin")
     end = next((s for s in samples if s["sample"] == "end"), None)
     faults = [s for s in samples if s["sample"] == "fault"]
