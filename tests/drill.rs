@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use support::drills::{drill, newest, recount, red, value_of};
 use support::{Home, UPRIGHT, eventually, is_root, of, pid_of, skip};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -38,45 +39,6 @@ fn stack() -> Home {
         home.await_state(name, "active", SOON);
     }
     home
-}
-
-/// Runs a drill to its end: the exit code, what it said, its verdict.
-fn drill(home: &Home, words: &[&str]) -> (i32, String, Value) {
-    let output = home.upright(&[&["drill", "run"], words].concat());
-    let said =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    let verdict = newest(home).map(|dir| read_json(&dir.join("verdict.json"))).unwrap_or(Value::Null);
-    (output.status.code().expect("it ended by itself"), said, verdict)
-}
-
-fn read_json(path: &Path) -> Value {
-    serde_json::from_str(&fs::read_to_string(path).unwrap_or_default()).unwrap_or(Value::Null)
-}
-
-/// The directory with the papers of the newest drill.
-fn newest(home: &Home) -> Option<PathBuf> {
-    let entries = fs::read_dir(home.path().join("log/drills")).ok()?.filter_map(Result::ok);
-    let dirs = entries.filter(|entry| entry.path().is_dir());
-    dirs.max_by_key(|entry| entry.metadata().and_then(|meta| meta.modified()).ok()).map(|entry| entry.path())
-}
-
-/// The KPIs that failed.
-fn red(verdict: &Value) -> Vec<String> {
-    let rows = verdict["kpis"].as_array().expect("KPIs");
-    let failed = rows.iter().filter(|row| row["verdict"] == "fail");
-    failed.map(|row| row["kpi"].as_str().expect("a name").to_string()).collect()
-}
-
-/// An independent script counts the same from the samples.
-fn recount(dir: &Path) {
-    let samples = dir.with_extension("jsonl");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/drill/recount.py");
-    let Ok(output) = Command::new("python3").arg(script).arg(samples).arg(dir.join("verdict.json")).output()
-    else {
-        assert!(support::skip_tool(Some("python3")));
-        return;
-    };
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn step(home: &Home, body: &Value) -> (u16, Value) {
@@ -196,7 +158,8 @@ fn units_that_are_not_restarted_turn_the_right_kpi_red() {
     home.upright_exits(&["apply"], 0);
     let (code, said, verdict) = drill(&home, &["single-module", "--iterations", "1", "--pause", "0"]);
     assert_eq!(code, 1, "{said}");
-    assert_eq!(red(&verdict), ["auto-recovery-rate", "units-not-as-before"], "{said}");
+    assert_eq!(red(&verdict), ["auto-recovery-rate"], "{said}");
+    recount(&newest(&home).expect("papers"));
     // It is not left dead.
     home.await_state("front", "active", SOON);
 }
@@ -213,6 +176,127 @@ fn an_alert_channel_that_is_cut_turns_missed_alerts_red() {
     let (code, said, verdict) = drill(&home, &["single-module", "--iterations", "1", "--pause", "0"]);
     assert_eq!(code, 1, "{said}");
     assert_eq!(red(&verdict), ["missed-alerts"], "{said}");
+}
+
+/// One unit whose every failure is told to a file; the fourth, where `alert` does not say another.
+fn told(alert: &str) -> Home {
+    let mut home = Home::new();
+    let at = home.path().join("log/alerts.jsonl");
+    let text = format!("[alert.ops]\nkind = \"file\"\npath = {:?}\n", at.to_str().expect("UTF-8"));
+    fs::write(home.path().join("upright.toml"), text).expect("upright.toml");
+    home.unit("front", &format!("{}{alert}", unit("")));
+    home.daemon();
+    home.await_state("front", "active", SOON);
+    home
+}
+
+/// How the newest alert about a failure is on its channel.
+fn delivery(home: &Home) -> Value {
+    let list = home.get("/v1/alerts");
+    let alerts = list["alerts"].as_array().expect("alerts");
+    let failing = alerts.iter().find(|alert| alert["kind"] == "failing");
+    failing.map_or(Value::Null, |alert| alert["channels"][0].clone())
+}
+
+#[test]
+fn an_alert_that_is_raised_while_the_channels_are_cut_arrives_afterwards() {
+    let home = told("");
+    let (code, said, verdict) = drill(&home, &["alert-outage", "--pause", "0"]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(
+        (value_of(&verdict, "alerts-raised"), value_of(&verdict, "missed-alerts")),
+        (1.0.into(), 0.0.into())
+    );
+    let kills =
+        verdict["stories"].as_array().expect("stories").iter().filter(|story| story["kind"] == "kill");
+    assert_eq!(kills.count(), 4, "as many as it takes");
+    let delivery = delivery(&home);
+    assert_eq!(delivery["state"], "delivered", "{delivery}");
+    assert!(delivery["attempts"].as_u64() > Some(1), "the first try was cut: {delivery}");
+    recount(&newest(&home).expect("papers"));
+}
+
+#[test]
+fn cut_channels_are_whole_again_at_their_limit_and_when_the_drill_ends() {
+    let home = told("[alert]\nafter_failures = 1\nrepeat_every = 1\n");
+    for (drill, for_ms) in [("d1", 2_500), ("d2", 60_000)] {
+        assert_eq!(step(&home, &json!({ "drill": drill, "do": "begin", "scenario": "x" })).0, 200);
+        let fault = json!({ "drill": drill, "do": "fault", "kind": "channels", "for_ms": for_ms });
+        assert_eq!(step(&home, &fault).0, 200);
+        let last = home.last_event();
+        kill(Pid::from_raw(home.pid("front")), Signal::SIGKILL).expect("it lives");
+        home.await_event(last, "it is raised", SOON, |event| event["event"] == "alert.raised");
+        eventually("its try is cut", SOON, || (delivery(&home)["error"] == "cut by a drill").then_some(()));
+        if drill == "d2" {
+            assert_eq!(delivery(&home)["state"], "pending");
+            assert_eq!(step(&home, &json!({ "drill": drill, "do": "end", "status": "passed" })).0, 200);
+        }
+        eventually("it arrives", SOON, || (delivery(&home)["state"] == "delivered").then_some(()));
+        if drill == "d1" {
+            assert_eq!(step(&home, &json!({ "drill": drill, "do": "end", "status": "passed" })).0, 200);
+        }
+    }
+}
+
+#[test]
+fn cut_channels_are_whole_again_when_the_drill_or_the_engine_is_killed() {
+    let home = told(
+        "[health]\nexec = [\"true\"]\ninterval = \"60s\"\nthreshold = 10\n[alert]\nafter_failures = 1\nrepeat_every = 1\n",
+    );
+    let scenario = home.path().join("long.toml");
+    let text = "description = \"d\"\n[[fault]]\nkind = \"channels\"\nfor = \"60s\"\n\
+                [[fault]]\nkind = \"hang\"\nfor = \"60s\"\n";
+    fs::write(&scenario, text).expect("a scenario");
+    for killed in ["drill", "engine"] {
+        let pid = home.pid("front");
+        let drilling = Drilling::start(&home, &scenario);
+        eventually("it is done", SOON, || is_stopped(pid).then_some(()));
+        let last = home.last_event();
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it lives");
+        home.await_event(last, "it is raised", SOON, |event| event["event"] == "alert.raised");
+        eventually("its try is cut", SOON, || (delivery(&home)["error"] == "cut by a drill").then_some(()));
+        if killed == "engine" {
+            let engine = home.get("/v1/units")["daemon"]["engine_pid"].as_i64().expect("a pid");
+            kill(Pid::from_raw(i32::try_from(engine).expect("a pid")), Signal::SIGKILL).expect("it lives");
+            eventually("another engine answers", SOON, || {
+                home.list().filter(|list| list["daemon"]["engine_pid"] != engine)
+            });
+            eventually("it arrives", SOON, || (delivery(&home)["state"] == "delivered").then_some(()));
+        }
+        drilling.kill();
+        eventually("it arrives", SOON, || (delivery(&home)["state"] == "delivered").then_some(()));
+        home.await_state("front", "active", SOON);
+        eventually("no drill runs", SOON, || {
+            let drills = home.get("/v1/drills");
+            drills["drills"]
+                .as_array()
+                .expect("drills")
+                .iter()
+                .all(|drill| drill["status"] != "running")
+                .then_some(())
+        });
+    }
+}
+
+#[test]
+fn two_drills_stand_beside_each_other() {
+    let home = stack();
+    let ids = ["a", "b"].map(|_| {
+        let (code, said, verdict) = drill(&home, &["single-module", "--iterations", "1", "--pause", "0"]);
+        assert_eq!(code, 0, "{said}");
+        verdict["drill"].as_str().expect("an id").to_string()
+    });
+    let text = home.upright_exits(&["drill", "report", &ids[1], "--against", &ids[0]], 0);
+    assert!(
+        text.contains("auto-recovery-rate") && text.contains("100 % pass") && text.contains("DIFFERENCE"),
+        "{text}"
+    );
+    let json = home.upright_exits(&["drill", "report", &ids[1], "--against", &ids[0], "--json"], 0);
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((&json["drill"], &json["against"]), (&json!(ids[1]), &json!(ids[0])), "{json}");
+    let rate = json["kpis"].as_array().expect("KPIs").iter().find(|row| row["kpi"] == "auto-recovery-rate");
+    assert_eq!(rate.map(|row| &row["difference"]), Some(&json!(0.0)), "{json}");
+    assert_eq!(home.upright(&["drill", "report", "--against", "nobody"]).status.code(), Some(1));
 }
 
 #[test]

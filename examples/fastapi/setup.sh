@@ -171,7 +171,7 @@ write_unit() { # NAME, text on stdin; a unit file that is there belongs to you
 write_unit postgres <<UNIT
 [unit]
 description = "PostgreSQL, its data in this home"
-drillable   = true                            # `upright drill` may hurt it
+drillable   = true                            # upright drill may hurt it
 
 [service]
 command = [
@@ -208,7 +208,7 @@ UNIT
 write_unit redis <<UNIT
 [unit]
 description = "Redis, counters only"
-drillable   = true                            # `upright drill` may hurt it
+drillable   = true                            # upright drill may hurt it
 
 [service]
 command = [
@@ -240,13 +240,13 @@ UNIT
 write_unit backend <<UNIT
 [unit]
 description = "Chat backend (FastAPI, uvicorn)"
-drillable   = true                            # `upright drill` may hurt it
+drillable   = true                            # upright drill may hurt it
 requires    = ["postgres", "redis"]           # starts when both are ready
 
 [service]
 command = [
   "$venv/bin/python", "-m", "uvicorn", "app:app",
-  "--host", "127.0.0.1", "--port", "$backend_port", "--no-access-log",
+  "--host", "127.0.0.1", "--port", "$backend_port",   # with its access log: drills look for their requests in it
 ]
 $(user_line "$backend_user")
 working_directory = "$home/app"
@@ -297,6 +297,13 @@ repeat_every   = 4                            # and again at the 8th, the 12th, 
 timeout = "10s"
 UNIT
 
-[ -e "$home/upright.toml" ] || printf '%s\n' '[daemon]' 'shutdown_timeout = "60s"' > "$home/upright.toml"
+[ -e "$home/upright.toml" ] || cat > "$home/upright.toml" <<UNIT
+[daemon]
+shutdown_timeout = "60s"
+
+[alert.file]                                  # who is to be told; README.md has the other kinds
+kind = "file"
+path = "$home/log/alerts.jsonl"
+UNIT
 
 say "ready: upright daemon --home $home   (backend: http://127.0.0.1:$backend_port)"

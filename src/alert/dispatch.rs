@@ -90,7 +90,16 @@ impl Route {
 
 enum Heard {
     Configured(Channels),
+    Cut(Line),
     Event(Event),
+}
+
+/// Whether anything goes to any channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    Whole,
+    /// By a drill: every attempt fails, and is made again as after any failure.
+    Cut,
 }
 
 /// What performs the sends of a channel.
@@ -124,6 +133,7 @@ struct Task {
     sinks: BTreeMap<String, (Way, Sink)>,
     /// Why there are no sinks, when that is so.
     broken: Option<&'static str>,
+    line: Line,
     news: UnboundedSender<Heard>,
     gather: Gatherer,
     /// What the last step wants kept.
@@ -151,6 +161,7 @@ impl Dispatcher {
             effects: Effects::default(),
             sinks: BTreeMap::new(),
             broken: None,
+            line: Line::Whole,
             news: told,
             gather: Gatherer { reader, logs, dashboard: None },
             keeps: Vec::new(),
@@ -174,6 +185,11 @@ impl Dispatcher {
     /// The channels that are in force from now on.
     pub fn configure(&self, channels: Channels) {
         let _ = self.told.send(Heard::Configured(channels)); // the task has ended with the runtime
+    }
+
+    /// From the next attempt on. What is under way may still arrive.
+    pub fn cut(&self, line: Line) {
+        let _ = self.told.send(Heard::Cut(line)); // as above
     }
 
     /// These alerts are on the disk.
@@ -218,6 +234,7 @@ impl Task {
             };
             match told {
                 Ok(Some(Heard::Configured(channels))) => self.configure(channels),
+                Ok(Some(Heard::Cut(line))) => self.line = line,
                 Ok(Some(Heard::Event(event))) => {
                     self.note_answer(&event);
                     self.step(event);
@@ -355,6 +372,9 @@ impl Task {
             let _ = news.send(Heard::Event(event)); // as above
         };
         let fail = |why: &str| Outcome::Failed { why: why.to_string(), retry_after: None };
+        if self.line == Line::Cut {
+            return tell(channel, fail("cut by a drill"));
+        }
         let Some((_, sink)) = self.sinks.get(&channel) else {
             return tell(channel, fail(self.broken.unwrap_or("it is not configured")));
         };

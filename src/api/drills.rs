@@ -39,6 +39,8 @@ pub enum FaultKind {
     ConfigCorrupt,
     /// The drill is about to kill the engine.
     EngineKill,
+    /// No alert reaches a channel until it is undone.
+    Channels,
 }
 
 impl FaultKind {
@@ -51,12 +53,13 @@ impl FaultKind {
             FaultKind::Slow => "slow",
             FaultKind::ConfigCorrupt => "config-corrupt",
             FaultKind::EngineKill => "engine-kill",
+            FaultKind::Channels => "channels",
         }
     }
 
     /// It is about a unit.
     pub fn needs_unit(self) -> bool {
-        !matches!(self, FaultKind::EngineKill)
+        !matches!(self, FaultKind::EngineKill | FaultKind::Channels)
     }
 }
 

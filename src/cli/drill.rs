@@ -14,8 +14,9 @@ use crate::cli::render::escape_line;
 use crate::cli::{EXIT_USAGE, find, when};
 use crate::config::{Home, Surroundings};
 use crate::drill::scenario::SHIPPED;
+use crate::drill::verdict::Verdict;
 use crate::drill::{self, Asked, DrillError};
-use crate::drill::{papers, report, sample, scenario, verdict};
+use crate::drill::{compare, papers, report, sample, scenario, verdict};
 
 /// # Errors
 /// As `Fail` says.
@@ -32,6 +33,14 @@ fn logs(global: &GlobalArgs) -> Result<PathBuf, Fail> {
     home.map(|home| home.log_dir).map_err(|error| Fail::new(EXIT_USAGE, error.to_string(), None))
 }
 
+/// The words of a command that was given as one, as a shell would split it.
+fn words(command: &str) -> Result<Vec<String>, Fail> {
+    shlex::split(command).filter(|words| !words.is_empty()).ok_or_else(|| {
+        let help = "close its quotes, or write `sh -c '…'` for what needs a shell".to_string();
+        Fail::new(EXIT_USAGE, "cannot use --stored-ids: it is no command", help)
+    })
+}
+
 fn play(global: &GlobalArgs, args: &DrillRunArgs) -> Result<u8, Fail> {
     let asked = Asked {
         socket: find::socket_path(global),
@@ -42,6 +51,7 @@ fn play(global: &GlobalArgs, args: &DrillRunArgs) -> Result<u8, Fail> {
         duration: args.duration,
         interval: args.interval,
         base_url: args.base_url.clone(),
+        stored_ids: args.stored_ids.as_deref().map(words).transpose()?,
         units: args.unit.clone(),
     };
     let done = match global.json {
@@ -90,7 +100,7 @@ fn list(context: &mut Context) -> Result<u8, Fail> {
     Ok(0)
 }
 
-/// Judges the samples of a drill once more, and writes its papers again.
+/// Judges the samples of a drill once more, and writes its papers again; or shows it beside another one.
 fn show(global: &GlobalArgs, args: &DrillReportArgs) -> Result<u8, Fail> {
     let dir = logs(global)?.join("drills");
     let id = match &args.id {
@@ -100,6 +110,26 @@ fn show(global: &GlobalArgs, args: &DrillReportArgs) -> Result<u8, Fail> {
             Fail::new(EXIT_FAILED, format!("there is no drill in {}", dir.display()), help)
         })?,
     };
+    let verdict = judged(&dir, &id)?;
+    let mut context = Context::new(global)?;
+    if let Some(other) = &args.against {
+        let comparison = compare::of(&verdict, &judged(&dir, other)?);
+        match context.form {
+            Form::Json => context.print_json(&comparison)?,
+            Form::Text => context.print(&compare::text(&comparison))?,
+        }
+    } else {
+        papers::write(&dir.join(&id), &verdict)
+            .map_err(|error| Fail::new(EXIT_FAILED, format!("cannot write the report: {error}"), None))?;
+        match context.form {
+            Form::Json => context.print_json(&verdict)?,
+            Form::Text => context.print(&report::markdown(&verdict))?,
+        }
+    }
+    Ok(if verdict.status == "passed" { 0 } else { EXIT_FAILED })
+}
+
+fn judged(dir: &Path, id: &str) -> Result<Verdict, Fail> {
     if id.contains('/') || id.starts_with('.') {
         return Err(Fail::new(EXIT_USAGE, "that is no name of a drill", None));
     }
@@ -108,15 +138,7 @@ fn show(global: &GlobalArgs, args: &DrillReportArgs) -> Result<u8, Fail> {
         let help = "`upright drill list` shows the drills".to_string();
         Fail::new(EXIT_FAILED, format!("cannot read {}: {error}", path.display()), help)
     })?;
-    let verdict = verdict::of(&samples);
-    papers::write(&dir.join(&id), &verdict)
-        .map_err(|error| Fail::new(EXIT_FAILED, format!("cannot write the report: {error}"), None))?;
-    let mut context = Context::new(global)?;
-    match context.form {
-        Form::Json => context.print_json(&verdict)?,
-        Form::Text => context.print(&report::markdown(&verdict))?,
-    }
-    Ok(if verdict.status == "passed" { 0 } else { EXIT_FAILED })
+    Ok(verdict::of(&samples))
 }
 
 fn newest(dir: &Path) -> Option<String> {

@@ -98,6 +98,13 @@ impl Drills {
     }
 }
 
+impl Fault {
+    /// It is done, and not undone yet.
+    pub(super) fn is_done(&self) -> bool {
+        !self.pending && !self.noted.over
+    }
+}
+
 impl Drill {
     /// The row as it is to be kept now.
     fn row_now(&self) -> DrillRow {

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::alert::dispatch::Line;
 use crate::api::drills::FaultKind;
 use crate::base::name::UnitName;
 use crate::base::signal::Signal;
@@ -39,6 +40,9 @@ impl Shell {
         unit: Option<UnitName>,
         wait: Duration,
     ) {
+        if kind == FaultKind::Channels {
+            return self.cut_channels();
+        }
         let Some(unit) = unit else { return };
         match kind {
             FaultKind::Kill => self.signal_main(&unit, Signal::KILL),
@@ -56,15 +60,26 @@ impl Shell {
                     tracing::warn!("cannot break {path} for drill {drill}: {error}");
                 }
             }
-            FaultKind::EngineKill => {}
+            FaultKind::EngineKill | FaultKind::Channels => {}
         }
+    }
+
+    /// As long as a fault of this kind holds, of whichever drill.
+    fn cut_channels(&self) {
+        let faults = self.drills.open.iter().flat_map(|drill| &drill.faults);
+        let mut kinds = faults.filter(|fault| fault.is_done()).map(|fault| fault.noted.kind);
+        let cut = kinds.any(|kind| kind == FaultKind::Channels);
+        self.hands.tools.outbox.cut(if cut { Line::Cut } else { Line::Whole });
     }
 
     /// Also of a fault that was not done, or is undone already.
     pub(super) fn heal(&mut self, noted: &Noted, unit: Option<UnitName>) {
+        if noted.kind == FaultKind::Channels {
+            return self.cut_channels();
+        }
         let Some(unit) = unit else { return };
         match noted.kind {
-            FaultKind::Kill | FaultKind::EngineKill => {}
+            FaultKind::Kill | FaultKind::EngineKill | FaultKind::Channels => {}
             FaultKind::Hang | FaultKind::Slow => self.signal_main(&unit, Signal::CONT),
             FaultKind::Outage => self.order_unasked(Order::Outage(unit, None)),
             FaultKind::ConfigCorrupt => {

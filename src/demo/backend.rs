@@ -155,6 +155,11 @@ impl Backend {
             (&Method::POST, "/puppet/fault") => self.fault(&body),
             _ => (StatusCode::NOT_FOUND, json!({"error": "no such route"})),
         };
+        // As an access log has it, and before the answer, so that what was answered has its line. Only what a
+        // drill has numbered: health checks would bury the story.
+        if let Some(query) = parts.uri.query().filter(|query| query.starts_with("drill=")) {
+            say(&format!("INFO {} {path}?{query} {}", parts.method, status.as_u16()));
+        }
         reply(status, &value)
     }
 

@@ -24,6 +24,10 @@ shutdown_timeout = "30s"     # after SIGTERM: this long for all units together
 [api]
 listen     = ["127.0.0.1:@PAGE@"]   # the dashboard, and the API over TCP
 token_file = @TOKEN@                # what a browser asks for as a password
+
+[alert.file]                        # who is told at the 4th failure in a row
+kind = "file"
+path = @ALERTS@
 "#;
 
 const DATABASE: &str = r#"# The database. Nothing starts before what it `requires` is ready, so this one goes first.
@@ -146,6 +150,7 @@ pub fn make(dir: &Path, exe: &Path, token: &str, ports: Ports) -> io::Result<()>
             .replace("@CACHE@", &ports.cache.to_string())
             .replace("@BACKEND@", &ports.backend.to_string())
             .replace("@PAGE@", &ports.page.to_string())
+            .replace("@ALERTS@", &quoted(&dir.join("log/alerts.jsonl"))?)
             .replace("@TOKEN@", &quoted(&dir.join("token"))?))
     };
     let units = dir.join("units");

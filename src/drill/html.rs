@@ -42,6 +42,7 @@ pub fn page(verdict: &Verdict) -> String {
             )
         })
         .collect();
+    let notes: String = verdict.notes.iter().map(|note| format!("<p>{}</p>\n", escaped(note))).collect();
     let (drill, status) = (escaped(&verdict.drill), escaped(&verdict.status));
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -50,7 +51,7 @@ pub fn page(verdict: &Verdict) -> String {
          <p>Scenario {}, from {} to {}.</p>\n<table><thead><tr><th>KPI</th><th>pass mark</th><th>measured</th>\
          <th>verdict</th></tr></thead><tbody>\n{rows}</tbody></table>\n<h2>From failure to ready</h2>\n{}\n\
          <table><thead><tr><th>latency</th><th>count</th><th>p50</th><th>max</th></tr></thead><tbody>\n{latencies}\
-         </tbody></table>\n</body></html>\n",
+         </tbody></table>\n{notes}</body></html>\n",
         escaped(&verdict.scenario),
         escaped(&verdict.begun),
         escaped(&verdict.ended),

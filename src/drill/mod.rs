@@ -5,9 +5,12 @@
 //!
 //! Refuses: the engine, the store, and units that are not `drillable`.
 
+mod load;
 mod play;
 mod requests;
+mod stored;
 mod talk;
+pub mod compare;
 pub mod html;
 pub mod papers;
 pub mod report;
@@ -36,6 +39,8 @@ pub struct Asked {
     pub interval: Option<Duration>,
     /// Of a backend that is asked meanwhile: `http://127.0.0.1:8000`.
     pub base_url: Option<String>,
+    /// A command that prints the id of each session that is stored, one a line.
+    pub stored_ids: Option<Vec<String>>,
     /// Only these units are hurt.
     pub units: Vec<String>,
 }
@@ -77,6 +82,7 @@ pub struct Done {
 /// As `DrillError` says; what had been begun is undone.
 pub fn run(asked: &Asked, out: &mut dyn Write) -> Result<Done, DrillError> {
     let scenario = scenario::find(&asked.scenario, asked)?;
+    load::target(asked)?;
     let mut play = play::Play::begin(asked, scenario, out)?;
     let played = play.play();
     play.end(played)

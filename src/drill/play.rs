@@ -14,9 +14,11 @@ use crate::api::client::ClientError;
 use crate::api::drills::{DrillList, DrillReply, DrillRequest, Ended, FaultKind, Step};
 use crate::api::summary::Summary;
 use crate::api::types::{AlertList, EventLine, SystemHealth, Unit, UnitList};
+use crate::base::duration::Pretty;
 use crate::base::time::Monotonic;
+use crate::drill::load::Load;
 use crate::drill::sample::{Recorder, Sample, States, states};
-use crate::drill::scenario::{Fault, Kind, On, Pace, Scenario};
+use crate::drill::scenario::{Fault, Kind, On, Pace, Scenario, Until};
 use crate::drill::talk::Talk;
 use crate::drill::verdict::{self, Verdict};
 use crate::drill::{Asked, Done, DrillError, papers, plain, report, requests};
@@ -24,6 +26,12 @@ use crate::sys::clock;
 
 /// How long what was raised may take to reach a channel, until it counts as missed.
 const ALERT_WAIT: Duration = Duration::from_secs(15);
+
+/// The same when the channels were cut: until the next try, whose delay has grown meanwhile.
+const CUT_ALERT_WAIT: Duration = Duration::from_secs(120);
+
+/// How often a unit may be hurt at most until an alert is raised: every setting that somebody would choose.
+const ALERT_BLOWS_MAX: u32 = 12;
 
 /// How long everything may take to be as before, behind the last recovery.
 const CALM_WAIT: Duration = Duration::from_secs(60);
@@ -36,6 +44,7 @@ struct Blow {
     kind: Kind,
     unit: Option<Unit>,
     wait: Duration,
+    until: Until,
 }
 
 pub(super) struct Play<'a> {
@@ -52,6 +61,12 @@ pub(super) struct Play<'a> {
     known: DrillList,
     /// When each unit was hurt last, until it has recovered.
     open: BTreeMap<String, u64>,
+    /// Faults that are to be undone as soon as their units have recovered.
+    struck: Vec<u64>,
+    /// Alerts so far.
+    raised: u64,
+    /// While it goes on.
+    load: Option<Load>,
 }
 
 impl<'a> Play<'a> {
@@ -87,9 +102,23 @@ impl<'a> Play<'a> {
             fatal_stops: health.fatal_stops,
             units: before.clone(),
         })?;
-        let open = BTreeMap::new();
-        let mut play =
-            Play { asked, scenario, out, talk, id, recorder, dir, begun_at, begun, before, known, open };
+        let mut play = Play {
+            asked,
+            scenario,
+            out,
+            talk,
+            id,
+            recorder,
+            dir,
+            begun_at,
+            begun,
+            before,
+            known,
+            open: BTreeMap::new(),
+            struck: Vec::new(),
+            raised: 0,
+            load: None,
+        };
         let line = format!("drill {}: {}", play.id, play.scenario.description);
         play.tell(&line);
         Ok(play)
@@ -98,14 +127,22 @@ impl<'a> Play<'a> {
     /// # Errors
     /// The daemon refuses a fault, or does not come back.
     pub fn play(&mut self) -> Result<(), DrillError> {
+        let (talk, recorder, plan) = (&self.talk, &mut self.recorder, &self.scenario.load);
+        self.load = Load::begin(self.asked, &self.id, &self.begun, plan, talk, recorder)?;
+        let lines = self.load.as_ref().map(Load::told).unwrap_or_default();
+        lines.iter().for_each(|line| self.tell(line));
         match self.scenario.pace {
             Pace::OneByOne => self.play_one_by_one(),
             Pace::Interval => self.play_by_interval(),
         }?;
         self.await_recovered()?;
-        self.undo()?;
+        self.undo(None)?;
         self.await_calm()?;
-        self.await_alerts()
+        self.await_alerts()?;
+        match self.load.take() {
+            Some(load) => load.end(self.asked.stored_ids.as_deref(), &self.talk, &mut self.recorder),
+            None => Ok(()),
+        }
     }
 
     fn play_one_by_one(&mut self) -> Result<(), DrillError> {
@@ -116,15 +153,33 @@ impl<'a> Play<'a> {
             let all = self.blows(&faults)?;
             let count = u32::try_from(all.len()).unwrap_or(1).max(1);
             for blow in all {
-                self.strike(round, rounds, &blow)?;
-                self.await_recovered()?;
-                self.undo()?;
-                self.await_calm()?;
+                self.strike_out(round, rounds, blow)?;
                 blows += 1;
                 self.progress(blows.saturating_mul(95) / rounds.saturating_mul(count))?;
                 self.hear_for(self.scenario.pause)?;
             }
         }
+        Ok(())
+    }
+
+    /// Strikes and waits until all is well again, as often as it takes.
+    fn strike_out(&mut self, round: u32, rounds: u32, mut blow: Blow) -> Result<(), DrillError> {
+        let before = self.raised;
+        for _ in 0..ALERT_BLOWS_MAX {
+            self.strike(round, rounds, &blow)?;
+            self.await_recovered()?;
+            for number in std::mem::take(&mut self.struck) {
+                self.undo(Some(number))?;
+            }
+            self.await_calm()?;
+            if blow.until == Until::Once || self.raised > before {
+                return Ok(());
+            }
+            self.hear_for(self.scenario.pause)?;
+            // It is another process by now.
+            blow.unit.iter_mut().for_each(|unit| unit.pid = None);
+        }
+        self.tell(&format!("      no alert was raised in {ALERT_BLOWS_MAX} rounds"));
         Ok(())
     }
 
@@ -158,8 +213,9 @@ impl<'a> Play<'a> {
         let list: UnitList = self.talk.get("/v1/units")?;
         let mut all = Vec::new();
         for fault in faults {
-            if fault.on == On::Daemon || fault.kind == Kind::AbnormalRequests {
-                all.push(Blow { kind: fault.kind, unit: None, wait: fault.wait });
+            let needs_unit = matches!(fault.kind, Kind::Fault(kind) if kind.needs_unit());
+            if fault.on == On::Daemon || !needs_unit {
+                all.push(Blow { kind: fault.kind, unit: None, wait: fault.wait, until: fault.until });
                 continue;
             }
             let chosen = choose(&list.units, &self.known, &self.asked.units, fault);
@@ -174,6 +230,7 @@ impl<'a> Play<'a> {
                 kind: fault.kind,
                 unit: Some(unit),
                 wait: fault.wait,
+                until: fault.until,
             }));
         }
         Ok(all)
@@ -200,6 +257,8 @@ impl<'a> Play<'a> {
             _ => None,
         };
         let Some(reply) = self.done_or_passed_over(self.talk.step(&request))? else { return Ok(()) };
+        // What takes no part in the recovery goes on beside the faults that follow, until the end.
+        self.struck.extend(reply.fault.filter(|_| kind != FaultKind::Channels));
         let at_ns = reply.at_ns.unwrap_or_else(|| clock::monotonic().as_ns());
         let unit = blow.unit.as_ref().map(|unit| unit.name.clone());
         let at_ns = match engine_pid {
@@ -243,9 +302,9 @@ impl<'a> Play<'a> {
         }
     }
 
-    /// What has been recovered from needs its fault no longer.
-    fn undo(&mut self) -> Result<(), DrillError> {
-        self.talk.step(&DrillRequest::new(&self.id, Step::Undo))?;
+    /// What has been recovered from needs its fault no longer; none = every fault.
+    fn undo(&mut self, number: Option<u64>) -> Result<(), DrillError> {
+        self.talk.step(&DrillRequest { number, ..DrillRequest::new(&self.id, Step::Undo) })?;
         Ok(())
     }
 
@@ -265,8 +324,7 @@ impl<'a> Play<'a> {
             }
         }
         self.look()?;
-        self.talk.step(&DrillRequest { number, ..DrillRequest::new(&self.id, Step::Undo) })?;
-        Ok(())
+        self.undo(number)
     }
 
     /// The file is broken for `wait`, then put back: both have to be told.
@@ -310,7 +368,9 @@ impl<'a> Play<'a> {
                     self.open.iter().filter(|(_, at)| **at == first).map(|(unit, _)| unit.clone()).collect();
                 for unit in late {
                     self.open.remove(&unit);
-                    let line = format!("      {unit} has not recovered in time");
+                    let within = Pretty(self.scenario.recover_within);
+                    let line =
+                        format!("      {unit} has not recovered within {within}: it is waited for no longer");
                     self.tell(&line);
                 }
             }
@@ -337,7 +397,8 @@ impl<'a> Play<'a> {
 
     /// Until every alert that was raised is with a channel.
     fn await_alerts(&mut self) -> Result<(), DrillError> {
-        let deadline = clock::monotonic() + ALERT_WAIT;
+        let cuts = self.scenario.faults.iter().any(|fault| fault.kind == Kind::Fault(FaultKind::Channels));
+        let deadline = clock::monotonic() + if cuts { CUT_ALERT_WAIT } else { ALERT_WAIT };
         loop {
             let raised = self.alerts()?;
             let waits = |alert: &crate::api::types::AlertLine| {
@@ -381,8 +442,13 @@ impl<'a> Play<'a> {
 
     /// The next event, written down and told; none until the deadline.
     fn hear(&mut self, deadline: Monotonic) -> Result<Option<EventLine>, DrillError> {
-        let Some(event) = self.talk.event_until(deadline) else { return Ok(None) };
+        let event = self.talk.event_until(deadline);
+        if let Some(load) = &self.load {
+            load.drain(&mut self.recorder)?;
+        }
+        let Some(event) = event else { return Ok(None) };
         self.recorder.add(Sample::Event { event: event.clone() })?;
+        self.raised += u64::from(event.event == "alert.raised");
         if let Some(unit) = &event.unit
             && let Some(hurt_ns) = self.open.get(unit).copied()
             && event.at_ns >= hurt_ns
@@ -479,6 +545,7 @@ fn expected(kind: Kind) -> &'static str {
             "to be told with its place, nothing to stop, and to be well when it is put back"
         }
         Kind::Fault(FaultKind::EngineKill) => "another to take over, and no service to notice",
+        Kind::Fault(FaultKind::Channels) => "what is raised meanwhile to arrive when they are back",
         Kind::AbnormalRequests => "to be refused, without a 5xx, and nothing to change",
     }
 }

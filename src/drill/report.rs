@@ -22,17 +22,23 @@ pub fn text(verdict: &Verdict) -> String {
         });
         text.push_str(&columns(std::iter::once(head).chain(rows).collect()));
     }
+    if !verdict.notes.is_empty() {
+        text.push_str(&format!("\n{}\n", verdict.notes.join("\n")));
+    }
     text.push_str(&format!("\ndrill {} {}\n", verdict.drill, verdict.status));
     text
 }
 
-fn columns(rows: Vec<[String; 4]>) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths = [width(0), width(1), width(2)];
+/// Rows under each other, as wide as what is in them.
+pub(super) fn columns<const N: usize>(rows: Vec<[String; N]>) -> String {
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    });
     let mut text = String::new();
-    for [first, second, third, last] in &rows {
-        let [a, b, c] = widths;
-        text.push_str(format!("{first:a$}  {second:b$}  {third:c$}  {last}").trim_end());
+    for row in &rows {
+        let cells: Vec<String> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
     text
@@ -75,6 +81,9 @@ pub fn markdown(verdict: &Verdict) -> String {
                 seconds(latency.max_s)
             ));
         }
+    }
+    if !verdict.notes.is_empty() {
+        text.push_str(&format!("\n{}\n", verdict.notes.join("\n\n")));
     }
     text.push_str("\n| round | fault | unit | noticed | ready again | outcome |\n| --- | --- | --- | --- | --- | --- |\n");
     for story in &verdict.stories {

@@ -4,7 +4,7 @@
 //! Refuses: anything that a server could take for an order.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,19 +38,24 @@ impl Target {
         }
     }
 
-    /// The code of the first line of its answer; None: it closed without one.
-    fn ask(&self, request: &[u8]) -> io::Result<Option<u16>> {
+    /// The code of the first line of its answer; None: it closed without one, or took longer than `within`.
+    ///
+    /// # Errors
+    /// It cannot be reached.
+    pub fn ask(&self, request: &[u8], within: Duration) -> io::Result<Option<u16>> {
         match self {
             Target::Socket(path) => {
                 let stream = UnixStream::connect(path)?;
-                stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-                stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+                stream.set_read_timeout(Some(within))?;
+                stream.set_write_timeout(Some(within))?;
                 Ok(exchange(stream, request))
             }
             Target::Tcp(host) => {
-                let stream = TcpStream::connect(host)?;
-                stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-                stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+                let no_address = || io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
+                let address = host.to_socket_addrs()?.next().ok_or_else(no_address)?;
+                let stream = TcpStream::connect_timeout(&address, within)?;
+                stream.set_read_timeout(Some(within))?;
+                stream.set_write_timeout(Some(within))?;
                 Ok(exchange(stream, request))
             }
         }
@@ -75,31 +80,32 @@ pub(super) fn bother(target: &Target) -> Counts {
     let mut counts = Counts::default();
     for request in broken() {
         counts.sent += 1;
-        match target.ask(&request) {
+        match target.ask(&request, ANSWER_TIMEOUT) {
             Ok(Some(500..=599)) => counts.server_errors += 1,
             Ok(Some(_) | None) => counts.refused += 1,
             Err(_) => counts.silent += 1,
         }
-        if !matches!(target.ask(&good), Ok(Some(_))) {
+        if !matches!(target.ask(&good, ANSWER_TIMEOUT), Ok(Some(_))) {
             counts.silent += 1;
         }
     }
     counts
 }
 
-fn get(path: &str) -> Vec<u8> {
+pub(super) fn get(path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").into_bytes()
 }
 
+pub(super) fn post(path: &str, kind: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\
+         Connection: close\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
 fn broken() -> Vec<Vec<u8>> {
-    let post = |path: &str, kind: &str, body: &str| {
-        let length = body.len();
-        format!(
-            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\
-             Connection: close\r\n\r\n{body}"
-        )
-        .into_bytes()
-    };
     let json = "application/json";
     let deep = "[".repeat(20_000);
     let mut all = vec![

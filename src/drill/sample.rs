@@ -74,6 +74,29 @@ pub enum Sample {
         /// It did not answer a good request afterwards.
         silent: u64,
     },
+    /// One request of the load beside the faults.
+    Load {
+        number: u64,
+        /// Of the session that it asked to keep; none where the backend keeps no sessions.
+        id: Option<String>,
+        /// None: no answer.
+        status: Option<u16>,
+        error: Option<String>,
+        at_ns: u64,
+        took_us: u64,
+    },
+    /// What of the load was found at the end, by number.
+    Found {
+        ts: String,
+        /// Their line is in the log of a unit; none: lines are not judged.
+        lines: Option<Vec<u64>>,
+        /// Their session is stored; none: sessions are not judged, or could not be counted.
+        stored: Option<Vec<u64>>,
+        /// Why what was to be counted could not be.
+        uncounted: Option<String>,
+        /// Sentences about what is not judged.
+        notes: Vec<String>,
+    },
     End {
         ts: String,
         fatal_stops: u64,

@@ -20,6 +20,7 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("stress", include_str!("../../examples/drills/stress.toml")),
     ("config-corruption", include_str!("../../examples/drills/config-corruption.toml")),
     ("abnormal-requests", include_str!("../../examples/drills/abnormal-requests.toml")),
+    ("alert-outage", include_str!("../../examples/drills/alert-outage.toml")),
     ("supervisor-kill", include_str!("../../examples/drills/supervisor-kill.toml")),
     ("acceptance", include_str!("../../examples/drills/acceptance.toml")),
 ];
@@ -28,6 +29,11 @@ pub const SHIPPED: &[(&str, &str)] = &[
 const FILE_BYTES_MAX: usize = 65_536;
 const ITERATIONS_MAX: u32 = 10_000;
 const DURATION_MAX: Duration = Duration::from_secs(86_400);
+
+/// Slow enough for a backend in service: what is measured is what becomes of a request, not how many there can be.
+const LOAD_EVERY: Duration = Duration::from_millis(200);
+const LOAD_EVERY_MIN: Duration = Duration::from_millis(5);
+const LOAD_PATH: &str = "/api/chat";
 
 /// Who is hurt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -73,13 +79,33 @@ pub enum Pace {
     Interval,
 }
 
+/// How often a fault is done in a round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Until {
+    #[default]
+    Once,
+    /// Again and again, until an alert is raised over it.
+    Alert,
+}
+
 /// One kind of fault, and to whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     pub kind: Kind,
     pub on: On,
+    pub until: Until,
     /// It is undone after this.
     pub wait: Duration,
+}
+
+/// The requests beside the faults, where there is a `--base-url`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadPlan {
+    /// One request so often.
+    pub every: Duration,
+    /// Takes a POST with a session.
+    pub path: String,
 }
 
 /// A scenario with everything filled in.
@@ -95,6 +121,7 @@ pub struct Scenario {
     pub interval: Duration,
     /// What has not recovered after this is lost.
     pub recover_within: Duration,
+    pub load: LoadPlan,
     pub faults: Vec<Fault>,
 }
 
@@ -109,7 +136,16 @@ struct Text {
     duration: Option<String>,
     interval: Option<String>,
     recover_within: Option<String>,
+    #[serde(default)]
+    load: LoadText,
     fault: Vec<FaultText>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LoadText {
+    every: Option<String>,
+    path: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -118,6 +154,8 @@ struct FaultText {
     kind: String,
     #[serde(default)]
     on: On,
+    #[serde(default)]
+    until: Until,
     #[serde(rename = "for")]
     wait: Option<String>,
 }
@@ -181,7 +219,7 @@ pub fn parse(name: &str, text: &str) -> Result<Scenario, String> {
         if wait.is_zero() || wait > FAULT_MAX {
             return Err("a fault lasts at most 10 minutes".to_string());
         }
-        Ok(Fault { kind: kind_of(&fault.kind)?, on: fault.on, wait })
+        Ok(Fault { kind: kind_of(&fault.kind)?, on: fault.on, until: fault.until, wait })
     });
     let scenario = Scenario {
         name: name.to_string(),
@@ -192,6 +230,10 @@ pub fn parse(name: &str, text: &str) -> Result<Scenario, String> {
         duration: or(text.duration, Duration::from_secs(60))?,
         interval: or(text.interval, Duration::from_secs(5))?,
         recover_within: or(text.recover_within, Duration::from_secs(90))?,
+        load: LoadPlan {
+            every: or(text.load.every, LOAD_EVERY)?,
+            path: text.load.path.unwrap_or_else(|| LOAD_PATH.to_string()),
+        },
         faults: faults.collect::<Result<_, String>>()?,
     };
     if scenario.faults.is_empty() {
@@ -212,6 +254,16 @@ fn bounded(scenario: &Scenario) -> Result<(), String> {
     if scenario.interval.is_zero() {
         return Err("the interval must be longer than zero".to_string());
     }
+    if scenario.load.every < LOAD_EVERY_MIN || scenario.load.every > DURATION_MAX {
+        return Err("`every` of [load] is 5 ms to a day".to_string());
+    }
+    let path = &scenario.load.path;
+    if !path.starts_with('/')
+        || path.len() > 200
+        || path.contains(|c: char| !c.is_ascii_graphic() || "?#".contains(c))
+    {
+        return Err("`path` of [load] begins with `/`, and has no `?`".to_string());
+    }
     Ok(())
 }
 
@@ -223,6 +275,7 @@ fn kind_of(word: &str) -> Result<Kind, String> {
         FaultKind::Slow,
         FaultKind::ConfigCorrupt,
         FaultKind::EngineKill,
+        FaultKind::Channels,
     ];
     let fault = kinds.into_iter().find(|kind| kind.as_str() == word).map(Kind::Fault);
     let requests = (word == Kind::AbnormalRequests.as_str()).then_some(Kind::AbnormalRequests);
@@ -260,6 +313,8 @@ mod tests {
             ("description = \"x\"\n[[fault]]\nkind = \"fire\"", "`fire` is no fault"),
             ("description = \"x\"\n[[fault]]\nkind = \"kill\"\nfor = \"11m\"", "10 minutes"),
             ("description = \"x\"\niterations = 0\n[[fault]]\nkind = \"kill\"", "iterations"),
+            ("description = \"x\"\n[load]\npath = \"/a?b\"\n[[fault]]\nkind = \"kill\"", "no `?`"),
+            ("description = \"x\"\n[load]\nevery = \"1ms\"\n[[fault]]\nkind = \"kill\"", "5 ms"),
             ("descriptoin = \"x\"\n[[fault]]\nkind = \"kill\"", "unknown field"),
         ] {
             let why = parse("x", text).expect_err(text);

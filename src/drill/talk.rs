@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use crate::api::client::{Client, ClientError};
+use crate::api::client::{Client, ClientError, LogNews};
 use crate::api::drills::{DrillReply, DrillRequest};
 use crate::api::types::{EventLine, EventList};
 use crate::base::time::Monotonic;
@@ -47,6 +47,22 @@ impl Talk {
         again(|| self.client.get(path))
     }
 
+    /// Each line of units' logs that fits `query`; of which streams not all could be read, and why.
+    pub fn log(&self, query: &str, mut each: impl FnMut(&str)) -> Result<Vec<String>, ClientError> {
+        let path = format!("/v1/logs?{query}");
+        let told = again(|| {
+            self.client.log(&path, |news| match news {
+                LogNews::Line(line, _) => {
+                    each(&line.line);
+                    ControlFlow::Continue(())
+                }
+                LogNews::End(unreadable) => ControlFlow::Break(unreadable),
+                LogNews::Place(_) | LogNews::Pause => ControlFlow::Continue(()),
+            })
+        })?;
+        told.ok_or_else(|| ClientError::Broken("the log ended in the middle".to_string()))
+    }
+
     /// One step. It is not said twice: who does not know whether it was done says so.
     pub fn step(&self, request: &DrillRequest) -> Result<DrillReply, ClientError> {
         self.client.post("/v1/drills", request, Some(STEP_TIMEOUT))
@@ -60,7 +76,7 @@ impl Talk {
 }
 
 /// Asks until it is answered, or refused by somebody who is well.
-fn again<T>(ask: impl Fn() -> Result<T, ClientError>) -> Result<T, ClientError> {
+fn again<T>(mut ask: impl FnMut() -> Result<T, ClientError>) -> Result<T, ClientError> {
     let deadline = clock::monotonic() + AGAIN_MAX;
     loop {
         match ask() {

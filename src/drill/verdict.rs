@@ -3,7 +3,9 @@
 //!
 //! Refuses: looking anything up.
 
-use std::collections::BTreeSet;
+mod beside;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -45,6 +47,9 @@ pub struct Verdict {
     pub kpis: Vec<Row>,
     pub latencies: Vec<Latency>,
     pub stories: Vec<Story>,
+    /// Sentences about the load beside the faults, and about what is not judged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Orders that are an intervention.
@@ -72,7 +77,9 @@ pub fn of(samples: &[Sample]) -> Verdict {
     let stories = stories(samples, &events);
     let hurt: BTreeSet<&str> = stories.iter().filter_map(|story| story.unit.as_deref()).collect();
     let mut kpis = marks::verdicts(&figures(samples, &ground, &events, &stories, &hurt));
-    kpis.extend(own_rows(samples, &ground, &hurt));
+    kpis.extend(own_rows(samples, &ground, &stories));
+    let (load_rows, notes) = beside::judged(samples);
+    kpis.extend(load_rows);
     let ended = samples.iter().find_map(|sample| match sample {
         Sample::End { ts, .. } => Some(ts.clone()),
         _ => None,
@@ -88,9 +95,10 @@ pub fn of(samples: &[Sample]) -> Verdict {
         begun: ground.begun.to_string(),
         ended: ended.unwrap_or_default(),
         status: status.to_string(),
-        latencies: latencies(&stories, &events),
+        latencies: latencies(samples, &stories, &events),
         kpis,
         stories,
+        notes,
     }
 }
 
@@ -101,6 +109,8 @@ fn event_of(sample: &Sample) -> Option<&EventLine> {
         | Sample::Fault { .. }
         | Sample::State { .. }
         | Sample::Requests { .. }
+        | Sample::Load { .. }
+        | Sample::Found { .. }
         | Sample::End { .. } => None,
     }
 }
@@ -255,31 +265,27 @@ fn intervenes(event: &EventLine, hurt: &BTreeSet<&str>) -> bool {
 }
 
 /// What only a drill can tell: whether anybody else was hurt, and whether all is as before.
-fn own_rows(samples: &[Sample], ground: &Ground<'_>, hurt: &BTreeSet<&str>) -> Vec<Row> {
+fn own_rows(samples: &[Sample], ground: &Ground<'_>, stories: &[Story]) -> Vec<Row> {
     let Some(before) = ground.units else { return Vec::new() };
+    let hurt: BTreeSet<&str> = stories.iter().filter_map(|story| story.unit.as_deref()).collect();
+    let lost = not_recovered(stories);
     let mut rows = Vec::new();
     for sample in samples {
-        match sample {
-            Sample::End { units, .. } => {
-                let others = before.iter().filter(|(name, _)| !hurt.contains(name.as_str()));
-                let restarts = others.map(|(name, was)| {
-                    let now = units.get(name).map_or(was.restarts, |now| now.restarts);
-                    let new_run = units.get(name).is_some_and(|now| now.run != was.run);
-                    now.saturating_sub(was.restarts).max(u64::from(new_run))
-                });
-                rows.push(zero("collateral-restarts", restarts.sum()));
-                let changed = before
-                    .iter()
-                    .filter(|(name, was)| units.get(*name).is_none_or(|now| now.state != was.state));
-                rows.push(zero("units-not-as-before", changed.count() as u64));
-            }
-            Sample::Begin { .. }
-            | Sample::Fault { .. }
-            | Sample::Event { .. }
-            | Sample::State { .. }
-            | Sample::Requests { .. } => {}
+        if let Sample::End { units, .. } = sample {
+            let others = before.iter().filter(|(name, _)| !hurt.contains(name.as_str()));
+            let restarts = others.map(|(name, was)| {
+                let now = units.get(name).map_or(was.restarts, |now| now.restarts);
+                let new_run = units.get(name).is_some_and(|now| now.run != was.run);
+                now.saturating_sub(was.restarts).max(u64::from(new_run))
+            });
+            rows.push(zero("collateral-restarts", restarts.sum()));
+            let changed = before.iter().filter(|(name, was)| {
+                !lost.contains(name.as_str()) && units.get(*name).is_none_or(|now| now.state != was.state)
+            });
+            rows.push(zero("units-not-as-before", changed.count() as u64));
         }
     }
+    rows.extend(alerts_raised(samples));
     let requests: Vec<(u64, u64)> = samples
         .iter()
         .filter_map(|sample| match sample {
@@ -294,6 +300,34 @@ fn own_rows(samples: &[Sample], ground: &Ground<'_>, hurt: &BTreeSet<&str>) -> V
     rows
 }
 
+/// Where the channels were cut, something has to have been raised since, or nothing was tried.
+#[expect(clippy::cast_precision_loss, reason = "compared with one")]
+fn alerts_raised(samples: &[Sample]) -> Option<Row> {
+    let cut_ns = samples.iter().find_map(|sample| match sample {
+        Sample::Fault { kind, at_ns, .. } if kind == "channels" => Some(*at_ns),
+        _ => None,
+    })?;
+    let events = samples.iter().filter_map(event_of);
+    let raised = events.filter(|event| event.event == "alert.raised" && event.at_ns >= cut_ns).count();
+    Some(Row {
+        kpi: "alerts-raised".to_string(),
+        mark: "≥ 1".to_string(),
+        value: Some(raised as f64),
+        verdict: if raised > 0 { "pass" } else { "fail" }.to_string(),
+    })
+}
+
+/// Units whose last failure was not recovered from: `auto-recovery-rate` has counted that already.
+fn not_recovered(stories: &[Story]) -> BTreeSet<&str> {
+    let mut last = BTreeMap::new();
+    for story in stories.iter().filter(|story| story.outcome != "stood") {
+        if let Some(unit) = story.unit.as_deref() {
+            last.insert(unit, story.outcome.as_str());
+        }
+    }
+    last.into_iter().filter(|(_, outcome)| *outcome != "recovered").map(|(unit, _)| unit).collect()
+}
+
 #[expect(clippy::cast_precision_loss, reason = "compared with zero")]
 fn zero(kpi: &str, count: u64) -> Row {
     let verdict = if count == 0 { "pass" } else { "fail" };
@@ -305,7 +339,7 @@ fn zero(kpi: &str, count: u64) -> Row {
     }
 }
 
-fn latencies(stories: &[Story], events: &[&EventLine]) -> Vec<Latency> {
+fn latencies(samples: &[Sample], stories: &[Story], events: &[&EventLine]) -> Vec<Latency> {
     let all = |of: fn(&Story) -> Option<f64>| stories.iter().filter_map(of).collect::<Vec<f64>>();
     let took = |name: &str, key: &str| -> Vec<f64> {
         let named = events.iter().filter(|event| event.event == name);
@@ -318,6 +352,7 @@ fn latencies(stories: &[Story], events: &[&EventLine]) -> Vec<Latency> {
         ("failure to ready", all(|story| story.recover_s)),
         ("resync", took("resync.succeeded", "took_ms")),
         ("alert to its first channel", took("alert.delivered", "after_ms")),
+        ("request beside the faults", beside::answers(samples)),
     ]
     .into_iter()
     .filter_map(|(what, lengths)| latency(what, lengths))

@@ -3,8 +3,9 @@
 
     recount.py <logs>/drills/<id>.jsonl [verdict.json]
 
-Prints them as JSON. With the verdict it compares, and exits 1 where one differs.
+The samples may be packed by gzip. Prints them as JSON. With the verdict it compares, and exits 1 where one differs.
 """
+import gzip
 import json
 import sys
 
@@ -14,7 +15,8 @@ def between(a, b):
 
 
 def main():
-    samples = [json.loads(line) for line in open(sys.argv[1], encoding="utf-8") if line.endswith("\n")]
+    unpacked = gzip.open if sys.argv[1].endswith(".gz") else open
+    samples = [json.loads(line) for line in unpacked(sys.argv[1], "rt", encoding="utf-8") if line.endswith("\n")]
     begin = next(s for s in samples if s["sample"] == "begin")
     end = next((s for s in samples if s["sample"] == "end"), None)
     faults = [s for s in samples if s["sample"] == "fault"]
@@ -22,6 +24,7 @@ def main():
     hurt = {f["unit"] for f in faults if f["unit"]}
     expected = recovered = 0
     lengths = []
+    last = {}  # unit: whether its last failure was recovered from
     for index, fault in enumerate(faults):
         later = [f["at_ns"] for f in faults[index + 1:] if f["unit"] == fault["unit"]]
         until = later[0] if later else float("inf")
@@ -38,6 +41,7 @@ def main():
             expected += 1
             failed, back = mine("unit.failed"), mine("unit.recovered")
             recovered += back is not None
+            last[fault["unit"]] = back is not None
             if failed and back:
                 lengths.append(between(failed["at_ns"], back["at_ns"]))
         elif kind == "engine-kill":
@@ -48,7 +52,9 @@ def main():
                 lengths.append(between(fault["at_ns"], back["at_ns"]))
         elif kind == "config-corrupt":
             expected += 1
-            recovered += mine("config.error") is not None and mine("config.mended") is not None
+            mended = mine("config.error") is not None and mine("config.mended") is not None
+            recovered += mended
+            last[fault["unit"]] = mended
     good = sum(e["event"] == "resync.succeeded" for e in events)
     bad = sum(e["event"] == "resync.failed" and e["data"].get("next_ms") is None for e in events)
     acts = {"start", "stop", "restart", "reload", "clear", "resync", "signal"}
@@ -73,7 +79,19 @@ def main():
             for name, was in begin["units"].items() if name not in hurt)
         counted["units-not-as-before"] = sum(
             name not in end["units"] or end["units"][name]["state"] != was["state"]
-            for name, was in begin["units"].items())
+            for name, was in begin["units"].items() if last.get(name, True))
+    cut = [f["at_ns"] for f in faults if f["kind"] == "channels"]
+    if cut:
+        counted["alerts-raised"] = sum(e["event"] == "alert.raised" and e["at_ns"] >= cut[0] for e in events)
+    load = [s for s in samples if s["sample"] == "load" and s["status"] is not None]
+    for found in (s for s in samples if s["sample"] == "found"):
+        if found["lines"] is not None:
+            counted["log-lines-lost"] = len({s["number"] for s in load} - set(found["lines"]))
+        if found["stored"] is not None:
+            kept = {s["number"] for s in load if s["status"] in (200, 202) and s["id"] is not None}
+            counted["sessions-lost"] = len(kept - set(found["stored"]))
+        elif found["uncounted"] is not None:
+            counted["sessions-lost"] = None
     print(json.dumps(counted, indent=2, sort_keys=True))
     if len(sys.argv) < 3:
         return 0

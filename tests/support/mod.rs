@@ -7,6 +7,7 @@
 pub mod browser;
 pub mod builds;
 pub mod client;
+pub mod drills;
 pub mod http;
 pub mod lines;
 pub mod injector;

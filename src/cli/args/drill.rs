@@ -15,12 +15,12 @@ pub enum DrillCommand {
     List,
     /// Run a scenario; exit 0 when every KPI passes its mark
     #[command(
-        after_help = "Exit codes: 0 every KPI passes · 1 one does not, or the drill was given up · 2 no such scenario\n\nExamples:\n  upright drill run single-module --iterations 3 --pause 2\n  upright drill run cascade --duration 120 --interval 5\n  upright drill run abnormal-requests --base-url http://127.0.0.1:8000"
+        after_help = "Exit codes: 0 every KPI passes · 1 one does not, or the drill was given up · 2 no such scenario\n\nExamples:\n  upright drill run single-module --iterations 3 --pause 2\n  upright drill run cascade --duration 120 --interval 5\n  upright drill run acceptance --base-url http://127.0.0.1:8000 --stored-ids 'psql -Atc \"select id from session_log\"'"
     )]
     Run(DrillRunArgs),
     /// Judge the samples of a drill once more, and write its report again
     #[command(
-        after_help = "Examples:\n  upright drill report            the newest\n  upright drill report --json"
+        after_help = "Examples:\n  upright drill report            the newest\n  upright drill report --json\n  upright drill report single-module-20260101120000-4711 --against single-module-20251224120000-4242"
     )]
     Report(DrillReportArgs),
 }
@@ -42,9 +42,14 @@ pub struct DrillRunArgs {
     /// Between two faults or samples
     #[arg(long, value_name = "DURATION", value_parser = seconds_or_duration)]
     pub interval: Option<Duration>,
-    /// Of a backend: it gets broken requests, too
+    /// Of a backend: it gets a numbered request every 200 ms, each of which has to be in a log at the end; and
+    /// broken requests, where the scenario has them
     #[arg(long, value_name = "URL")]
     pub base_url: Option<String>,
+    /// A command that prints the ids of all stored sessions, one a line: every session that the backend has
+    /// acknowledged has to be among them at the end
+    #[arg(long, value_name = "COMMAND", requires = "base_url")]
+    pub stored_ids: Option<String>,
     /// Hurt only this unit (repeatable)
     #[arg(long, value_name = "UNIT")]
     pub unit: Vec<String>,
@@ -55,6 +60,9 @@ pub struct DrillReportArgs {
     /// Of this drill; none = the newest
     #[arg(value_name = "ID")]
     pub id: Option<String>,
+    /// Show its KPIs and latencies beside those of this drill, with the differences
+    #[arg(long, value_name = "ID")]
+    pub against: Option<String>,
 }
 
 /// As any duration; a bare number is seconds here (the contract).
