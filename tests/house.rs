@@ -233,8 +233,12 @@ fn the_runbook_has_the_codes_of_mistakes() {
     let page = text(RUNBOOK);
     let (_, part) = page.split_once("\n# Files with a mistake\n").expect("the chapter");
     let is_code = |word: &&str| word.len() > 5 && word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
-    let listed: BTreeSet<&str> =
-        part.lines().filter(|line| line.starts_with('`')).flat_map(|line| line.split('`')).filter(is_code).collect();
+    let listed: BTreeSet<&str> = part
+        .lines()
+        .filter(|line| line.starts_with('`'))
+        .flat_map(|line| line.split('`'))
+        .filter(is_code)
+        .collect();
     let mut shown = Vec::new();
     sources::files_below(Path::new("tests/diag"), &mut shown);
     let mut lacking = BTreeSet::new();
@@ -253,9 +257,43 @@ fn the_runbook_has_the_codes_of_mistakes() {
         .filter(|source| matches!(source.room(), Some("unit" | "config")))
         .map(|source| source.text.clone())
         .collect();
-    let stale = |code: &&&str| !made.contains(&format!("\"{code}\"")) && !made.contains(&format!(".{code}\""));
+    let stale =
+        |code: &&&str| !made.contains(&format!("\"{code}\"")) && !made.contains(&format!(".{code}\""));
     let stale: Vec<&&str> = listed.iter().filter(stale).collect();
     assert!(stale.is_empty() && listed.len() > 15, "codes that nothing makes: {stale:?} of {listed:?}");
+}
+
+/// What the specification names as a proof exists.
+#[test]
+fn the_specification_names_tests_and_invariants_that_there_are() {
+    let page = text("docs/SPECIFICATION.md");
+    let invariants = text("docs/INVARIANTS.md");
+    let (mut named, mut lost) = (0, Vec::new());
+    for word in page.split(|c: char| c.is_whitespace() || "`,()".contains(c)) {
+        let found = if let Some((file, name)) = word.split_once(".rs::") {
+            let path = root().join(format!("{file}.rs"));
+            fs::read_to_string(path).is_ok_and(|source| source.contains(&format!("fn {name}()")))
+        } else if let Some(script) = word.strip_suffix(".txt") {
+            root().join(format!("tests/engine/{script}.txt")).exists()
+        } else if is_promise(word) {
+            invariants.contains(&format!("| {word} "))
+        } else {
+            continue;
+        };
+        named += 1;
+        lost.extend((!found).then_some(word));
+    }
+    assert!(
+        lost.is_empty() && named > 80,
+        "docs/SPECIFICATION.md names {named} proofs, of which not: {lost:?}"
+    );
+}
+
+/// `I13`, `I21b`, `E5`, `S1`
+fn is_promise(word: &str) -> bool {
+    let Some(rest) = word.strip_prefix(['I', 'E', 'S']) else { return false };
+    let digits = rest.trim_end_matches(|c: char| c.is_ascii_lowercase());
+    !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit()) && rest.len() - digits.len() <= 1
 }
 
 #[test]

@@ -241,8 +241,9 @@ fn a_schema_that_cannot_be_used_stands_aside_and_what_was_asked_for_holds() {
     assert!(loaded.next_run.0 >= before.next_run.0 + RUNS_PER_RESERVE, "no run is used twice");
     let mut store = opened.start(|_| {}).expect("thread");
     store.submit(one("unit.failed", 1));
-    let code =
-        |store: &upright::store::writer::Store| store.troubles().first().map_or("", |trouble| trouble.code.as_str());
+    let code = |store: &upright::store::writer::Store| {
+        store.troubles().first().map_or("", |trouble| trouble.code.as_str())
+    };
     until("it is said", || code(&store) == "store.aside");
     for part in ["", "-wal", "-shm"] {
         let _ = std::fs::remove_file(format!("{}{part}", aside.path.display())); // not all are there

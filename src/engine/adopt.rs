@@ -82,20 +82,21 @@ impl Engine {
         let mut engine = self;
         engine.durable = row.clone();
         engine.saved = row;
+        engine.next_run = adopted.iter().map(|row| row.run.0 + 1).max().unwrap_or(0).max(engine.next_run);
         for spec in units {
-            let mut row = durable.remove(&spec.name).unwrap_or_default();
+            let mut row = durable.remove(&spec.name).unwrap_or_else(|| engine.first_row());
             if boot == Boot::Fresh {
                 row.finished = false;
             }
             engine.insert_unit(spec, row, now);
         }
-        engine.next_run = adopted.iter().map(|row| row.run.0 + 1).max().unwrap_or(0).max(engine.next_run);
         let living: BTreeSet<&UnitName> = adopted.iter().map(|row| &row.unit).chain(&populated).collect();
         for name in living {
             if !engine.units.contains_key(name) {
                 fx.mark(Mark::AdoptedUnknownUnit);
                 let spec = UnitSpec::minimal(name.clone(), vec!["/gone-from-the-files".to_string()]);
-                engine.insert_unit(Arc::new(spec), durable.remove(name).unwrap_or_default(), now);
+                let row = durable.remove(name).unwrap_or_else(|| engine.first_row());
+                engine.insert_unit(Arc::new(spec), row, now);
                 if let Some(unit) = engine.units.get_mut(name) {
                     unit.removed = true;
                 }
