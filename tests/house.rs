@@ -128,12 +128,11 @@ fn every_command_in_the_papers_is_one() {
         let mut lines: Vec<String> = blocks(&page, "sh").concat().lines().map(str::to_string).collect();
         lines.extend(blocks(&page, "console").concat().lines().map(typed));
         // `upright status [UNIT…]` in a table is a form; its verb must be one all the same.
-        lines.extend(
-            page.split('`').filter(|piece| piece.starts_with("upright ")).filter_map(form_without_arguments),
-        );
+        lines.extend(page.split('`').filter_map(form_without_arguments));
         let commands = lines.iter().filter(|line| line.starts_with("upright "));
         for line in commands {
-            let words = line.split(" #").next().unwrap_or_default().split_whitespace();
+            let shell = |word: &&str| !matches!(*word, "#" | ">" | "|" | "&" | "&&" | "||");
+            let words = line.split(" #").next().unwrap_or_default().split_whitespace().take_while(shell);
             let parsed = args::command().try_get_matches_from(words);
             let wrong = parsed.err().filter(|error| {
                 // A form leaves its units out.
@@ -144,11 +143,11 @@ fn every_command_in_the_papers_is_one() {
     }
 }
 
-/// None: the keeper and the engine, which nobody types.
+/// The verb alone. None: no command of ours, or the keeper and the engine, which nobody types.
 fn form_without_arguments(form: &str) -> Option<String> {
-    let nested = form.starts_with("upright alert ") || form.starts_with("upright drill ");
-    let words = if nested { 3 } else { 2 };
-    let line = form.split_whitespace().take(words).collect::<Vec<_>>().join(" ");
+    let words: Vec<&str> = form.strip_prefix("upright ").map(|_| form.split_whitespace().collect())?;
+    let nested = matches!(words.get(1), Some(&("alert" | "drill")));
+    let line = words.into_iter().take(if nested { 3 } else { 2 }).collect::<Vec<_>>().join(" ");
     (!matches!(line.as_str(), "upright keeper" | "upright engine")).then_some(line)
 }
 
