@@ -95,8 +95,7 @@ impl Engine {
             if !engine.units.contains_key(name) {
                 fx.mark(Mark::AdoptedUnknownUnit);
                 let spec = UnitSpec::minimal(name.clone(), vec!["/gone-from-the-files".to_string()]);
-                let row = durable.remove(name).unwrap_or_else(|| engine.first_row());
-                engine.insert_unit(Arc::new(spec), row, now);
+                engine.insert_unit(Arc::new(spec), durable.remove(name).unwrap_or_default(), now);
                 if let Some(unit) = engine.units.get_mut(name) {
                     unit.removed = true;
                 }
