@@ -100,6 +100,7 @@ fn one_line_at_the_fourth_failure_one_at_the_eighth_and_one_recovery() {
         "{lines:#?}"
     );
     assert_eq!(web[0]["affected"][0], "shop");
+    assert_eq!(web[0]["runbook"], "docs/operations/runbook.md#failing");
     let ids: BTreeSet<_> = lines.iter().map(|line| line["id"].to_string()).collect();
     assert_eq!(ids.len(), lines.len(), "an id stands for one alert");
 
@@ -120,6 +121,27 @@ fn one_line_at_the_fourth_failure_one_at_the_eighth_and_one_recovery() {
         serde_json::from_str(&home.upright_exits(&["alert", "list", "--json", "-n", "1"], 0)).expect("JSON");
     assert_eq!(json["alerts"].as_array().map(Vec::len), Some(1));
     assert_eq!(json["alerts"][0]["channels"][0]["state"], "delivered");
+}
+
+/// Its file is removed and put back, as one does to begin anew: what it raises then is no repeat of what it raised before.
+#[test]
+fn a_unit_that_is_added_again_is_alerted_again() {
+    let mut home = Home::new();
+    let unit = until(&home.path().join("never"));
+    home.unit("web", &unit);
+    home.daemon();
+    let told = |home: &Home| of_kind(&lines(&home.path().join("log/alerts.jsonl")), "web", "failing").len();
+    eventually("the 4th failure is told", SOON, || (told(&home) >= 1).then_some(()));
+    fs::remove_file(home.path().join("units/web.toml")).expect("removed");
+    home.await_event(0, "it is gone", SOON, |event| event["event"] == "unit.removed");
+    let before = told(&home);
+    let failures = of(&home.events(), "unit.failed", "web").len();
+    home.unit("web", &unit);
+    eventually("it fails four times more", SOON, || {
+        (of(&home.events(), "unit.failed", "web").len() >= failures + 4).then_some(())
+    });
+    eventually("the 4th failure is told again", SOON, || (told(&home) > before).then_some(()));
+    assert_eq!(settled(&home).len(), of(&home.events(), "alert.raised", "web").len(), "each is kept");
 }
 
 #[test]

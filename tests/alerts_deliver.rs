@@ -268,6 +268,7 @@ fn a_dead_slack_does_not_delay_mail_and_what_is_told_is_all_there_is_to_know() {
     let told = hook.json();
     assert_eq!((&told["unit"], &told["exit_code"], &told["failures"]), (&"web".into(), &7.into(), &1.into()));
     assert_eq!((&told["status"], &told["affected"][0]), (&"firing".into(), &"shop".into()));
+    assert_eq!(told["runbook"], "docs/operations/runbook.md#failing");
     assert!(told["cause"].as_str().is_some_and(|cause| cause.contains('7')), "{told}");
     assert!(told["next_retry_at"].is_string(), "{told}");
     let lines: Vec<&str> =

@@ -118,6 +118,7 @@ fn a_mail_server_gets_a_mail_that_parses_after_starttls_and_a_login() {
     assert_eq!(mail["subject"], "[upright] web: failing (critical)");
     let text = mail["text"].as_str().expect("a text");
     assert!(text.contains("Straße 🔥") && text.contains("Id: web/"), "{text}");
+    assert!(text.contains("Runbook: docs/operations/runbook.md#failing"), "{text}");
     home.await_event(0, "it is delivered", SOON, |event| event["event"] == "alert.delivered");
 }
 

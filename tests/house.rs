@@ -17,6 +17,9 @@ use upright::api::types::{DaemonInfo, Unit, UnitList};
 use upright::cli::render::{Look, Paint};
 use upright::cli::{args, status};
 use upright::config;
+use upright::engine::effect::AlertKind;
+use upright::engine::outbox::{RUNBOOK, runbook};
+use upright::store::trouble::Code;
 
 use sources::root;
 
@@ -117,16 +120,19 @@ fn the_status_and_the_help_of_the_readme_are_the_real_ones() {
 /// Command lines of `upright` in the papers that a newcomer will type.
 #[test]
 fn every_command_in_the_papers_is_one() {
-    for path in ["README.md", "examples/fastapi/README.md"] {
+    let mut pages = vec!["README.md".to_string(), "examples/fastapi/README.md".to_string()];
+    sources::files_below(Path::new("docs/operations"), &mut pages);
+    for path in &pages {
         let page = text(path);
+        let typed = |line: &str| line.trim_start_matches("$ ").trim_start_matches("sudo ").to_string();
         let mut lines: Vec<String> = blocks(&page, "sh").concat().lines().map(str::to_string).collect();
+        lines.extend(blocks(&page, "console").concat().lines().map(typed));
         // `upright status [UNIT…]` in a table is a form; its verb must be one all the same.
-        lines.extend(
-            page.split('`').filter(|piece| piece.starts_with("upright ")).map(form_without_arguments),
-        );
+        lines.extend(page.split('`').filter_map(form_without_arguments));
         let commands = lines.iter().filter(|line| line.starts_with("upright "));
         for line in commands {
-            let words = line.split(" #").next().unwrap_or_default().split_whitespace();
+            let shell = |word: &&str| !matches!(*word, "#" | ">" | "|" | "&" | "&&" | "||");
+            let words = line.split(" #").next().unwrap_or_default().split_whitespace().take_while(shell);
             let parsed = args::command().try_get_matches_from(words);
             let wrong = parsed.err().filter(|error| {
                 // A form leaves its units out.
@@ -137,10 +143,156 @@ fn every_command_in_the_papers_is_one() {
     }
 }
 
-fn form_without_arguments(form: &str) -> String {
-    let nested = form.starts_with("upright alert ") || form.starts_with("upright drill ");
-    let words = if nested { 3 } else { 2 };
-    form.split_whitespace().take(words).collect::<Vec<_>>().join(" ")
+/// The verb alone. None: no command of ours, or the keeper and the engine, which nobody types.
+fn form_without_arguments(form: &str) -> Option<String> {
+    let words: Vec<&str> = form.strip_prefix("upright ").map(|_| form.split_whitespace().collect())?;
+    let nested = matches!(words.get(1), Some(&("alert" | "drill")));
+    let line = words.into_iter().take(if nested { 3 } else { 2 }).collect::<Vec<_>>().join(" ");
+    (!matches!(line.as_str(), "upright keeper" | "upright engine")).then_some(line)
+}
+
+/// The headings of a page: depth, text.
+fn headings(page: &str) -> Vec<(usize, &str)> {
+    let mut fenced = false;
+    let plain = page.lines().filter(|line| {
+        fenced ^= line.starts_with("```");
+        !fenced
+    });
+    let heading = |line| {
+        let text = str::trim_start_matches(line, '#');
+        Some((line.len() - text.len(), text.strip_prefix(' ')?)).filter(|(depth, _)| *depth > 0)
+    };
+    plain.filter_map(heading).collect()
+}
+
+/// As on the pages of every forge: letters, digits, `-`, `_`; spaces become `-`.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || "-_ ".contains(*c));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+/// The headings of depth 2 below the chapters of the runbook whose names begin so.
+fn chapters(page: &str, begins: &str) -> Vec<String> {
+    let mut inside = false;
+    let mut found = Vec::new();
+    for (depth, text) in headings(page) {
+        match depth {
+            1 => inside = text.starts_with(begins),
+            2 if inside => found.push(text.to_string()),
+            _ => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn the_runbook_has_every_alert_and_every_trouble_and_no_other() {
+    let page = text(RUNBOOK);
+    let sorted = |mut list: Vec<String>| {
+        list.sort();
+        list
+    };
+    let kinds = AlertKind::ALL.map(|kind| kind.as_str().to_string());
+    assert_eq!(sorted(chapters(&page, "Alerts about ")), sorted(kinds.to_vec()), "kinds of alerts");
+    for kind in AlertKind::ALL {
+        let link = runbook(kind);
+        let (file, wanted) = link.split_once('#').expect("a heading");
+        assert!(file == RUNBOOK && headings(&page).iter().any(|(_, text)| anchor(text) == wanted), "{link}");
+    }
+    let codes = Code::ALL.iter().map(|code| code.as_str().to_string()).collect();
+    assert_eq!(sorted(chapters(&page, "Troubles of ")), sorted(codes), "codes of troubles");
+}
+
+/// Whatever is told as a trouble has its code from the one list.
+#[test]
+fn no_trouble_has_a_code_of_its_own() {
+    let mut wrong = Vec::new();
+    let mut told = 0;
+    for source in sources::all() {
+        let mut from = 0;
+        while let Some(at) = sources::find_word(&source.shipped, "code: Code::", from) {
+            (told, from) = (told + 1, at + 1);
+        }
+        let mut from = 0;
+        while let Some(at) = sources::find_word(&source.shipped, "Trouble {", from) {
+            from = at + 1;
+            let end = sources::closing_brace(&source.shipped, at).unwrap_or(at);
+            if source.text[at..end].contains("code: \"") {
+                wrong.push(format!("{}:{}", source.path, sources::line_of(&source.text, at)));
+            }
+        }
+    }
+    assert!(told >= 6, "troubles are made in {told} places only: does this test still see them?");
+    assert!(wrong.is_empty(), "a trouble with a code as text: {wrong:?}; add it to store::trouble::Code");
+}
+
+/// The codes of mistakes in the runbook: all that users are shown in `tests/diag/`, and none that no source makes.
+#[test]
+fn the_runbook_has_the_codes_of_mistakes() {
+    let page = text(RUNBOOK);
+    let (_, part) = page.split_once("\n# Files with a mistake\n").expect("the chapter");
+    let is_code = |word: &&str| word.len() > 5 && word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+    let listed: BTreeSet<&str> = part
+        .lines()
+        .filter(|line| line.starts_with('`'))
+        .flat_map(|line| line.split('`'))
+        .filter(is_code)
+        .collect();
+    let mut shown = Vec::new();
+    sources::files_below(Path::new("tests/diag"), &mut shown);
+    let mut lacking = BTreeSet::new();
+    for path in &shown {
+        let told = text(path);
+        for piece in told.split("[unit.").skip(1).chain(told.split("[daemon.").skip(1)) {
+            let code = piece.split(']').next().unwrap_or_default();
+            if is_code(&code) && !listed.contains(code) {
+                lacking.insert(code.to_string());
+            }
+        }
+    }
+    assert!(lacking.is_empty(), "{RUNBOOK} lacks the codes {lacking:?}");
+    let made: String = sources::all()
+        .iter()
+        .filter(|source| matches!(source.room(), Some("unit" | "config")))
+        .map(|source| source.text.clone())
+        .collect();
+    let stale =
+        |code: &&&str| !made.contains(&format!("\"{code}\"")) && !made.contains(&format!(".{code}\""));
+    let stale: Vec<&&str> = listed.iter().filter(stale).collect();
+    assert!(stale.is_empty() && listed.len() > 15, "codes that nothing makes: {stale:?} of {listed:?}");
+}
+
+/// What the specification names as a proof exists.
+#[test]
+fn the_specification_names_tests_and_invariants_that_there_are() {
+    let page = text("docs/SPECIFICATION.md");
+    let invariants = text("docs/INVARIANTS.md");
+    let (mut named, mut lost) = (0, Vec::new());
+    for word in page.split(|c: char| c.is_whitespace() || "`,()".contains(c)) {
+        let found = if let Some((file, name)) = word.split_once(".rs::") {
+            let path = root().join(format!("{file}.rs"));
+            fs::read_to_string(path).is_ok_and(|source| source.contains(&format!("fn {name}(")))
+        } else if let Some(script) = word.strip_suffix(".txt") {
+            root().join(format!("tests/engine/{script}.txt")).exists()
+        } else if is_promise(word) {
+            invariants.contains(&format!("| {word} "))
+        } else {
+            continue;
+        };
+        named += 1;
+        lost.extend((!found).then_some(word));
+    }
+    assert!(
+        lost.is_empty() && named > 80,
+        "docs/SPECIFICATION.md names {named} proofs, of which not: {lost:?}"
+    );
+}
+
+/// `I13`, `I21b`, `E5`, `S1`
+fn is_promise(word: &str) -> bool {
+    let Some(rest) = word.strip_prefix(['I', 'E', 'S']) else { return false };
+    let digits = rest.trim_end_matches(|c: char| c.is_ascii_lowercase());
+    !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit()) && rest.len() - digits.len() <= 1
 }
 
 #[test]

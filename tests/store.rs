@@ -241,8 +241,9 @@ fn a_schema_that_cannot_be_used_stands_aside_and_what_was_asked_for_holds() {
     assert!(loaded.next_run.0 >= before.next_run.0 + RUNS_PER_RESERVE, "no run is used twice");
     let mut store = opened.start(|_| {}).expect("thread");
     store.submit(one("unit.failed", 1));
-    let code =
-        |store: &upright::store::writer::Store| store.troubles().first().map_or("", |trouble| trouble.code);
+    let code = |store: &upright::store::writer::Store| {
+        store.troubles().first().map_or("", |trouble| trouble.code.as_str())
+    };
     until("it is said", || code(&store) == "store.aside");
     for part in ["", "-wal", "-shm"] {
         let _ = std::fs::remove_file(format!("{}{part}", aside.path.display())); // not all are there
@@ -402,7 +403,7 @@ fn a_lock_that_lets_nobody_in_does_not_keep_a_daemon_from_beginning() {
     let begun = Instant::now();
     let (opened, loaded) = reopen(&path);
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-    assert_eq!(loaded.trouble.as_ref().map(|trouble| trouble.code), Some("store.locked"));
+    assert_eq!(loaded.trouble.as_ref().map(|trouble| trouble.code.as_str()), Some("store.locked"));
     assert_eq!(loaded.durable, before.durable, "as its second copy says");
     assert!(loaded.next_run > before.next_run);
     let (tell, told) = mpsc::channel();

@@ -10,7 +10,7 @@ use crate::alert::request::Request;
 use crate::alert::story::{Story, cut, is_over};
 use crate::base::hidden::Hidden;
 use crate::engine::effect::AlertKind;
-use crate::engine::outbox::severity;
+use crate::engine::outbox::{runbook, severity};
 use crate::sys::clock::rfc3339;
 
 /// How long a trouble lasts that nobody says is over: a month.
@@ -87,6 +87,7 @@ fn alert(story: &Story, kind: AlertKind, from_us: Option<i64>, until_us: i64) ->
             "summary": cut(&story.title(), 200),
             "description": cut(&story.plain(16_000), ANNOTATION_CHARS),
             "id": story.id(),
+            "runbook": runbook(kind),
         },
         "endsAt": rfc3339(until_us),
     });

@@ -6,14 +6,14 @@
 use serde_json::Value;
 
 use crate::base::name::UnitName;
-use crate::engine::outbox::{Row, severity};
+use crate::engine::outbox::{Row, runbook, severity};
 use crate::sys::clock::rfc3339;
 
 /// The line, without its newline.
 pub fn line(row: &Row) -> String {
     let alert = &row.alert;
     let affected: Value = alert.affected.iter().map(UnitName::as_str).collect();
-    let keys: [(&str, Value); 9] = [
+    let keys: [(&str, Value); 10] = [
         ("id", alert.key.clone().into()),
         ("ts", rfc3339(row.ts_us).into()),
         ("unit", alert.unit.as_ref().map(UnitName::as_str).into()),
@@ -23,6 +23,7 @@ pub fn line(row: &Row) -> String {
         ("failures", alert.failures.into()),
         ("episode", alert.episode.into()),
         ("affected", affected),
+        ("runbook", runbook(alert.kind).into()),
     ];
     let pairs: Vec<String> =
         keys.iter().map(|(key, value)| format!("{}:{value}", Value::from(*key))).collect();
@@ -57,7 +58,7 @@ pub(super) mod tests {
             "{\"id\":\"web/1/failing/4\",\"ts\":\"2023-11-14T22:13:20.123456Z\",\"unit\":\"web\",\
              \"kind\":\"failing\",\"severity\":\"critical\",\
              \"message\":\"web failed 4 times in a row: \\\"exited\\\"\\n(code 1)\",\"failures\":4,\
-             \"episode\":1,\"affected\":[\"shop\"]}"
+             \"episode\":1,\"affected\":[\"shop\"],\"runbook\":\"docs/operations/runbook.md#failing\"}"
         );
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::base::name::UnitName;
 use crate::engine::effect::AlertKind;
-use crate::engine::outbox::{Row, severity};
+use crate::engine::outbox::{RUNBOOK, Row, runbook, severity};
 use crate::sys::clock::rfc3339;
 
 /// Longest line of a log in a message, in characters.
@@ -100,8 +100,14 @@ impl Story {
             field("Affected", (!affected.is_empty()).then(|| affected.join(", ")));
             field("Id", Some(alert.key.clone()));
         }
+        field("Runbook", Some(self.runbook()));
         field("Dashboard", facts.dashboard.clone());
         fields
+    }
+
+    /// What to do: a heading of the runbook; of many alerts the page, which has one for each of them.
+    pub fn runbook(&self) -> String {
+        if self.others.is_empty() { runbook(self.row.alert.kind) } else { RUNBOOK.to_string() }
     }
 
     /// The last lines of its log, control characters escaped, in at most `chars`: the newest.
@@ -157,6 +163,7 @@ impl Story {
             "next_retry_at": facts.next_retry_at,
             "log_tail": lines.collect::<Vec<_>>(),
             "dashboard": facts.dashboard,
+            "runbook": runbook(alert.kind),
         })
     }
 }

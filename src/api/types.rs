@@ -63,7 +63,8 @@ pub struct DaemonInfo {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 pub struct Trouble {
     /// Stable: store.locked | store.full | store.io | store.read-only | store.corrupt |
-    /// store.unreachable | store.copy | store.aside | log.unwritable | api.listen | api.token
+    /// store.unreachable | store.copy | store.aside | log.unwritable | log.blocked |
+    /// api.listen | api.token | alert.overdue
     pub code: String,
     pub message: String,
     pub help: String,

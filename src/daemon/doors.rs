@@ -28,6 +28,7 @@ use crate::daemon::hands::Source;
 use crate::daemon::shell::Shell;
 use crate::daemon::upgrade;
 use crate::store::row::Level;
+use crate::store::trouble::Code;
 use crate::sys::threads::aside;
 use crate::sys::{accounts, clock, process};
 use crate::unit::daemon_file::Api;
@@ -200,12 +201,12 @@ impl Doors {
 
     pub fn troubles(&self) -> Vec<Trouble> {
         let unheard = self.unheard.iter().map(|(at, why)| Trouble {
-            code: "api.listen".into(),
+            code: Code::ApiListen.as_str().into(),
             message: format!("cannot listen on {at}: {why}"),
             help: "it is tried again every second; free the address, or name another in `listen`".into(),
         });
         let token = self.token_trouble.iter().map(|why| Trouble {
-            code: "api.token".into(),
+            code: Code::ApiToken.as_str().into(),
             message: format!("nobody can act over TCP: {why}"),
             help: "write a token into it, for example with `openssl rand -hex 32`, and let only its owner \
                    write it"

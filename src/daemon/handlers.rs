@@ -21,6 +21,7 @@ use crate::engine::event::Order;
 use crate::engine::safe::Mode;
 use crate::engine::view::{StateWord, UnitView};
 use crate::store::row::{EventQuery, Level, Pick};
+use crate::store::trouble::Code;
 use crate::sys::clock;
 
 /// Last log lines and last events on a unit's card.
@@ -305,12 +306,12 @@ impl Shell {
         let told = tools.store.troubles().into_iter().chain(tools.log.trouble());
         let logs = self.hands.output.trouble();
         let late = tools.outbox.late().into_iter().map(|channel| Trouble {
-            code: "alert.overdue".to_string(),
+            code: Code::AlertOverdue.as_str().to_string(),
             message: format!("alerts wait for channel `{channel}` longer than 15 minutes"),
             help: "`upright alert list` says why".to_string(),
         });
         told.chain(logs)
-            .map(|t| Trouble { code: t.code.to_string(), message: t.message, help: t.help })
+            .map(|t| Trouble { code: t.code.as_str().to_string(), message: t.message, help: t.help })
             .chain(self.doors.troubles())
             .chain(late)
             .collect()

@@ -17,7 +17,7 @@ use crate::logs::Stream;
 use crate::logs::capture::{self, End, News, Pipe};
 use crate::logs::spool::{Keep, Now, Pack, Spool, SpoolError};
 use crate::store::row::{Level, NewEvent};
-use crate::store::trouble::Trouble;
+use crate::store::trouble::{Code, Trouble};
 use crate::sys::clock;
 use crate::telemetry::observe::note;
 use crate::unit::spec::{Log, StderrTo, UnitSpec};
@@ -56,7 +56,7 @@ impl Output {
         let units: BTreeSet<&str> = self.troubled.iter().map(|(unit, _)| unit.as_str()).collect();
         let names: Vec<&str> = units.into_iter().collect();
         (!names.is_empty()).then(|| Trouble {
-            code: "log.blocked",
+            code: Code::LogBlocked,
             message: format!("what these units write cannot be stored now: {}", names.join(", ")),
             help: "make room where the logs are; `upright events` tells the cause".to_string(),
         })

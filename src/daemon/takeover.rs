@@ -335,7 +335,12 @@ fn say_begin(shell: &mut Shell, boot: Boot, loaded: &Loaded, begun: Monotonic, s
         shell.note(Level::Error, "daemon.fatal_stop", message, []);
     }
     if let Some(trouble) = &loaded.trouble {
-        shell.note(Level::Error, "store.trouble", trouble.message.clone(), [("code", trouble.code.into())]);
+        shell.note(
+            Level::Error,
+            "store.trouble",
+            trouble.message.clone(),
+            [("code", trouble.code.as_str().into())],
+        );
     }
     let took_us = u64::try_from(clock::monotonic().since(begun).as_micros()).unwrap_or(u64::MAX);
     let runs = shell.hands.runs.len();

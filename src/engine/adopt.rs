@@ -82,14 +82,14 @@ impl Engine {
         let mut engine = self;
         engine.durable = row.clone();
         engine.saved = row;
+        engine.next_run = adopted.iter().map(|row| row.run.0 + 1).max().unwrap_or(0).max(engine.next_run);
         for spec in units {
-            let mut row = durable.remove(&spec.name).unwrap_or_default();
+            let mut row = durable.remove(&spec.name).unwrap_or_else(|| engine.first_row());
             if boot == Boot::Fresh {
                 row.finished = false;
             }
             engine.insert_unit(spec, row, now);
         }
-        engine.next_run = adopted.iter().map(|row| row.run.0 + 1).max().unwrap_or(0).max(engine.next_run);
         let living: BTreeSet<&UnitName> = adopted.iter().map(|row| &row.unit).chain(&populated).collect();
         for name in living {
             if !engine.units.contains_key(name) {

@@ -446,6 +446,14 @@ impl Outbox {
     }
 }
 
+/// The page that has a heading for each kind of alert (`tests/house.rs` compares).
+pub const RUNBOOK: &str = "docs/operations/runbook.md";
+
+/// Where a person reads what to do about it, from the root of the documentation.
+pub fn runbook(kind: AlertKind) -> String {
+    format!("{RUNBOOK}#{}", kind.as_str())
+}
+
 /// How much an alert matters, in the words that receivers sort by.
 pub fn severity(kind: AlertKind) -> &'static str {
     match kind {

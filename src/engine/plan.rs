@@ -157,10 +157,18 @@ impl Engine {
         self.touched.insert(name.clone());
     }
 
+    /// The row of a unit that has none. Its episodes are numbered from the runs so far: the same unit, removed
+    /// and added again, then never raises an alert under the key of one that it raised before. An episode with an
+    /// alert has a run of its own, so no former one has this number.
+    pub(crate) fn first_row(&self) -> UnitDurable {
+        UnitDurable { episode: self.next_run.saturating_sub(1), ..UnitDurable::default() }
+    }
+
     fn add_unit(&mut self, now: Monotonic, spec: Arc<UnitSpec>, fx: &mut Effects) {
         let name = spec.name.clone();
         let Some(unit) = self.units.get_mut(&name) else {
-            return self.insert_unit(spec, UnitDurable::default(), now);
+            let row = self.first_row();
+            return self.insert_unit(spec, row, now);
         };
         // It was removed, and has not come to rest yet.
         unit.removed = false;

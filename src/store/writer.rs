@@ -26,7 +26,7 @@ use crate::store::lost::{delivery_of, lost_record};
 use crate::store::open::{Life, Opened};
 use crate::store::row::{EventQuery, EventRow, NewEvent};
 use crate::store::run::RunRow;
-use crate::store::trouble::{COPY, Trouble, copy_trouble};
+use crate::store::trouble::{Code, Trouble, copy_trouble};
 use crate::store::{StoreError, open, rebuild, row};
 
 /// Between two tries while the disk is full or somebody holds a lock.
@@ -564,7 +564,7 @@ impl Writer {
     fn set_trouble(&self, trouble: Option<Trouble>) {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         status.trouble = trouble;
-        status.others.retain(|other| other.code != COPY);
+        status.others.retain(|other| other.code != Code::StoreCopy);
         status.others.extend(self.base.copy_trouble().map(copy_trouble));
     }
 
@@ -573,9 +573,9 @@ impl Writer {
         let files = rebuild::aside_files(self.base.path());
         self.aside = files.iter().map(|path| path.display().to_string()).collect();
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        status.others.retain(|other| other.code == COPY && self.base.copy_trouble().is_some());
+        status.others.retain(|other| other.code == Code::StoreCopy && self.base.copy_trouble().is_some());
         status.others.extend(self.aside.iter().map(|path| Trouble {
-            code: "store.aside",
+            code: Code::StoreAside,
             message: format!("a database that could not be used stands aside as {path}"),
             help: "what it held is in use again (`upright events` tells); move or remove it when you have seen it".to_string(),
         }));

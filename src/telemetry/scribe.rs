@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::base::time::Monotonic;
 use crate::store::row::{EventQuery, EventRow, Level};
-use crate::store::trouble::Trouble;
+use crate::store::trouble::{Code, Trouble};
 use crate::store::writer::{Audience, Committed, Reader};
 use crate::sys::clock;
 use crate::telemetry::journal::{self, Journal, Rotation};
@@ -113,7 +113,7 @@ impl ScribeHandle {
         let slow = state.slow_since.filter(|since| clock::monotonic().since(*since) > SLOW_AFTER);
         let why = state.trouble.clone().or(slow.map(|_| "its disk does not answer".to_string()))?;
         Some(Trouble {
-            code: "log.unwritable",
+            code: Code::LogUnwritable,
             message: format!("{} cannot be written: {why}", journal::FILE_NAME),
             help: "nothing is lost: its lines are read from the database when it can be".to_string(),
         })
