@@ -137,6 +137,7 @@ fn answer(call: Call) -> Answer {
         | Call::SystemMetrics
         | Call::Summary { .. }
         | Call::Page(_)
+        | Call::News { .. }
         | Call::Alerts(_)
         | Call::ConfigPlan
         | Call::ConfigApply { .. }

@@ -234,9 +234,9 @@ fn the_demo_shows_its_stack_and_leaves_nothing_behind() {
     assert!(!proc::naming(temporary.path()).is_empty(), "the stack runs in there");
     let page =
         shown.lines().find_map(|line| line.strip_prefix("page:  http://")).expect("the page's address");
-    let (pair, host) = page.trim_end_matches('/').split_once('@').expect("a password");
+    let (pair, host) = page.trim_end_matches("/sign-in").split_once('@').expect("a password");
     let password = format!("Basic {}", base64::encode(pair.as_bytes()));
-    let request = raw::request("GET", "/", &[("Host", host), ("Authorization", &password)], "");
+    let request = raw::request("GET", "/sign-in", &[("Host", host), ("Authorization", &password)], "");
     let port = host.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
     let reply = raw::exchange(raw::tcp(port), &request).expect("an answer");
     assert!(reply.status == 200 && reply.body.contains("data-unit=\"database\""), "{}", reply.head);

@@ -213,7 +213,9 @@ fn parameters(route: &Route) -> Vec<Value> {
         })
     });
     let is_of_logs = matches!(route.target, Target::Logs | Target::UnitLogs);
-    let place = route.params.contains(&Param::Follow).then(|| {
+    // News has no place to go on from: only the newest counts.
+    let goes_on = route.params.contains(&Param::Follow) && route.target != Target::News;
+    let place = goes_on.then(|| {
         let (id, example) = param_schema(if is_of_logs { Param::After } else { Param::AfterId });
         json!({
             "name": "Last-Event-ID", "in": "header", "required": false, "schema": id, "example": example,
