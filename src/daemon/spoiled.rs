@@ -176,7 +176,7 @@ mod tests {
         let (dir, path) = dir_with_a_file();
         assert!(restore_all(dir.path()).is_empty());
         spoil(&path, TEXT).expect("spoils");
-        assert_eq!(restore_all(dir.path()), [path.clone()]);
+        assert_eq!(restore_all(dir.path()), std::slice::from_ref(&path));
         assert_eq!(fs::read_to_string(&path).expect("reads"), TEXT);
         // We died between the second name and the broken file.
         fs::hard_link(&path, dir.path().join(".web.toml.before-drill")).expect("links");
