@@ -489,6 +489,72 @@ fn a_broken_file_is_put_back_on_a_full_disk() {
     });
 }
 
+/// The logs are on a small disk of their own, and a unit counts into one.
+fn home_that_counts() -> Home {
+    let mut home = Home::new();
+    let script = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.01; done";
+    home.unit("count", &format!("[service]\nshell = true\ncommand = '{script}'\n"));
+    let at = home.path().join("log");
+    fs::create_dir(&at).expect("dir");
+    let script = format!("mount -t tmpfs -o size=4m,mode=750 none {} && exec \"$@\"", at.display());
+    home.daemon_through(&["unshare", "-m", "sh", "-c", &script, "sh"]);
+    home.await_state("count", "active", SOON);
+    home
+}
+
+#[test]
+fn a_full_disk_of_logs_is_free_again_and_no_line_is_lost() {
+    if skip((!is_root()).then_some("root")) {
+        return;
+    }
+    let home = home_that_counts();
+    let scenario = home.path().join("full.toml");
+    let text = "description = \"d\"\npause = \"0s\"\n[[fault]]\nkind = \"disk-full\"\nfor = \"4s\"\n";
+    fs::write(&scenario, text).expect("a scenario");
+    let inside = PathBuf::from(format!("/proc/{}/root{}/log", home.child(), home.path().display()));
+    let filler = inside.join(".filled-by-drill");
+    let begin = || {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &home.child().to_string(), "-m", UPRIGHT, "drill", "run"]).arg(&scenario);
+        command.env("UPRIGHT_HOME", home.path()).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.spawn().expect("nsenter runs")
+    };
+    let drilling = begin();
+    eventually("the disk is full", SOON, || filler.exists().then_some(()));
+    eventually("the daemon tells", SOON, || {
+        home.get("/api/system/health")["troubles"]
+            .as_array()
+            .is_some_and(|told| !told.is_empty())
+            .then_some(())
+    });
+    let output = drilling.wait_with_output().expect("our child");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(!filler.exists());
+    // Killed in the middle, it leaves nothing either.
+    let mut drilling = begin();
+    eventually("the disk is full", SOON, || filler.exists().then_some(()));
+    drilling.kill().expect("it lives");
+    drilling.wait().expect("our child");
+    eventually("it is free again", SOON, || (!filler.exists()).then_some(()));
+    eventually("nothing ails it", SOON, || {
+        (home.get("/api/system/health")["status"] == "green").then_some(())
+    });
+    let log = home.upright_exits(&["logs", "count", "--raw", "-n", "all"], 0);
+    let numbers: Vec<u64> = log.lines().filter_map(|line| line.parse().ok()).collect();
+    assert!(numbers.len() > 400, "{}", numbers.len());
+    assert!(numbers.iter().zip(1..).all(|(found, count)| *found == count), "a line is missing");
+}
+
+#[test]
+fn a_disk_that_others_use_is_not_filled() {
+    let home = stack();
+    assert_eq!(step(&home, &json!({ "drill": "d1", "do": "begin", "scenario": "mine" })).0, 200);
+    let fault = json!({ "drill": "d1", "do": "fault", "kind": "disk-full", "for_ms": 1_000 });
+    let (status, answer) = step(&home, &fault);
+    assert_eq!((status, &answer["error"]["code"]), (409, &json!("drill.disk")), "{answer}");
+}
+
 /// What a newcomer does: the demo in one terminal, a drill in another.
 #[test]
 fn the_demo_is_drilled_out_of_the_box() {

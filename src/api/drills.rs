@@ -41,6 +41,8 @@ pub enum FaultKind {
     EngineKill,
     /// No alert reaches a channel until it is undone.
     Channels,
+    /// There is no room where the logs are until it is undone.
+    DiskFull,
 }
 
 impl FaultKind {
@@ -54,12 +56,13 @@ impl FaultKind {
             FaultKind::ConfigCorrupt => "config-corrupt",
             FaultKind::EngineKill => "engine-kill",
             FaultKind::Channels => "channels",
+            FaultKind::DiskFull => "disk-full",
         }
     }
 
     /// It is about a unit.
     pub fn needs_unit(self) -> bool {
-        !matches!(self, FaultKind::EngineKill | FaultKind::Channels)
+        !matches!(self, FaultKind::EngineKill | FaultKind::Channels | FaultKind::DiskFull)
     }
 }
 

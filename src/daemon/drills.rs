@@ -284,6 +284,12 @@ impl Shell {
         wait: Duration,
         reply: oneshot::Sender<Answer>,
     ) {
+        if kind == FaultKind::DiskFull
+            && let Err(why) = self.disk_to_fill()
+        {
+            let help = Some("give the logs a file system of their own; only that may be filled".to_string());
+            return drop(reply.send(refuse(409, "drill.disk", why, help))); // whoever asked has left
+        }
         let file = match (kind, &unit) {
             (FaultKind::ConfigCorrupt, Some(unit)) => match self.file_to_break(unit) {
                 Ok(file) => Some(file),
@@ -452,7 +458,8 @@ impl Shell {
             for fault in drill.faults.iter().filter(|fault| !fault.pending) {
                 let marks = fault.reach.iter().map(|unit| (unit.clone(), drill.row.id.clone()));
                 self.hands.drilled.extend(marks);
-                if fault.noted.kind == FaultKind::EngineKill && !fault.noted.over {
+                let is_of_all = matches!(fault.noted.kind, FaultKind::EngineKill | FaultKind::DiskFull);
+                if is_of_all && !fault.noted.over {
                     self.hands.drilled_whole = Some(drill.row.id.clone());
                 }
             }

@@ -11,6 +11,7 @@ use crate::base::name::UnitName;
 use crate::base::signal::Signal;
 use crate::config::read::{Trust, read};
 use crate::daemon::drills::{Heard, Noted};
+use crate::daemon::filled;
 use crate::daemon::hands::Source;
 use crate::daemon::reload::{Look, Reader};
 use crate::daemon::shell::Shell;
@@ -40,8 +41,15 @@ impl Shell {
         unit: Option<UnitName>,
         wait: Duration,
     ) {
-        if kind == FaultKind::Channels {
-            return self.cut_channels();
+        match kind {
+            FaultKind::Channels => return self.cut_channels(),
+            FaultKind::DiskFull => {
+                if let Err(error) = filled::fill(&self.home.log_dir) {
+                    tracing::warn!("cannot fill {} for drill {drill}: {error}", self.home.log_dir.display());
+                }
+                return;
+            }
+            _ => {}
         }
         let Some(unit) = unit else { return };
         match kind {
@@ -60,8 +68,14 @@ impl Shell {
                     tracing::warn!("cannot break {path} for drill {drill}: {error}");
                 }
             }
-            FaultKind::EngineKill | FaultKind::Channels => {}
+            FaultKind::EngineKill | FaultKind::Channels | FaultKind::DiskFull => {}
         }
+    }
+
+    /// Whether the disk of the logs may be filled: nothing else that we know of stands on it.
+    pub(super) fn disk_to_fill(&self) -> Result<(), String> {
+        let store = self.home.db.parent().unwrap_or(Path::new("/"));
+        filled::is_apart(&self.home.log_dir, &[store, Path::new("/")])
     }
 
     /// As long as a fault of this kind holds, of whichever drill.
@@ -74,12 +88,14 @@ impl Shell {
 
     /// Also of a fault that was not done, or is undone already.
     pub(super) fn heal(&mut self, noted: &Noted, unit: Option<UnitName>) {
-        if noted.kind == FaultKind::Channels {
-            return self.cut_channels();
+        match noted.kind {
+            FaultKind::Channels => return self.cut_channels(),
+            FaultKind::DiskFull => return self.empty_disk(),
+            _ => {}
         }
         let Some(unit) = unit else { return };
         match noted.kind {
-            FaultKind::Kill | FaultKind::EngineKill | FaultKind::Channels => {}
+            FaultKind::Kill | FaultKind::EngineKill | FaultKind::Channels | FaultKind::DiskFull => {}
             FaultKind::Hang | FaultKind::Slow => self.signal_main(&unit, Signal::CONT),
             FaultKind::Outage => self.order_unasked(Order::Outage(unit, None)),
             FaultKind::ConfigCorrupt => {
@@ -92,8 +108,18 @@ impl Shell {
         }
     }
 
+    fn empty_disk(&self) {
+        if let Err(error) = filled::empty(&self.home.log_dir) {
+            tracing::error!("cannot free {} after a drill: {error}", self.home.log_dir.display());
+        }
+    }
+
     /// Files that a drill has broken and of which the journal tells nothing: it went with a corrupt store.
     pub(super) fn restore_spoiled(&mut self) {
+        if filled::empty(&self.home.log_dir).is_ok_and(|there_was_one| there_was_one) {
+            let message = "the disk of the logs was left full by a drill, and is free again".to_string();
+            self.note(Level::Warn, "drill.undone", message, []);
+        }
         let dirs = self.home.unit_dirs.iter();
         let restored: Vec<PathBuf> = dirs.flat_map(|dir| spoiled::restore_all(dir)).collect();
         for path in &restored {

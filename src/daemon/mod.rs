@@ -15,6 +15,7 @@ mod drills;
 mod faults;
 mod fdstore;
 mod files;
+mod filled;
 mod follow;
 mod handlers;
 mod kpi;

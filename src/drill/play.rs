@@ -275,7 +275,7 @@ impl<'a> Play<'a> {
         match (kind, unit) {
             (FaultKind::EngineKill, _) => self.await_engine(at_ns, reply.fault),
             (FaultKind::ConfigCorrupt, Some(_)) => self.await_mended(at_ns, blow.wait),
-            (FaultKind::Slow, Some(_)) => self.hear_for(blow.wait),
+            (FaultKind::Slow, Some(_)) | (FaultKind::DiskFull, _) => self.hear_for(blow.wait),
             (_, Some(unit)) => {
                 self.open.insert(unit, at_ns);
                 Ok(())
@@ -495,6 +495,7 @@ impl<'a> Play<'a> {
             units: states(&list),
             alerts,
         })?;
+        self.recorder.flush()?;
         let verdict = verdict::of(&self.recorder.samples);
         self.talk.step(&end_request(&self.id, &verdict))?;
         let dir = self.dir.join(&self.id);
@@ -545,6 +546,9 @@ fn expected(kind: Kind) -> &'static str {
             "to be told with its place, nothing to stop, and to be well when it is put back"
         }
         Kind::Fault(FaultKind::EngineKill) => "another to take over, and no service to notice",
+        Kind::Fault(FaultKind::DiskFull) => {
+            "services to go on, and what they write to be kept back until there is room"
+        }
         Kind::Fault(FaultKind::Channels) => "what is raised meanwhile to arrive when they are back",
         Kind::AbnormalRequests => "to be refused, without a 5xx, and nothing to change",
     }

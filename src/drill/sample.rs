@@ -112,6 +112,8 @@ pub enum Sample {
 /// Writes samples down as they come, and has them all.
 pub struct Recorder {
     file: File,
+    /// What is not written yet: a drill may be about the very disk that its samples are on.
+    unwritten: Vec<u8>,
     pub samples: Vec<Sample>,
 }
 
@@ -126,18 +128,42 @@ impl Recorder {
         };
         path.parent().map(fs::create_dir_all).transpose().map_err(named)?;
         let file = File::options().write(true).create_new(true).open(path).map_err(named)?;
-        Ok(Recorder { file, samples: Vec::new() })
+        Ok(Recorder { file, unwritten: Vec::new(), samples: Vec::new() })
     }
 
+    /// Adds a sample, and writes what can be written. On a full disk it waits for the next one.
+    ///
     /// # Errors
-    /// It cannot be written.
+    /// It cannot be written for another cause.
     pub fn add(&mut self, sample: Sample) -> io::Result<()> {
-        let mut line = serde_json::to_vec(&sample)?;
-        line.push(b'\n');
-        self.file.write_all(&line)?;
+        serde_json::to_writer(&mut self.unwritten, &sample)?;
+        self.unwritten.push(b'\n');
         self.samples.push(sample);
+        match self.flush() {
+            Err(error) if is_no_room(&error) => Ok(()),
+            written => written,
+        }
+    }
+
+    /// Writes down all of them.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn flush(&mut self) -> io::Result<()> {
+        while !self.unwritten.is_empty() {
+            match self.file.write(&self.unwritten) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => drop(self.unwritten.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
         Ok(())
     }
+}
+
+fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Reads them again. A last line that is cut, as of a drill that was killed, is left out.

@@ -21,6 +21,7 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("config-corruption", include_str!("../../examples/drills/config-corruption.toml")),
     ("abnormal-requests", include_str!("../../examples/drills/abnormal-requests.toml")),
     ("alert-outage", include_str!("../../examples/drills/alert-outage.toml")),
+    ("disk-full", include_str!("../../examples/drills/disk-full.toml")),
     ("supervisor-kill", include_str!("../../examples/drills/supervisor-kill.toml")),
     ("acceptance", include_str!("../../examples/drills/acceptance.toml")),
 ];
@@ -276,6 +277,7 @@ fn kind_of(word: &str) -> Result<Kind, String> {
         FaultKind::ConfigCorrupt,
         FaultKind::EngineKill,
         FaultKind::Channels,
+        FaultKind::DiskFull,
     ];
     let fault = kinds.into_iter().find(|kind| kind.as_str() == word).map(Kind::Fault);
     let requests = (word == Kind::AbnormalRequests.as_str()).then_some(Kind::AbnormalRequests);
