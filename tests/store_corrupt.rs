@@ -439,3 +439,24 @@ fn the_daemon_begins_every_time_and_adopts_what_lives() {
     });
     println!("{count} corrupted databases under a daemon in {:?}", begun.elapsed());
 }
+
+/// The second copy of an alert is on the disk before the commit. An engine that dies in between leaves the alert
+/// and no record; the next one decides the same again.
+#[test]
+fn an_alert_whose_engine_died_before_its_commit_is_on_record_once() {
+    let (dir, before) = (tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"));
+    let keep = |writes: Vec<Write>| {
+        let (mut store, told) = start(dir.path(), open_store(dir.path()).0);
+        commit(&mut store, &told, writes)
+    };
+    keep(vec![save(1)]);
+    refill(before.path(), dir.path());
+    keep(raised(1).into());
+    let copy = fs::read(dir.path().join("alerts.jnl")).expect("the second copy");
+    refill(dir.path(), before.path());
+    fs::write(dir.path().join("alerts.jnl"), copy).expect("writes");
+    let mut events = keep(raised(1).into());
+    events.extend(keep(raised(1).into()));
+    let raised = events.iter().filter(|row| row.event.event == "alert.raised").count();
+    assert_eq!(raised, 1, "{events:?}");
+}

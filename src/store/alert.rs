@@ -63,6 +63,12 @@ impl Reader {
     }
 }
 
+/// Whether an alert of this key stands there.
+pub(crate) fn is_kept(db: &Connection, key: &str) -> Result<bool, rusqlite::Error> {
+    db.prepare_cached("SELECT EXISTS (SELECT 1 FROM alert WHERE key = ?1)")?
+        .query_row([key], |row| row.get(0))
+}
+
 /// Keeps an alert under this id; its row. None: the same key stands there already, because the engine
 /// raised it, died, and raised it again: then the first one holds.
 pub(crate) fn insert(

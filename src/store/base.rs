@@ -22,7 +22,7 @@ use crate::store::rebuild::{self, Aside, Hopeless, Newest, Trust};
 use crate::store::row::{EventRow, Level, NewEvent};
 use crate::store::schema::{self, Schema};
 use crate::store::writer::{Committed, Write};
-use crate::store::{StoreError, alert, open, row};
+use crate::store::{StoreError, alert, open, reconcile, row};
 use crate::sys::clock;
 
 /// A failed commit whose cause is not known to pass is tried so often with a new connection; then
@@ -277,7 +277,7 @@ impl Base {
         let mut records: Vec<Value> = Vec::new();
         let (mut last_event, mut last_alert) = (self.last_event_id, self.last_alert);
         let mut keep_event = |event: &NewEvent, done: &mut Committed| -> Result<(), StoreError> {
-            if row::insert_event(&tx, last_event + 1, event)? {
+            if !reconcile::is_said(&tx, event)? && row::insert_event(&tx, last_event + 1, event)? {
                 last_event += 1;
                 done.events.push(EventRow { id: last_event, event: event.clone() });
             }

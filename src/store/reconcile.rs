@@ -198,22 +198,39 @@ pub(crate) fn unsaid(db: &Connection, lacks: &Lacks) -> Result<Vec<NewEvent>, St
     if raised.len() + ended.len() > UNSAID_MAX || (raised.is_empty() && ended.is_empty()) {
         return Ok(Vec::new());
     }
-    let query = EventQuery { limit: EVENTS_PER_REPLY_MAX, ..EventQuery::default() };
-    let history = row::select_events(db, &query)?;
-    let is_said = |event: &NewEvent| {
-        let same = |key: &str, said: &EventRow| said.event.data.get(key) == event.data.get(key);
-        let is =
-            |said: &EventRow| said.event.event == event.event && same("key", said) && same("channel", said);
-        history.iter().any(is)
-    };
+    let history = newest_history(db)?;
     let mut events: Vec<NewEvent> = raised.iter().map(raised_event).collect();
     for (delivery, ts_us) in ended {
         let rows = alert::select_after(db, delivery.row.saturating_sub(1))?;
         let row = rows.first().filter(|row| row.id == delivery.row);
         events.extend(row.and_then(|row| ended_event(row, delivery, *ts_us)));
     }
-    events.retain(|event| !is_said(event));
+    events.retain(|event| !says(&history, event));
     Ok(events)
+}
+
+/// Whether this record, that an alert is raised, is one too many: the engine that raised it died before the
+/// commit, the alert was put back from its second copy with a record, and the next engine raises it again.
+///
+/// # Errors
+/// What SQLite says.
+pub(crate) fn is_said(db: &Connection, event: &NewEvent) -> Result<bool, StoreError> {
+    let key = event.data.get("key").and_then(Value::as_str).filter(|_| event.event == "alert.raised");
+    match key {
+        Some(key) if alert::is_kept(db, key)? => Ok(says(&newest_history(db)?, event)),
+        Some(_) | None => Ok(false),
+    }
+}
+
+fn newest_history(db: &Connection) -> Result<Vec<EventRow>, StoreError> {
+    let query = EventQuery { limit: EVENTS_PER_REPLY_MAX, ..EventQuery::default() };
+    row::select_events(db, &query)
+}
+
+fn says(history: &[EventRow], event: &NewEvent) -> bool {
+    let same = |key: &str, said: &EventRow| said.event.data.get(key) == event.data.get(key);
+    let is = |said: &EventRow| said.event.event == event.event && same("key", said) && same("channel", said);
+    history.iter().any(is)
 }
 
 fn raised_event(row: &Row) -> NewEvent {
