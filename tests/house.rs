@@ -122,6 +122,7 @@ fn the_status_and_the_help_of_the_readme_are_the_real_ones() {
 fn every_command_in_the_papers_is_one() {
     let mut pages = vec!["README.md".to_string(), "examples/fastapi/README.md".to_string()];
     sources::files_below(Path::new("docs/operations"), &mut pages);
+    pages.retain(|path| path.ends_with(".md"));
     for path in &pages {
         let page = text(path);
         let typed = |line: &str| line.trim_start_matches("$ ").trim_start_matches("sudo ").to_string();
