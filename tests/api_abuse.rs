@@ -32,8 +32,7 @@ const CONTROL_P99: Duration = Duration::from_millis(100);
 /// How late a restart may be on a machine that others load too, in ns.
 const LATE_NS_MAX: i64 = 100_000_000;
 
-const WEB: &str =
-    "[service]\ncommand = [\"sleep\", \"100000\"]\n[restart]\ndelays = [\"500ms\"]\n[stop]\ntimeout = \"5s\"\n";
+const WEB: &str = "[service]\ncommand = [\"sleep\", \"100000\"]\n[restart]\ndelays = [\"500ms\"]\n[stop]\ntimeout = \"5s\"\n";
 
 fn home(port: u16) -> Home {
     let mut home = Home::new();

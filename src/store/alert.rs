@@ -274,6 +274,19 @@ pub(crate) fn select_newest(db: &Connection, limit: usize) -> Result<Vec<AlertRo
     Ok(found)
 }
 
+/// One alert, with its deliveries.
+pub(crate) fn select_one(db: &Connection, id: u64) -> Result<Option<AlertRow>, StoreError> {
+    let sql = format!("SELECT {ALERT_COLUMNS} FROM alert a WHERE a.id = ?1");
+    let mut statement = db.prepare_cached(&sql)?;
+    let mut rows = statement.query([signed(id)])?;
+    let row = match rows.next()? {
+        Some(row) => known(row_of(row))?,
+        None => None,
+    };
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(AlertRow { row, deliveries: select_deliveries(db, id)? }))
+}
+
 fn select_deliveries(db: &Connection, id: u64) -> Result<Vec<(Delivery, i64)>, StoreError> {
     let mut statement = db.prepare_cached(
         "SELECT channel, state, attempts, error, ts_us FROM delivery WHERE alert = ?1 ORDER BY channel",

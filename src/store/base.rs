@@ -286,6 +286,9 @@ impl Base {
         for event in &self.news {
             keep_event(event, &mut done)?;
         }
+        if !self.news.is_empty() {
+            reconcile::settle(&tx)?;
+        }
         for write in writes {
             match write {
                 Write::Event(event) => keep_event(event, &mut done)?,

@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode};
 
 use crate::store::alert_journal::{self, AlertJournal};
 use crate::store::kept::{self, Kept, Mark, StateJournal};
-use crate::store::reconcile;
+use crate::store::reconcile::{self, Owed};
 use crate::store::row::{EventRow, NewEvent};
 use crate::store::{StoreError, open, schema};
 
@@ -112,10 +112,12 @@ fn try_up(
     let behind = reconcile::alerts(&db, &alerts, same, &mut lacks)?;
     let known = found.map_or(0, |found| found.last_event_id);
     reconcile::events(&db, known, newest, &mut lacks)?;
+    let mut owed = Owed::read(&db)?;
+    owed.add(&lacks);
     if !lacks.nothing() {
-        reconcile::write(&mut db, &lacks)?;
+        reconcile::write(&mut db, &lacks, &owed)?;
     }
-    let unsaid = reconcile::unsaid(&db, &lacks)?;
+    let unsaid = reconcile::unsaid(&db, &owed)?;
     let state = StateJournal::resume(dir, kept, mark, in_step);
     let alerts = AlertJournal::resume(dir, !behind);
     Ok(Brought { db, state, alerts, aside, mended: lacks.sentence(), unsaid })

@@ -10,11 +10,13 @@
 use std::collections::BTreeMap;
 
 use rusqlite::{Connection, TransactionBehavior};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::base::limits::EVENTS_PER_REPLY_MAX;
 use crate::engine::effect::{Alert, AlertKind};
 use crate::engine::outbox::{Delivery, DeliveryState, Row};
+use crate::store::alert::AlertRow;
 use crate::store::alert_journal::{self, ALERTS_KEPT, Settled};
 use crate::store::kept::{self, Kept, Mark};
 use crate::store::row::{EventQuery, EventRow, Level, NewEvent};
@@ -27,6 +29,9 @@ pub const EVENTS_IMPORTED_MAX: usize = 10_000;
 
 /// More alerts than one commit has when an engine dies.
 const UNSAID_MAX: usize = 100;
+
+/// The key of `meta` with the records that are owed.
+const OWED: &str = "unsaid";
 
 /// What the database lacks.
 #[derive(Debug, Default)]
@@ -188,22 +193,64 @@ pub(crate) fn heed_alerts(kept: &mut Kept, alerts: &BTreeMap<u64, Row>) {
     }
 }
 
-/// What history does not say of the alerts that were put back: an engine died between their second copy
-/// and the commit. Only where a few are: a database that was begun anew has its history from the log.
+/// Records that history owes: of alerts and ends that were put back, because an engine died between their
+/// second copy and the commit. They stand in the database, in one commit with what was put back, until a
+/// commit has the records: engines may die over and over in between.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Owed {
+    /// Ids of alerts.
+    raised: Vec<u64>,
+    /// The same, with a channel.
+    ended: Vec<(u64, String)>,
+}
+
+impl Owed {
+    /// # Errors
+    /// What SQLite says.
+    pub fn read(db: &Connection) -> Result<Owed, StoreError> {
+        let text = open::read_meta(db, OWED)?;
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default())
+    }
+
+    /// What is put back now. Only where a few are: a database that was begun anew has its history from the log.
+    pub fn add(&mut self, lacks: &Lacks) {
+        if lacks.alerts.len() + lacks.settled.len() <= UNSAID_MAX {
+            self.raised.extend(lacks.alerts.iter().map(|row| row.id));
+            let ends = lacks.settled.iter().map(|(delivery, _)| (delivery.row, delivery.channel.clone()));
+            self.ended.extend(ends);
+        }
+    }
+
+    fn is_none(&self) -> bool {
+        self.raised.is_empty() && self.ended.is_empty()
+    }
+}
+
+/// The records are in the commit of `tx`.
 ///
 /// # Errors
 /// What SQLite says.
-pub(crate) fn unsaid(db: &Connection, lacks: &Lacks) -> Result<Vec<NewEvent>, StoreError> {
-    let (raised, ended) = (&lacks.alerts, &lacks.settled);
-    if raised.len() + ended.len() > UNSAID_MAX || (raised.is_empty() && ended.is_empty()) {
+pub(crate) fn settle(tx: &Connection) -> Result<(), rusqlite::Error> {
+    tx.prepare_cached("DELETE FROM meta WHERE key = ?1")?.execute([OWED]).map(drop)
+}
+
+/// The records that are owed, and that history does not have.
+///
+/// # Errors
+/// What SQLite says.
+pub(crate) fn unsaid(db: &Connection, owed: &Owed) -> Result<Vec<NewEvent>, StoreError> {
+    if owed.is_none() {
         return Ok(Vec::new());
     }
     let history = newest_history(db)?;
-    let mut events: Vec<NewEvent> = raised.iter().map(raised_event).collect();
-    for (delivery, ts_us) in ended {
-        let rows = alert::select_after(db, delivery.row.saturating_sub(1))?;
-        let row = rows.first().filter(|row| row.id == delivery.row);
-        events.extend(row.and_then(|row| ended_event(row, delivery, *ts_us)));
+    let mut events: Vec<NewEvent> = Vec::new();
+    for id in &owed.raised {
+        events.extend(alert::select_one(db, *id)?.map(|found| raised_event(&found.row)));
+    }
+    for (id, channel) in &owed.ended {
+        let Some(AlertRow { row, deliveries }) = alert::select_one(db, *id)? else { continue };
+        let end = deliveries.into_iter().find(|(delivery, _)| delivery.channel == *channel);
+        events.extend(end.and_then(|(delivery, ts_us)| ended_event(&row, &delivery, ts_us)));
     }
     events.retain(|event| !says(&history, event));
     Ok(events)
@@ -277,8 +324,12 @@ fn event(row: &Row, level: Level, name: &str, message: String, data: Vec<(&str, 
 ///
 /// # Errors
 /// What SQLite says.
-pub(crate) fn write(db: &mut Connection, lacks: &Lacks) -> Result<(), rusqlite::Error> {
+pub(crate) fn write(db: &mut Connection, lacks: &Lacks, owed: &Owed) -> Result<(), StoreError> {
     let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    if !owed.is_none() {
+        let text = serde_json::to_string(owed).map_err(|error| StoreError::Value(error.to_string()))?;
+        open::write_meta(&tx, OWED, &text)?;
+    }
     if let Some((kept, mark)) = &lacks.state {
         tx.execute_batch(
             "DELETE FROM unit; DELETE FROM last_good; DELETE FROM meta WHERE key = 'next_run';",
@@ -301,5 +352,5 @@ pub(crate) fn write(db: &mut Connection, lacks: &Lacks) -> Result<(), rusqlite::
     if lacks.last_event_id > 0 {
         open::raise_last_event_id(&tx, lacks.last_event_id)?;
     }
-    tx.commit()
+    Ok(tx.commit()?)
 }
